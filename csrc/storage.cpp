@@ -1,0 +1,269 @@
+#include "storage.h"
+
+#include <napi.h>
+
+#include <atomic>
+#include <cstring>
+
+#include "check.h"
+
+namespace hstu {
+namespace {
+
+constexpr napi_type_tag kTensorTag = {0x68737475f00d4c1bULL, 0x9f3a1e7754b2c6d8ULL};
+constexpr size_t kGuardBytes = 64;
+constexpr unsigned char kGuardByte = 0xA5;
+std::atomic<int> violations{0};
+
+// Turns a native Error (or an allocation failure) into a JavaScript one at the boundary.
+template <typename Fn>
+napi_value guarded(napi_env env, Fn&& fn) {
+  try {
+    return fn();
+  } catch (const Error& error) {
+    throw_js(env, error.code, error.what());
+  } catch (const Napi::Error& error) {
+    error.ThrowAsJavaScriptException();
+  } catch (const std::exception& error) {
+    throw_js(env, kInvalidArgument, error.what());
+  }
+  return nullptr;
+}
+
+void adjust(napi_env env, int64_t bytes) {
+  int64_t total;
+  addon_of(env).bytes += bytes;
+  napi_adjust_external_memory(env, bytes, &total);
+}
+
+// The last reference of this environment to a storage takes its bytes off the account.
+void let_go(napi_env env, Handle& handle) {
+  if (!handle.storage) return;
+  addon_of(env).tensors -= 1;
+  if (handle.storage.use_count() == 1) adjust(env, -int64_t(handle.storage->bytes()));
+  handle.storage.reset();
+}
+
+void finalize(napi_env env, void* data, void*) {
+  std::unique_ptr<Handle> handle(static_cast<Handle*>(data));
+  let_go(env, *handle);
+}
+
+void wrap(napi_env env, napi_value object, std::unique_ptr<Handle> handle) {
+  HSTU_CHECK(napi_type_tag_object(env, object, &kTensorTag) == napi_ok, kInvalidArgument, "object is already a tensor");
+  HSTU_CHECK(napi_wrap(env, object, handle.get(), finalize, nullptr, nullptr) == napi_ok, kInvalidArgument,
+             "cannot wrap this object as a tensor");
+  handle.release();
+  addon_of(env).tensors += 1;
+}
+
+Tensor view_of(const Napi::Value& dtype, const Napi::Value& shape, const Napi::Value& device) {
+  Tensor view;
+  std::string dtype_name = dtype.As<Napi::String>(), device_name = device.As<Napi::String>();
+  int found = -1;
+  for (int i = 0; i < int(std::size(kDtypeNames)); ++i)
+    if (dtype_name == kDtypeNames[i]) found = i;
+  HSTU_CHECK(found >= 0, kDtype, "unknown dtype '", dtype_name, "'");
+  view.dtype = Dtype(found);
+  HSTU_CHECK(device_name == "cpu", kCudaUnavailable, "device '", device_name, "' is unavailable: this addon has the CPU backend only");
+  Napi::Array dims = shape.As<Napi::Array>();
+  HSTU_CHECK(dims.Length() <= uint32_t(kMaxRank), kShape, "a tensor has at most ", kMaxRank, " dims, got ", dims.Length());
+  view.rank = int(dims.Length());
+  int64_t stride = 1;
+  for (int i = view.rank - 1; i >= 0; --i) {
+    double dim = dims.Get(uint32_t(i)).As<Napi::Number>().DoubleValue();
+    HSTU_CHECK(dim >= 0 && dim == double(int64_t(dim)), kShape, "dim ", i, " must be a non-negative integer, got ", dim);
+    view.shape[i] = int64_t(dim);
+    view.strides[i] = stride;
+    HSTU_CHECK(!__builtin_mul_overflow(stride, std::max<int64_t>(view.shape[i], 1), &stride) && stride < (int64_t(1) << 53),
+               kShape, "tensor is too large");
+  }
+  return view;
+}
+
+Handle& live(napi_env env, napi_value value) {
+  Handle* handle = handle_of(env, value);
+  HSTU_CHECK(handle, kInvalidArgument, "not a tensor");
+  HSTU_CHECK(handle->storage, kDisposed, "tensor is disposed");
+  return *handle;
+}
+
+// create(object, dtype, shape, device, zero)
+napi_value create(const Napi::CallbackInfo& info) {
+  napi_env env = info.Env();
+  return guarded(env, [&]() -> napi_value {
+    auto handle = std::make_unique<Handle>();
+    handle->view = view_of(info[1], info[2], info[3]);
+    bool zero = info[4].As<Napi::Boolean>();
+    handle->storage = std::make_shared<Storage>(handle->view.bytes(), handle->view.device, zero, addon_of(env).guards);
+    handle->view.data = handle->storage->data();
+    int64_t bytes = int64_t(handle->storage->bytes());
+    wrap(env, info[0], std::move(handle));
+    adjust(env, bytes);
+    return nullptr;
+  });
+}
+
+// create_view(object, source, shape, element_offset): same storage, other shape.
+napi_value create_view(const Napi::CallbackInfo& info) {
+  napi_env env = info.Env();
+  return guarded(env, [&]() -> napi_value {
+    Handle& source = live(env, info[1]);
+    auto handle = std::make_unique<Handle>();
+    handle->view = view_of(Napi::String::New(env, name_of(source.view.dtype)), info[2], Napi::String::New(env, "cpu"));
+    handle->view.device = source.view.device;
+    double offset = info[3].As<Napi::Number>().DoubleValue();
+    HSTU_CHECK(offset >= 0 && offset + double(handle->view.size()) <= double(source.view.size()), kShape,
+               "view of ", handle->view.size(), " elements at ", offset, " passes the end of a tensor of ", source.view.size());
+    handle->storage = source.storage;
+    handle->view.data = static_cast<char*>(source.view.data) + int64_t(offset) * size_of(source.view.dtype);
+    wrap(env, info[0], std::move(handle));
+    return nullptr;
+  });
+}
+
+napi_value dispose(const Napi::CallbackInfo& info) {
+  napi_env env = info.Env();
+  return guarded(env, [&]() -> napi_value {
+    Handle* handle = handle_of(env, info[0]);
+    HSTU_CHECK(handle, kInvalidArgument, "dispose: not a tensor");
+    let_go(env, *handle);
+    return nullptr;
+  });
+}
+
+napi_value is_disposed(const Napi::CallbackInfo& info) {
+  Handle* handle = handle_of(info.Env(), info[0]);
+  return Napi::Boolean::New(info.Env(), !handle || !handle->storage);
+}
+
+// Copies between a tensor and a typed array (or DataView) of exactly its size in bytes.
+template <bool kWrite>
+napi_value transfer(const Napi::CallbackInfo& info) {
+  napi_env env = info.Env();
+  return guarded(env, [&]() -> napi_value {
+    Handle& handle = live(env, info[0]);
+    HSTU_CHECK(info[1].IsTypedArray(), kInvalidArgument, "expected a typed array");
+    auto array = info[1].As<Napi::TypedArray>();
+    HSTU_CHECK(int64_t(array.ByteLength()) == handle.view.bytes(), kShape, "typed array of ", array.ByteLength(),
+               " bytes does not match a tensor of ", handle.view.bytes());
+    if (array.ByteLength() == 0) return nullptr;
+    char* host = static_cast<char*>(array.ArrayBuffer().Data()) + array.ByteOffset();
+    if (kWrite)
+      std::memcpy(handle.view.data, host, array.ByteLength());
+    else
+      std::memcpy(host, handle.view.data, array.ByteLength());
+    return nullptr;
+  });
+}
+
+napi_value memory(const Napi::CallbackInfo& info) {
+  Addon& addon = addon_of(info.Env());
+  Napi::Object result = Napi::Object::New(info.Env());
+  result.Set("tensors", double(addon.tensors));
+  result.Set("bytes", double(addon.bytes));
+  return result;
+}
+
+napi_value set_error_class(const Napi::CallbackInfo& info) {
+  napi_create_reference(info.Env(), info[0], 1, &addon_of(info.Env()).error_class);
+  return nullptr;
+}
+
+napi_value set_guards(const Napi::CallbackInfo& info) {
+  addon_of(info.Env()).guards = info[0].As<Napi::Boolean>();
+  return nullptr;
+}
+
+// Storages freed so far, in this process, with a guard byte overwritten.
+napi_value guard_violations(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), violations.load()); }
+
+napi_value set_num_threads(const Napi::CallbackInfo& info) {
+  cpu::set_num_threads(info[0].As<Napi::Number>().Int32Value());
+  return nullptr;
+}
+
+napi_value backend(const Napi::CallbackInfo& info) {
+  Napi::Object result = Napi::Object::New(info.Env());
+#ifdef HSTU_CUDA
+  result.Set("cuda", true);
+#else
+  result.Set("cuda", false);
+#endif
+  result.Set("threads", cpu::num_threads());
+  result.Set("instructionSet", cpu::instruction_set());
+  return result;
+}
+
+}  // namespace
+
+Storage::Storage(size_t bytes, Device device, bool zero, bool guarded)
+    : bytes_(bytes), allocated_(bytes + (guarded ? 2 * kGuardBytes : 0)), device_(device), guarded_(guarded) {
+  base_ = cpu::allocate(allocated_);
+  data_ = static_cast<char*>(base_) + (guarded ? kGuardBytes : 0);
+  if (guarded) {
+    std::memset(base_, kGuardByte, kGuardBytes);
+    std::memset(static_cast<char*>(data_) + bytes, kGuardByte, kGuardBytes);
+    std::memset(data_, 0xFF, bytes);  // NaN: an output that an op leaves unwritten shows
+  }
+  if (zero && bytes) std::memset(data_, 0, bytes);
+}
+
+Storage::~Storage() {
+  if (guarded_) {
+    const unsigned char* before = static_cast<const unsigned char*>(base_);
+    const unsigned char* after = static_cast<const unsigned char*>(data_) + bytes_;
+    bool intact = true;
+    for (size_t i = 0; i < kGuardBytes; ++i) intact = intact && before[i] == kGuardByte && after[i] == kGuardByte;
+    if (!intact) violations.fetch_add(1);
+  }
+  cpu::release(base_, allocated_);
+}
+
+Addon& addon_of(napi_env env) {
+  void* data = nullptr;
+  napi_get_instance_data(env, &data);
+  return *static_cast<Addon*>(data);
+}
+
+Handle* handle_of(napi_env env, napi_value value) {
+  napi_valuetype type;
+  bool tagged = false;
+  void* data = nullptr;
+  if (napi_typeof(env, value, &type) != napi_ok || type != napi_object) return nullptr;
+  if (napi_check_object_type_tag(env, value, &kTensorTag, &tagged) != napi_ok || !tagged) return nullptr;
+  if (napi_unwrap(env, value, &data) != napi_ok) return nullptr;
+  return static_cast<Handle*>(data);
+}
+
+void throw_js(napi_env env, const char* code, const std::string& text) {
+  napi_value error_class = nullptr, error = nullptr, arguments[2];
+  napi_create_string_utf8(env, code, NAPI_AUTO_LENGTH, &arguments[0]);
+  napi_create_string_utf8(env, text.c_str(), text.size(), &arguments[1]);
+  if (addon_of(env).error_class) napi_get_reference_value(env, addon_of(env).error_class, &error_class);
+  if (error_class && napi_new_instance(env, error_class, 2, arguments, &error) == napi_ok)
+    napi_throw(env, error);
+  else
+    napi_throw_error(env, code, text.c_str());
+}
+
+void register_storage(napi_env env, napi_value exports_value) {
+  Napi::Object exports(env, exports_value);
+  auto add = [&](const char* name, napi_value (*fn)(const Napi::CallbackInfo&)) {
+    exports.Set(name, Napi::Function::New(env, [fn](const Napi::CallbackInfo& info) { return Napi::Value(info.Env(), fn(info)); }, name));
+  };
+  add("create", create);
+  add("create_view", create_view);
+  add("dispose", dispose);
+  add("is_disposed", is_disposed);
+  add("write", transfer<true>);
+  add("read", transfer<false>);
+  add("memory", memory);
+  add("set_error_class", set_error_class);
+  add("set_guards", set_guards);
+  add("guard_violations", guard_violations);
+  add("set_num_threads", set_num_threads);
+  add("backend", backend);
+}
+
+}  // namespace hstu

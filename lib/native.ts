@@ -1,0 +1,65 @@
+import { createRequire } from 'node:module'
+import { dirname, join } from 'node:path'
+import { fileURLToPath } from 'node:url'
+import { HstuError } from './errors.js'
+import type { NativeOps } from './native-types.js'
+import type { Tensor } from './tensor.js'
+
+/** Element types of the addon; the CPU backend computes in float32 and float64. */
+export type Dtype = 'float32' | 'float64' | 'bfloat16' | 'float16' | 'int32' | 'int64'
+
+export type TypedArray = Float32Array | Float64Array | Uint16Array | Int32Array | BigInt64Array
+
+/** What the addon exports beside its ops: the storage layer of csrc/storage.cpp. */
+interface NativeStorage {
+  create(tensor: Tensor, dtype: Dtype, shape: readonly number[], device: string, zero: boolean): void
+  create_view(tensor: Tensor, source: Tensor, shape: readonly number[], elementOffset: number): void
+  dispose(tensor: Tensor): void
+  is_disposed(tensor: Tensor): boolean
+  write(tensor: Tensor, data: TypedArray): void
+  read(tensor: Tensor, data: TypedArray): void
+  memory(): { tensors: number; bytes: number }
+  set_error_class(errorClass: typeof HstuError): void
+  set_guards(on: boolean): void
+  guard_violations(): number
+  set_num_threads(count: number): void
+  backend(): { cuda: boolean; threads: number; instructionSet: string }
+  signatures: Record<string, string[]>
+}
+
+export type Native = NativeOps & NativeStorage
+
+/** Folder of the package: the addon is under its `build/Release` (a local build) or `prebuilds/`. */
+export const packageRoot = join(dirname(fileURLToPath(import.meta.url)), '..')
+
+function load(): Native {
+  const require = createRequire(import.meta.url)
+  try {
+    const addon = require('node-gyp-build')(packageRoot) as Native
+    addon.set_error_class(HstuError)
+    return addon
+  } catch (cause) {
+    const reason = cause instanceof Error ? cause.message : String(cause)
+    const glibc = (process.report?.getReport() as { header?: { glibcVersionRuntime?: string } } | undefined)?.header
+      ?.glibcVersionRuntime
+    const error = new HstuError(
+      'ERR_HSTU_NATIVE_LOAD',
+      `The native addon of hstu could not be loaded.\n  ${reason.split('\n').join('\n  ')}\n` +
+        `  looked in: ${join(packageRoot, 'build/Release')}, ${join(packageRoot, 'prebuilds')}\n` +
+        `  this host: ${process.platform}-${process.arch}, Node ${process.version}, glibc ${glibc ?? 'not found'}\n` +
+        'What helps:\n' +
+        '  - prebuilt binaries are for linux-x64 with glibc 2.34 or later (Ubuntu 22.04, Debian 12, RHEL 9)\n' +
+        '  - in a clone of the repository: npm ci && npm run build (a C++20 compiler and CMake 3.18 are needed)',
+      { cause },
+    )
+    // Importing the package works on any host; the first use of the addon says what is wrong.
+    return new Proxy({} as Native, {
+      get() {
+        throw error
+      },
+    })
+  }
+}
+
+/** The addon, loaded once per thread. */
+export const native: Native = load()

@@ -1,0 +1,266 @@
+import { deepStrictEqual, ok } from 'node:assert/strict'
+import { record, valueAndGrad } from '#lib/autograd.js'
+import { native } from '#lib/native.js'
+import { Random } from '#lib/random.js'
+import { type Dtype, emptyLike, memory, scope, Tensor } from '#lib/tensor.js'
+
+/** An input of an op test: floats are cast to the dtype under test, integers keep theirs. */
+export type Values =
+  | { shape: readonly number[]; data: Float64Array; kind: 'float' | 'float32' }
+  | { shape: readonly number[]; data: BigInt64Array; kind: 'int64' }
+  | { shape: readonly number[]; data: Int32Array; kind: 'int32' }
+
+type Inputs = Record<string, Values | null>
+export type Tensors = Record<string, Tensor>
+/** The inputs as plain arrays; integers as numbers. Absent ones are missing. */
+export type Arrays = Record<string, Float64Array>
+
+export interface OpTest<C> {
+  /** Each case is one row of the table; `name` labels it. Edge cases belong here: B = 0, empty sequences, tile +-1. */
+  cases: readonly (C & { name: string })[]
+  inputs: (c: C, random: Random) => Inputs
+  /** Calls the op. Several outputs are compared one by one. */
+  run: (t: Tensors, c: C) => Tensor | readonly Tensor[]
+  /** The formula of the spec in plain loops, written without a look at the kernels: each output, flat. */
+  reference: (x: Arrays, c: C) => ArrayLike<number>[]
+  /** Names of the inputs that have a gradient. */
+  gradients?: readonly string[]
+  /** Relative Frobenius error allowed (default float32 1e-5, float64 1e-11; gradients ten times that). 0 = equal bits. */
+  tolerance?: Partial<Record<'float32' | 'float64', number>>
+  /** Dtypes under test; default float32 and float64. */
+  dtypes?: readonly ('float32' | 'float64')[]
+}
+
+export function normal(random: Random, shape: readonly number[], scale = 1): Values {
+  const data = new Float64Array(shape.reduce((a, b) => a * b, 1))
+  for (let i = 0; i < data.length; i++) data[i] = scale * random.normal()
+  return { shape, data, kind: 'float' }
+}
+
+export function int64(values: readonly (number | bigint)[], shape: readonly number[] = [values.length]): Values {
+  return { shape, data: BigInt64Array.from(values.map(x => BigInt(x))), kind: 'int64' }
+}
+
+export function int32(values: readonly number[], shape: readonly number[] = [values.length]): Values {
+  return { shape, data: Int32Array.from(values), kind: 'int32' }
+}
+
+/** seq_offsets of the given lengths. */
+export function offsets(lengths: readonly number[]): Values {
+  let total = 0
+  return int64([0, ...lengths.map(length => (total += length))])
+}
+
+export function sum(values: readonly number[]): number {
+  return values.reduce((a, b) => a + b, 0)
+}
+
+/** Relative Frobenius error of `actual` against `expected`; NaN and infinity must stand at the same places. */
+export function relativeError(actual: ArrayLike<number | bigint>, expected: ArrayLike<number>): number {
+  deepStrictEqual(actual.length, expected.length, 'number of elements')
+  let difference = 0
+  let norm = 0
+  for (let i = 0; i < expected.length; i++) {
+    const a = Number(actual[i])
+    const e = expected[i]!
+    if (!Number.isFinite(a) || !Number.isFinite(e)) {
+      ok(Object.is(a, e), `element ${i}: got ${a}, expected ${e}`)
+      continue
+    }
+    difference += (a - e) ** 2
+    norm += e ** 2
+  }
+  return norm === 0 ? Math.sqrt(difference) : Math.sqrt(difference / norm)
+}
+
+export function assertClose(
+  actual: ArrayLike<number | bigint>,
+  expected: ArrayLike<number>,
+  tolerance: number,
+  what: string,
+): void {
+  const error = relativeError(actual, expected)
+  ok(error <= tolerance, `${what}: relative error ${error.toExponential(2)} exceeds ${tolerance}`)
+}
+
+const list = (out: Tensor | readonly Tensor[]): readonly Tensor[] => (out instanceof Tensor ? [out] : out)
+
+function toTensors(inputs: Inputs, dtype: Dtype): Tensors {
+  const tensors: Tensors = {}
+  for (const [name, values] of Object.entries(inputs)) {
+    if (!values) continue
+    if (values.kind === 'float' || values.kind === 'float32') {
+      const as = values.kind === 'float32' && dtype === 'float32' ? 'float32' : values.kind === 'float32' ? 'float32' : dtype
+      const data = as === 'float64' ? values.data : Float32Array.from(values.data)
+      tensors[name] = Tensor.from(data, values.shape)
+    } else tensors[name] = Tensor.from(values.data, values.shape)
+  }
+  return tensors
+}
+
+/** Inputs as the op sees them: rounded to float32 where it gets float32. */
+function toArrays(inputs: Inputs, dtype: Dtype): Arrays {
+  const arrays: Arrays = {}
+  for (const [name, values] of Object.entries(inputs)) {
+    if (!values) continue
+    const round = dtype === 'float32' || values.kind === 'float32'
+    arrays[name] =
+      values.kind === 'float' || values.kind === 'float32'
+        ? values.data.map(x => (round ? Math.fround(x) : x))
+        : Float64Array.from(values.data as ArrayLike<bigint | number>, Number)
+  }
+  return arrays
+}
+
+const isFloat = (tensor: Tensor) => tensor.dtype === 'float32' || tensor.dtype === 'float64'
+
+/** Scalar sum of outputs times fixed cotangents, recorded so that the gradients of the outputs are those cotangents. */
+function project(outputs: readonly Tensor[], cotangents: readonly Float64Array[]): Tensor {
+  let total = 0
+  outputs.forEach((output, i) => {
+    if (!isFloat(output)) return
+    const data = output.dataSync()
+    for (let j = 0; j < data.length; j++) total += Number(data[j]) * cotangents[i]![j]!
+  })
+  const dtype = outputs.find(isFloat)!.dtype
+  const value = Tensor.from([total], [1], { dtype })
+  return record('project', value, outputs, () =>
+    outputs.map((output, i) => {
+      if (!isFloat(output)) return null
+      return Tensor.from(cotangents[i]!, output.shape, { dtype: output.dtype })
+    }),
+  )
+}
+
+const kSamples = 24 // elements of each input whose finite difference is taken
+const kStep = 1e-5
+
+function gradientsOf<C>(test: OpTest<C>, c: C, inputs: Inputs, dtype: Dtype, cotangents: Float64Array[]): Float64Array[] {
+  return scope(() => {
+    const tensors = toTensors(inputs, dtype)
+    const names = test.gradients!.filter(name => tensors[name])
+    const { grads } = valueAndGrad(
+      names.map(name => tensors[name]!),
+      () => project(list(test.run(tensors, c)), cotangents),
+    )
+    return (grads as readonly Tensor[]).map(grad => Float64Array.from(grad.dataSync() as Float64Array))
+  })
+}
+
+function checkFiniteDifferences<C>(test: OpTest<C>, c: C, inputs: Inputs, random: Random, cotangents: Float64Array[]): void {
+  const names = test.gradients!.filter(name => inputs[name])
+  const gradients = gradientsOf(test, c, inputs, 'float64', cotangents)
+  names.forEach((name, n) => {
+    const values = inputs[name]!
+    const gradient = gradients[n]!
+    let norm = 0
+    for (const g of gradient) norm = Math.max(norm, Math.abs(g))
+    const count = Math.min(kSamples, gradient.length)
+    for (let s = 0; s < count; s++) {
+      const i = count === gradient.length ? s : random.int(gradient.length)
+      const data = values.data as Float64Array
+      const x = data[i]!
+      const at = (value: number) => {
+        data[i] = value
+        return scope(() => project(list(test.run(toTensors(inputs, 'float64'), c)), cotangents).item())
+      }
+      const numeric = (at(x + kStep) - at(x - kStep)) / (2 * kStep)
+      data[i] = x
+      const error = Math.abs(numeric - gradient[i]!)
+      ok(error <= 1e-6 * Math.max(1, norm), `d${name}[${i}] is ${gradient[i]}, finite difference ${numeric}`)
+    }
+  })
+}
+
+function checkCase<C>(test: OpTest<C>, c: C & { name: string }, seed: number): void {
+  const before = memory()
+  const violations = native.guard_violations()
+  native.set_guards(true)
+  try {
+    const inputs = test.inputs(c, new Random(seed))
+    let shapes: number[] = []
+    for (const dtype of test.dtypes ?? (['float32', 'float64'] as const)) {
+      const tolerance = test.tolerance?.[dtype] ?? (dtype === 'float32' ? 1e-5 : 1e-11)
+      scope(() => {
+        const outputs = list(test.run(toTensors(inputs, dtype), c))
+        const expected = test.reference(toArrays(inputs, dtype), c)
+        deepStrictEqual(outputs.length, expected.length, 'number of outputs')
+        outputs.forEach((output, i) => {
+          assertClose(output.dataSync(), expected[i]!, tolerance, `${dtype} output ${i}`)
+        })
+        shapes = outputs.map(output => output.size)
+      })
+    }
+    if (test.gradients) {
+      const random = new Random(seed + 1)
+      const cotangents = shapes.map(size => Float64Array.from({ length: size }, () => random.normal()))
+      checkFiniteDifferences(test, c, inputs, random, cotangents)
+      const exact = gradientsOf(test, c, inputs, 'float64', cotangents)
+      const single = gradientsOf(test, c, inputs, 'float32', cotangents)
+      const tolerance = 10 * (test.tolerance?.float32 ?? 1e-5)
+      single.forEach((gradient, i) => {
+        assertClose(gradient, exact[i]!, tolerance, `float32 gradient ${test.gradients![i]}`)
+      })
+    }
+  } finally {
+    native.set_guards(false)
+  }
+  deepStrictEqual(native.guard_violations(), violations, 'guard bytes around an output were overwritten')
+  deepStrictEqual(memory(), before, 'memory() before and after')
+}
+
+/** One check outside the test runner. */
+export interface Check {
+  op: string
+  name: string
+  run: () => void | Promise<void>
+}
+
+/** What describeOp and itOp registered, for `hstu selftest`. */
+export const checks: Check[] = []
+
+type Runner = { describe?: (name: string, body: () => void) => void; it?: (name: string, body: () => unknown) => void }
+
+function register(op: string, rows: { name: string; run: () => void | Promise<void> }[]): void {
+  const { describe, it } = globalThis as Runner
+  if (describe && it) describe(op, () => void rows.map(row => it(row.name, row.run)))
+  else checks.push(...rows.map(row => ({ op, ...row })))
+}
+
+/**
+ * Tests an op from one table: each case in float32 and float64 against the reference, its gradients against float64 finite
+ * differences and float32 against float64, guard bytes around every tensor made, outputs pre-filled with NaN, and `memory()`
+ * unchanged. Runs under the test runner, or as rows of `hstu selftest`.
+ */
+export function describeOp<C>(op: string, test: OpTest<C>): void {
+  register(
+    op,
+    test.cases.map((c, i) => ({ name: c.name, run: () => checkCase(test, c, 1000 + i) })),
+  )
+}
+
+/** Further checks of an op (errors, invariances) that its table cannot say; also run by `hstu selftest`. */
+export function itOp(op: string, name: string, run: () => void | Promise<void>): void {
+  register(op, [{ name, run }])
+}
+
+/** Asserts that `fn` throws an HstuError with this code and a message that matches. */
+export function throwsCode(fn: () => unknown, code: string, message: RegExp): void {
+  const before = memory()
+  try {
+    scope(fn)
+  } catch (error) {
+    deepStrictEqual((error as { code?: string }).code, code)
+    ok(message.test((error as Error).message), `message '${(error as Error).message}' does not match ${message}`)
+    deepStrictEqual(memory(), before, 'memory() after an error')
+    return
+  }
+  throw new Error(`expected ${code}`)
+}
+
+/** A copy of the values of a float tensor, for comparisons in checks. */
+export function valuesOf(tensor: Tensor): Float64Array {
+  return Float64Array.from(tensor.dataSync() as Float64Array)
+}
+
+export { emptyLike }
