@@ -195,6 +195,14 @@ napi_value backend(const Napi::CallbackInfo& info) {
   return result;
 }
 
+// What the device can do at most, for benches: {gflops, gbps}.
+napi_value ceilings(const Napi::CallbackInfo& info) {
+  Napi::Object result = Napi::Object::New(info.Env());
+  result.Set("gflops", cpu::fma_peak_gflops());
+  result.Set("gbps", cpu::copy_gbps());
+  return result;
+}
+
 }  // namespace
 
 Storage::Storage(size_t bytes, Device device, bool zero, bool guarded)
@@ -264,6 +272,7 @@ void register_storage(napi_env env, napi_value exports_value) {
   add("guard_violations", guard_violations);
   add("set_num_threads", set_num_threads);
   add("backend", backend);
+  add("ceilings", ceilings);
 }
 
 }  // namespace hstu

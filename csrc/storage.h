@@ -18,6 +18,8 @@ void trim() noexcept;
 int num_threads();
 void set_num_threads(int count);
 const char* instruction_set();
+double fma_peak_gflops();  // of a register-only loop on all threads
+double copy_gbps();        // read plus write, memory to memory
 }  // namespace cpu
 
 class Storage {

@@ -24,6 +24,7 @@ interface NativeStorage {
   guard_violations(): number
   set_num_threads(count: number): void
   backend(): { cuda: boolean; threads: number; instructionSet: string }
+  ceilings(): { gflops: number; gbps: number }
   signatures: Record<string, string[]>
 }
 

@@ -86,7 +86,7 @@ export class Tensor {
     else if (dtype === 'int64') typed = BigInt64Array.from(Array.from(data as readonly number[], x => BigInt(x)))
     else if (dtype === 'bfloat16' || dtype === 'float16')
       throw new HstuError('ERR_HSTU_DTYPE', `Tensor.from: ${dtype} data must be a Uint16Array of its bits; or cast()`)
-    else typed = new Ctor(Array.from(data as readonly number[], Number)) as TypedArray
+    else typed = new (Ctor as Float64ArrayConstructor)(Array.from(data as readonly number[], Number)) as TypedArray
     const size = dims.reduce((a, b) => a * b, 1)
     check(size === typed.length, 'ERR_HSTU_SHAPE', () => {
       return `Tensor.from: ${typed.length} values do not fill shape [${dims.join(', ')}]`
