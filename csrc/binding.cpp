@@ -251,6 +251,10 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   HSTU_BIND(add)
   HSTU_BIND(linear)
   HSTU_BIND(linear_backward)
+  HSTU_BIND(norm_linear_silu)
+  HSTU_BIND(norm_linear_silu_backward)
+  HSTU_BIND(norm_gate_linear)
+  HSTU_BIND(norm_gate_linear_backward)
   return exports;
 }
 

@@ -2,7 +2,7 @@ import { deepStrictEqual, ok } from 'node:assert/strict'
 import { record, valueAndGrad } from '#lib/autograd.js'
 import { native } from '#lib/native.js'
 import { Random } from '#lib/random.js'
-import { type Dtype, emptyLike, memory, scope, Tensor } from '#lib/tensor.js'
+import { type Dtype, memory, scope, Tensor } from '#lib/tensor.js'
 
 /** An input of an op test: floats are cast to the dtype under test, integers keep theirs. */
 export type Values =
@@ -263,4 +263,21 @@ export function valuesOf(tensor: Tensor): Float64Array {
   return Float64Array.from(tensor.dataSync() as Float64Array)
 }
 
-export { emptyLike }
+
+
+/** Philox4x32-10 (Salmon et al., SC 2011) in BigInt: word `index` of a draw that begins at `offset`. For references. */
+export function philoxWord(seed: bigint, offset: bigint, index: number): number {
+  const mask = 0xffffffffn
+  const counter = BigInt.asUintN(64, offset + BigInt(Math.floor(index / 4)))
+  let c = [counter & mask, counter >> 32n, 0n, 0n] as [bigint, bigint, bigint, bigint]
+  let k0 = BigInt.asUintN(64, seed) & mask
+  let k1 = BigInt.asUintN(64, seed) >> 32n
+  for (let round = 0; round < 10; round++) {
+    const p0 = 0xd2511f53n * c[0]
+    const p1 = 0xcd9e8d57n * c[2]
+    c = [(p1 >> 32n) ^ c[1] ^ k0, p1 & mask, (p0 >> 32n) ^ c[3] ^ k1, p0 & mask]
+    k0 = (k0 + 0x9e3779b9n) & mask
+    k1 = (k1 + 0xbb67ae85n) & mask
+  }
+  return Number(c[index % 4]!)
+}

@@ -1,0 +1,129 @@
+import { mkdtemp, rm } from 'node:fs/promises'
+import { tmpdir } from 'node:os'
+import { join } from 'node:path'
+import type { DuckDBConnection, DuckDBDataChunk } from '@duckdb/node-api'
+import { HstuError } from '../errors.js'
+import { dataError, throwIfAborted } from './files.js'
+
+/** An in-memory DuckDB of our own, closed with everything it spilled when the callback ends. */
+export interface Database {
+  /** Runs a statement that returns nothing. */
+  run(sql: string): Promise<void>
+  /** First row of a result; values as DuckDB's JSON form (64-bit integers are strings). */
+  row(sql: string): Promise<Record<string, unknown> | null>
+  /** One column of a small result. */
+  column(sql: string): Promise<unknown[]>
+  /** Calls `take` for each chunk of the result, in order. */
+  chunks(sql: string, take: (chunk: DuckDBDataChunk) => void): Promise<void>
+}
+
+/**
+ * @param path  the file that errors are about
+ * @throws HstuError ERR_HSTU_DATA when `@duckdb/node-api` is not installed, and for what DuckDB finds wrong in the file;
+ *   ERR_HSTU_ABORTED when `signal` fires.
+ */
+export async function withDatabase<T>(
+  path: string,
+  signal: AbortSignal | undefined,
+  use: (database: Database) => Promise<T>,
+): Promise<T> {
+  const { DuckDBInstance } = await importDuckDB()
+  throwIfAborted(signal)
+  // DuckDB's own default is a folder `.tmp` in the working directory, which may not be ours to write to.
+  const spill = await mkdtemp(join(tmpdir(), 'hstu-data-'))
+  try {
+    const instance = await DuckDBInstance.create(':memory:', { temp_directory: spill })
+    const connection = await instance.connect()
+    const onAbort = () => connection.interrupt()
+    signal?.addEventListener('abort', onAbort, { once: true })
+    try {
+      return await use(wrap(connection, signal))
+    } catch (error) {
+      throwIfAborted(signal)
+      throw error instanceof HstuError ? error : translate(path, error)
+    } finally {
+      signal?.removeEventListener('abort', onAbort)
+      connection.closeSync()
+      instance.closeSync()
+    }
+  } finally {
+    await rm(spill, { recursive: true, force: true })
+  }
+}
+
+async function importDuckDB(): Promise<typeof import('@duckdb/node-api')> {
+  try {
+    return await import('@duckdb/node-api')
+  } catch (cause) {
+    const message = 'reading tables needs the optional package @duckdb/node-api: npm i @duckdb/node-api'
+    throw new HstuError('ERR_HSTU_DATA', message, { cause })
+  }
+}
+
+function wrap(connection: DuckDBConnection, signal: AbortSignal | undefined): Database {
+  const database: Database = {
+    async run(sql) {
+      throwIfAborted(signal)
+      await connection.run(sql)
+    },
+    async row(sql) {
+      throwIfAborted(signal)
+      const reader = await connection.runAndReadAll(sql)
+      return reader.getRowObjectsJson()[0] ?? null
+    },
+    async column(sql) {
+      const values: unknown[] = []
+      await database.chunks(sql, chunk => {
+        const vector = chunk.getColumnVector(0)
+        for (let i = 0; i < chunk.rowCount; i++) values.push(vector.getItem(i))
+      })
+      return values
+    },
+    async chunks(sql, take) {
+      throwIfAborted(signal)
+      const result = await connection.stream(sql)
+      for (;;) {
+        const chunk = await result.fetchChunk()
+        if (!chunk || chunk.rowCount === 0) return
+        throwIfAborted(signal)
+        take(chunk)
+      }
+    },
+  }
+  return database
+}
+
+/** DuckDB's CSV errors name the line and what it expected, then a page of advice about its own options. */
+function translate(path: string, error: unknown): HstuError {
+  const text = error instanceof Error ? error.message : String(error)
+  const line = /CSV Error on Line: (\d+)/.exec(text)
+  const columns = /Expected Number of Columns: (\d+) Found: (\d+)/.exec(text)
+  const at = line ? Number(line[1]) : null
+  if (columns) return dataError(path, at, `expected ${columns[1]} columns, found ${columns[2]}`, { cause: error })
+  if (/not utf-8|invalid unicode/i.test(text)) return dataError(path, at, 'expected UTF-8 text', { cause: error })
+  if (/unterminated quote/i.test(text)) return dataError(path, at, 'expected a closing quote', { cause: error })
+  if (/invalid state/i.test(text)) {
+    return dataError(path, at, 'expected one kind of line end and well-formed quotes throughout', { cause: error })
+  }
+  return dataError(path, at, `cannot be read as a table: ${text.split('\n', 1)[0]}`, { cause: error })
+}
+
+/** A string literal. */
+export function sqlString(value: string): string {
+  return `'${value.replaceAll("'", "''")}'`
+}
+
+/** A file as DuckDB's readers take it; `*`, `?` and `[` in the name are meant literally. */
+export function sqlPath(path: string): string {
+  return sqlString(path.replace(/[*?[]/g, '[$&]'))
+}
+
+/** A quoted identifier. */
+export function sqlName(name: string): string {
+  return `"${name.replaceAll('"', '""')}"`
+}
+
+/** The file's lines as a table of one column `line`; NULL where a line is blank. The separator never occurs in text. */
+export function sqlLines(path: string): string {
+  return `read_csv(${sqlPath(path)}, delim='\u0001', header=false, auto_detect=false, quote='', escape='', columns={line:'VARCHAR'})`
+}
