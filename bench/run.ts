@@ -6,7 +6,10 @@ import { parseArgs } from 'node:util'
 import { packageRoot } from '#lib/native.js'
 import { runBenches } from './harness.js'
 
-const { values, positionals } = parseArgs({ allowPositionals: true, options: { save: { type: 'boolean', default: false } } })
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { save: { type: 'boolean', default: false } },
+})
 const here = dirname(fileURLToPath(import.meta.url))
 for (const file of readdirSync(here).sort())
   if (/\.bench\.js$/.test(file)) await import(pathToFileURL(join(here, file)).href)

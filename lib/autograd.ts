@@ -41,7 +41,11 @@ export function record<R extends Tensor | readonly Tensor[]>(
 
 /** Throws when a tape is recording: for ops that change tensors in place. */
 export function refuseInTape(name: string): void {
-  check(tape === null, 'ERR_HSTU_INVALID_ARGUMENT', () => `${name} changes tensors in place: call it outside valueAndGrad`)
+  check(
+    tape === null,
+    'ERR_HSTU_INVALID_ARGUMENT',
+    () => `${name} changes tensors in place: call it outside valueAndGrad`,
+  )
 }
 
 function checkGradient(node: Node, index: number, gradient: Tensor): void {
@@ -66,16 +70,17 @@ function backpropagate(nodes: Node[], value: Tensor): Map<Tensor, Tensor> {
     const dout = node.outputs.map(output => gradients.get(output) ?? null)
     if (dout.every(gradient => gradient === null)) continue
     const din = node.backward(...dout)
-    node.inputs.forEach((input, i) => {
+    for (const [i, input] of node.inputs.entries()) {
       const gradient = din[i]
-      if (!input || !gradient || !tracked!.has(input)) return
+      if (!input || !gradient || !tracked!.has(input)) continue
       checkGradient(node, i, gradient)
       const before = gradients.get(input)
-      if (!before) return void gradients.set(input, gradient)
-      const sum = emptyLike(before)
-      native.add(sum, before, gradient)
-      gradients.set(input, sum)
-    })
+      if (before) {
+        const sum = emptyLike(before)
+        native.add(sum, before, gradient)
+        gradients.set(input, sum)
+      } else gradients.set(input, gradient)
+    }
   }
   return gradients
 }

@@ -17,7 +17,8 @@ export function shapes<L extends string>(
     if (!tensor) continue
     const any = dims[0] === '...'
     const wanted = any ? dims.slice(1) : dims
-    const text = () => `[${dims.map(dim => (typeof dim === 'string' && dim in bound ? `${dim}=${bound[dim]}` : dim)).join(', ')}]`
+    const text = () =>
+      `[${dims.map(dim => (typeof dim === 'string' && dim in bound ? `${dim}=${bound[dim]}` : dim)).join(', ')}]`
     if (any ? tensor.rank < wanted.length : tensor.rank !== wanted.length)
       throw new HstuError('ERR_HSTU_SHAPE', `${op}: ${name} must have shape ${text()}, got ${shapeText(tensor)}`)
     const start = tensor.rank - wanted.length

@@ -90,7 +90,8 @@ function toTensors(inputs: Inputs, dtype: Dtype): Tensors {
   for (const [name, values] of Object.entries(inputs)) {
     if (!values) continue
     if (values.kind === 'float' || values.kind === 'float32') {
-      const as = values.kind === 'float32' && dtype === 'float32' ? 'float32' : values.kind === 'float32' ? 'float32' : dtype
+      const as =
+        values.kind === 'float32' && dtype === 'float32' ? 'float32' : values.kind === 'float32' ? 'float32' : dtype
       const data = as === 'float64' ? values.data : Float32Array.from(values.data)
       tensors[name] = Tensor.from(data, values.shape)
     } else tensors[name] = Tensor.from(values.data, values.shape)
@@ -135,7 +136,13 @@ function project(outputs: readonly Tensor[], cotangents: readonly Float64Array[]
 const kSamples = 24 // elements of each input whose finite difference is taken
 const kStep = 1e-5
 
-function gradientsOf<C>(test: OpTest<C>, c: C, inputs: Inputs, dtype: Dtype, cotangents: Float64Array[]): Float64Array[] {
+function gradientsOf<C>(
+  test: OpTest<C>,
+  c: C,
+  inputs: Inputs,
+  dtype: Dtype,
+  cotangents: Float64Array[],
+): Float64Array[] {
   return scope(() => {
     const tensors = toTensors(inputs, dtype)
     const names = test.gradients!.filter(name => tensors[name])
@@ -147,7 +154,13 @@ function gradientsOf<C>(test: OpTest<C>, c: C, inputs: Inputs, dtype: Dtype, cot
   })
 }
 
-function checkFiniteDifferences<C>(test: OpTest<C>, c: C, inputs: Inputs, random: Random, cotangents: Float64Array[]): void {
+function checkFiniteDifferences<C>(
+  test: OpTest<C>,
+  c: C,
+  inputs: Inputs,
+  random: Random,
+  cotangents: Float64Array[],
+): void {
   const names = test.gradients!.filter(name => inputs[name])
   const gradients = gradientsOf(test, c, inputs, 'float64', cotangents)
   names.forEach((name, n) => {
@@ -262,8 +275,6 @@ export function throwsCode(fn: () => unknown, code: string, message: RegExp): vo
 export function valuesOf(tensor: Tensor): Float64Array {
   return Float64Array.from(tensor.dataSync() as Float64Array)
 }
-
-
 
 /** Philox4x32-10 (Salmon et al., SC 2011) in BigInt: word `index` of a draw that begins at `offset`. For references. */
 export function philoxWord(seed: bigint, offset: bigint, index: number): number {

@@ -1,7 +1,7 @@
 import { record } from '../autograd.js'
+import { dtypes, shapes } from '../checks.js'
 import { native } from '../native.js'
 import { emptyLike, type Tensor } from '../tensor.js'
-import { dtypes, shapes } from '../checks.js'
 
 /**
  * a + b, element by element. Both have one shape and dtype (float32 or float64).

@@ -1,7 +1,7 @@
 import { isTracked, record } from '../autograd.js'
+import { dtypes, shapes } from '../checks.js'
 import { native } from '../native.js'
 import { emptyLike, Tensor } from '../tensor.js'
-import { dtypes, shapes } from '../checks.js'
 
 export interface LinearOptions {
   /** [out] */

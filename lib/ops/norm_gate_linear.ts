@@ -28,7 +28,13 @@ export interface NormGateLinearOptions {
  * @returns [T, d]
  * @throws HstuError ERR_HSTU_SHAPE, ERR_HSTU_DTYPE, ERR_HSTU_INVALID_ARGUMENT.
  */
-export function normGateLinear(x: Tensor, u: Tensor, o: Tensor, w: Tensor, options: NormGateLinearOptions = {}): Tensor {
+export function normGateLinear(
+  x: Tensor,
+  u: Tensor,
+  o: Tensor,
+  w: Tensor,
+  options: NormGateLinearOptions = {},
+): Tensor {
   const { bias = null, normWeight = null, normBias = null, eps = 1e-6, concat = false, dropout = 0 } = options
   const { seed, offset } = options.position ?? { seed: 0n, offset: 0n }
   const op = 'normGateLinear'

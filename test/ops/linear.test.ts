@@ -2,7 +2,14 @@ import { linear } from '#lib/ops/linear.js'
 import { Tensor } from '#lib/tensor.js'
 import { describeOp, itOp, normal, throwsCode } from '../harness.js'
 
-type Case = { T: number; inner: number; out: number; activation?: 'none' | 'silu' | 'relu' | 'gelu'; bias?: boolean; residual?: boolean }
+type Case = {
+  T: number
+  inner: number
+  out: number
+  activation?: 'none' | 'silu' | 'relu' | 'gelu'
+  bias?: boolean
+  residual?: boolean
+}
 
 /** Abramowitz and Stegun 7.1.26 is too coarse for float64: erf by its Taylor series, erfc by a continued fraction beyond 3. */
 function erf(x: number): number {
@@ -61,13 +68,21 @@ describeOp<Case>('linear', {
 
 itOp('linear', 'a row does not depend on its neighbours', () => {
   const random = Float32Array.from({ length: 101 * 47 }, (_, i) => Math.sin(i * 12.9898))
-  const w = Tensor.from(Float32Array.from({ length: 47 * 70 }, (_, i) => Math.cos(i * 78.233)), [47, 70])
+  const w = Tensor.from(
+    Float32Array.from({ length: 47 * 70 }, (_, i) => Math.cos(i * 78.233)),
+    [47, 70],
+  )
   const all = linear(Tensor.from(random, [101, 47]), w).dataSync() as Float32Array
   for (const row of [0, 5, 96, 100]) {
     const alone = linear(Tensor.from(random.slice(row * 47, (row + 1) * 47), [1, 47]), w).dataSync() as Float32Array
-    if (!alone.every((value, j) => Object.is(value, all[row * 70 + j]))) throw new Error(`row ${row} differs when alone`)
+    if (!alone.every((value, j) => Object.is(value, all[row * 70 + j])))
+      throw new Error(`row ${row} differs when alone`)
   }
 })
 itOp('linear', 'names the argument and both shapes', () => {
-  throwsCode(() => linear(Tensor.zeros([2, 3]), Tensor.zeros([4, 5])), 'ERR_HSTU_SHAPE', /linear: w .*in=3.*float32\[4, 5\]/)
+  throwsCode(
+    () => linear(Tensor.zeros([2, 3]), Tensor.zeros([4, 5])),
+    'ERR_HSTU_SHAPE',
+    /linear: w .*in=3.*float32\[4, 5\]/,
+  )
 })

@@ -69,7 +69,11 @@ describeOp<Case>('norm_gate_linear', {
 
 itOp('norm_gate_linear', 'names bad arguments', () => {
   const [x, u, w] = [Tensor.zeros([2, 3]), Tensor.zeros([2, 1, 4]), Tensor.zeros([4, 3])]
-  throwsCode(() => normGateLinear(x, u, u, w, { dropout: 1 }), 'ERR_HSTU_INVALID_ARGUMENT', /dropout must be in \[0, 1\)/)
+  throwsCode(
+    () => normGateLinear(x, u, u, w, { dropout: 1 }),
+    'ERR_HSTU_INVALID_ARGUMENT',
+    /dropout must be in \[0, 1\)/,
+  )
   throwsCode(() => normGateLinear(x, u, u, w, { dropout: 0.1 }), 'ERR_HSTU_INVALID_ARGUMENT', /position/)
   throwsCode(() => normGateLinear(x, u, u, w, { concat: true }), 'ERR_HSTU_SHAPE', /w must have shape \[12, 3\]/)
   for (const tensor of [x, u, w]) tensor.dispose()

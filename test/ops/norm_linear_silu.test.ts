@@ -62,12 +62,16 @@ describeOp<Case>('norm_linear_silu', {
 
 itOp('norm_linear_silu', 'a row does not depend on its neighbours', () => {
   const data = Float32Array.from({ length: 101 * 50 }, (_, i) => Math.sin(i * 12.9898))
-  const w = Tensor.from(Float32Array.from({ length: 50 * 200 }, (_, i) => Math.cos(i * 78.233)), [50, 200])
+  const w = Tensor.from(
+    Float32Array.from({ length: 50 * 200 }, (_, i) => Math.cos(i * 78.233)),
+    [50, 200],
+  )
   const options = { heads: 1, qkDim: 50, vDim: 50 }
   const all = normLinearSilu(Tensor.from(data, [101, 50]), w, options).k.dataSync() as Float32Array
   for (const row of [0, 5, 96, 100]) {
     const alone = normLinearSilu(Tensor.from(data.slice(row * 50, (row + 1) * 50), [1, 50]), w, options).k.dataSync()
-    if (!alone.every((value, j) => Object.is(value, all[row * 50 + j]))) throw new Error(`row ${row} differs when alone`)
+    if (!alone.every((value, j) => Object.is(value, all[row * 50 + j])))
+      throw new Error(`row ${row} differs when alone`)
   }
 })
 itOp('norm_linear_silu', 'names the argument and both shapes', () => {

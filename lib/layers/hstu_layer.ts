@@ -1,0 +1,98 @@
+import { hstuAttention } from '../ops/hstu_attention.js'
+import { normGateLinear } from '../ops/norm_gate_linear.js'
+import { normLinearSilu } from '../ops/norm_linear_silu.js'
+import type { Random } from '../random.js'
+import type { Tensor, TensorOptions } from '../tensor.js'
+import { normal, ones, uniform, xavierUniform, zeros } from './init.js'
+import type { Noise, SequenceInputs } from './inputs.js'
+
+export interface HstuLayerConfig {
+  /** d, model width. */
+  dim: number
+  heads: number
+  /** D, head dim of q and k. */
+  qkDim: number
+  /** V, head dim of u and v. */
+  vDim: number
+  /** N, the model's padded length: scale = 1/N and the rows of the position table. A constant of the model, never of the batch. */
+  paddedLength: number
+  /** Dropout on the input of the output projection. */
+  linearDropout: number
+  /** Relative bias from positions, from times. Default both. */
+  positionBias?: boolean
+  timeBias?: boolean
+  /** Rows of the time table less one, NB. Default 128. */
+  timeBuckets?: number
+  /** 'silu' (HSTU) or 'softmax' (the ablation). */
+  activation?: 'silu' | 'softmax'
+  /** Default 1 for silu (the paper), 1 / sqrt(D) for softmax. */
+  alpha?: number
+  /** Industrial form: affine norms, a bias on the first projection. Default false. */
+  affine?: boolean
+  /** SiLU on u, v, q and k (default) or on u alone. */
+  siluAll?: boolean
+  /** The output projection reads [u, o, u LN(o)]. Default false. */
+  concat?: boolean
+}
+
+/**
+ * One HSTU layer (Zhai et al. 2024, eq. 1-3), on jagged sequences:
+ *
+ *     u, v, q, k = SiLU(LN(x) W)
+ *     o = SiLU(alpha q k^T + rab^{p,t}) v / N          causal
+ *     y = x + W_o dropout(u * LN(o)) + b_o
+ */
+export class HstuLayer {
+  readonly parameters: Record<string, Tensor>
+
+  constructor(
+    readonly config: HstuLayerConfig,
+    random: Random,
+    options: TensorOptions,
+  ) {
+    const { dim, heads, qkDim, vDim, paddedLength, timeBuckets = 128, affine = false, concat = false } = config
+    const width = heads * vDim
+    const inner = (concat ? 3 : 1) * width
+    const columns = 2 * heads * (vDim + qkDim)
+    this.parameters = {
+      uvqk: normal(random, [dim, columns], 0.02, options),
+      output: xavierUniform(random, [inner, dim], options),
+      outputBias: uniform(random, [dim], 1 / Math.sqrt(inner), options),
+    }
+    if (config.positionBias ?? true) this.parameters.positionBias = normal(random, [1, paddedLength], 0.02, options)
+    if (config.timeBias ?? true) this.parameters.timeBias = normal(random, [1, timeBuckets + 1], 0.02, options)
+    if (affine) {
+      this.parameters.uvqkBias = zeros([columns], options)
+      this.parameters.inputNormWeight = ones([dim], options)
+      this.parameters.inputNormBias = zeros([dim], options)
+      this.parameters.outputNormWeight = ones([width], options)
+      this.parameters.outputNormBias = zeros([width], options)
+    }
+  }
+
+  /** @param x [T, d] */
+  forward(x: Tensor, inputs: SequenceInputs, noise: Noise): Tensor {
+    const { heads, qkDim, vDim, paddedLength, activation = 'silu', siluAll = true, concat = false } = this.config
+    const p = this.parameters
+    const { u, v, q, k } = normLinearSilu(x, p.uvqk!, {
+      ...{ heads, qkDim, vDim, siluAll, bias: p.uvqkBias ?? null },
+      ...{ normWeight: p.inputNormWeight ?? null, normBias: p.inputNormBias ?? null },
+    })
+    const o = hstuAttention(q, k, v, {
+      ...{ seqOffsets: inputs.seqOffsets, maxSeqLen: inputs.maxSeqLen, activation },
+      alpha: this.config.alpha ?? (activation === 'silu' ? 1 : 1 / Math.sqrt(qkDim)),
+      scale: 1 / paddedLength,
+      ...(p.positionBias ? { posW: p.positionBias } : {}),
+      ...(p.timeBias && inputs.times && inputs.queryTimes
+        ? { timeW: p.timeBias, queryTime: inputs.queryTimes, keyTime: inputs.times }
+        : {}),
+    })
+    const inner = (concat ? 3 : 1) * heads * vDim
+    const dropout = noise ? this.config.linearDropout : 0
+    return normGateLinear(x, u, o, p.output!, {
+      ...{ bias: p.outputBias!, concat, dropout },
+      ...{ normWeight: p.outputNormWeight ?? null, normBias: p.outputNormBias ?? null },
+      ...(noise && dropout > 0 ? { position: noise.draw(x.shape[0]! * inner) } : {}),
+    })
+  }
+}

@@ -1,0 +1,49 @@
+import { sampledSoftmaxLoss } from '../ops/sampled_softmax_loss.js'
+import { softmaxLoss } from '../ops/softmax_loss.js'
+import type { Philox } from '../philox.js'
+import { Tensor } from '../tensor.js'
+
+export interface NextItemLossOptions {
+  /**
+   * What a target is set against: 'uniform' items drawn a position (default), the other targets of the batch ('in-batch'), or
+   * every item ('full').
+   */
+  negatives?: 'uniform' | 'in-batch' | 'full'
+  /** R, of 'uniform'. Default 128. */
+  numNegatives?: number
+  /** Divides the scores. Default 0.05. */
+  temperature?: number
+}
+
+/**
+ * Mean over supervised positions of -log softmax of the next item's score, scores being <output, item / |item|> / temperature
+ * (Zhai et al. 2024, public recipe).
+ * @param output [T, d] L2-normalised
+ * @param items [numItems + 1, d] the item table as trained; row 0 is padding
+ * @param targets int64 [T]; rows of weight 0 may hold 0
+ * @param weights [T], 1 where a position is supervised
+ * @param philox where uniform negatives draw from
+ */
+export function nextItemLoss(
+  output: Tensor,
+  items: Tensor,
+  targets: Tensor,
+  weights: Tensor,
+  philox: Philox,
+  options: NextItemLossOptions = {},
+): Tensor {
+  const { negatives = 'uniform', numNegatives = 128, temperature = 0.05 } = options
+  if (negatives === 'full') return softmaxLoss(output, items, targets, { weights, temperature })
+  if (negatives === 'uniform') {
+    const position = philox.draw(targets.size * numNegatives)
+    return sampledSoftmaxLoss(output, items, targets, { weights, numNegatives, temperature, ...position })
+  }
+  const distinct = [...new Set(targets.dataSync() as BigInt64Array)].filter(id => id > 0n)
+  const negativeIds = Tensor.from(BigInt64Array.from(distinct))
+  return sampledSoftmaxLoss(output, items, targets, {
+    weights,
+    negativeIds,
+    numNegatives: distinct.length,
+    temperature,
+  })
+}

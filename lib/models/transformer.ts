@@ -1,0 +1,56 @@
+import { MultiHeadAttention } from '../layers/attention.js'
+import { FeedForward } from '../layers/feed_forward.js'
+import { ones, truncatedNormal, zeros } from '../layers/init.js'
+import type { Noise, SequenceInputs } from '../layers/inputs.js'
+import { layerNorm } from '../ops/layer_norm.js'
+import { Random } from '../random.js'
+import type { Tensor, TensorOptions } from '../tensor.js'
+import { SequenceModel, type SequenceModelConfig } from './sequence_model.js'
+
+export interface TransformerConfig extends SequenceModelConfig {
+  /** Width of the feed-forward layer; default 4 d. */
+  ffnDim?: number
+}
+
+/**
+ * Pre-norm Transformer decoder with GELU (Vaswani et al. 2017; Radford et al. 2019), the yardstick of speed comparisons:
+ *
+ *     x1 = x + MHA(LN(x));  x2 = x1 + FFN(LN(x1));  output LN(x)
+ */
+export class Transformer extends SequenceModel<TransformerConfig> {
+  readonly kind = 'transformer'
+  readonly #blocks: { name: string; attention: MultiHeadAttention; feedForward: FeedForward }[]
+
+  /** @param seed of the initial weights */
+  constructor(config: TransformerConfig, seed: number | string = 0, options: TensorOptions = {}) {
+    const random = new Random(`transformer:${seed}`)
+    super(config, random, options)
+    const { dim, heads, ffnDim: hidden = 4 * config.dim, linearDropout: dropout } = config
+    this.parameters.positions = truncatedNormal(random, [config.paddedLength, dim], dim ** -0.5, options)
+    this.#blocks = Array.from({ length: config.layers }, (_, i) => {
+      const attention = new MultiHeadAttention({ dim, heads, dropout }, random, options)
+      const feedForward = new FeedForward({ dim, hidden, activation: 'gelu', dropout }, random, options)
+      this.addLayer(`blocks.${i}.attention`, attention)
+      this.addLayer(`blocks.${i}.feedForward`, feedForward)
+      return { name: `blocks.${i}`, attention, feedForward }
+    })
+    for (const name of [...this.#blocks.flatMap(block => [`${block.name}.norm1`, `${block.name}.norm2`]), 'norm']) {
+      this.parameters[`${name}.weight`] = ones([dim], options)
+      this.parameters[`${name}.bias`] = zeros([dim], options)
+    }
+  }
+
+  #norm(x: Tensor, name: string): Tensor {
+    return layerNorm(x, { weight: this.parameters[`${name}.weight`]!, bias: this.parameters[`${name}.bias`]! })
+  }
+
+  protected blocks(x: Tensor, inputs: SequenceInputs, noise: Noise): Tensor {
+    let y = x
+    for (const { name, attention, feedForward } of this.#blocks) {
+      const normed = this.#norm(y, `${name}.norm1`)
+      const x1 = attention.forward(normed, normed, y, inputs, noise)
+      y = feedForward.forward(this.#norm(x1, `${name}.norm2`), x1, noise)
+    }
+    return this.#norm(y, 'norm')
+  }
+}

@@ -1,0 +1,288 @@
+import { join } from 'node:path'
+import { valueAndGrad } from '../autograd.js'
+import { trainBatch } from '../data/batch.js'
+import type { SequenceDataset } from '../data/dataset.js'
+import { toInputs, toTargets } from '../data/inputs.js'
+import { epochBatches, trainableUsers } from '../data/split.js'
+import { HstuError } from '../errors.js'
+import { breathe, evaluate } from '../eval/evaluate.js'
+import type { Metrics } from '../eval/metrics.js'
+import { nextItemLoss } from '../losses/next_item.js'
+import { type AnySequenceModel, createModel, type ModelSpec } from '../models/create.js'
+import { AdamW } from '../optim/adamw.js'
+import { learningRate } from '../optim/schedule.js'
+import { Philox } from '../philox.js'
+import { Random } from '../random.js'
+import { scope, type TensorOptions } from '../tensor.js'
+import { assignTensors, loadCheckpoint, saveCheckpoint } from './checkpoint.js'
+import { modelContent } from './model_checkpoint.js'
+import { type TrainOptions, trainOptions } from './options.js'
+import { fingerprint, type HostTensors, hostCopies, type TrainState } from './state.js'
+
+/** What a run tells as it goes. */
+export type TrainEvent =
+  | { type: 'start'; step: number; totalSteps: number; stepsPerEpoch: number; parameters: number; users: number }
+  | ({ type: 'step'; epoch: number; step: number; totalSteps: number } & StepResult & {
+        tokensPerSecond: number
+        etaSeconds: number
+      })
+  | { type: 'evaluation'; epoch: number; step: number; loss: number; metrics: Metrics; best: boolean }
+  | { type: 'checkpoint'; step: number; folder: string }
+  | { type: 'interrupted'; step: number; folder: string | null }
+  | { type: 'done'; step: number; epoch: number; seconds: number; best: TrainState['best']; stoppedEarly: boolean }
+
+export interface StepResult {
+  loss: number
+  /** Tokens that went through the model. */
+  tokens: number
+  lr: number
+}
+
+export interface TrainerSetting {
+  model: ModelSpec
+  options?: Partial<TrainOptions>
+  /** Users to train on; default all whose training part has two actions. */
+  users?: ArrayLike<number>
+  /** Where checkpoints go: `checkpoint/` (to resume), `best/` (the best model). None: nothing is written. */
+  folder?: string
+  tensors?: TensorOptions
+}
+
+/**
+ * Trains a sequence model on a dataset. `run()` is an async iterator of events; the same seed gives the same parameters, bit for bit,
+ * also when the run was interrupted and resumed.
+ *
+ *     const trainer = new Trainer(dataset, { model: preset('ml-100k/hstu').model(dataset.numItems) })
+ *     for await (const event of trainer.run()) console.log(event)
+ *     const metrics = await evaluate(trainer.model, dataset)
+ */
+export class Trainer {
+  readonly model: AnySequenceModel
+  readonly options: TrainOptions
+  readonly optimizer: AdamW
+  readonly state: TrainState
+  readonly #philox: Philox
+  readonly #users: ArrayLike<number>
+  /** Parameters at the best evaluation so far. */
+  #best: HostTensors | null = null
+
+  /** @throws HstuError ERR_HSTU_INVALID_ARGUMENT for bad options, ERR_HSTU_DATA when there is nothing to train on. */
+  constructor(
+    readonly dataset: SequenceDataset,
+    readonly setting: TrainerSetting,
+  ) {
+    this.options = trainOptions(setting.options ?? {})
+    const { seed, part } = this.options
+    this.#users = setting.users ?? trainableUsers(dataset, part)
+    if (this.#users.length === 0)
+      throw new HstuError('ERR_HSTU_DATA', `${dataset.name}: no user has two actions to train on (part '${part}')`)
+    this.model = createModel(setting.model, seed, setting.tensors)
+    this.optimizer = new AdamW(this.model.parameters, this.options)
+    this.#philox = new Philox(BigInt(seed))
+    this.state = {
+      epoch: 0,
+      batch: 0,
+      step: 0,
+      lossSum: 0,
+      badEvaluations: 0,
+      best: null,
+      history: [],
+      seconds: 0,
+      done: false,
+    }
+  }
+
+  /**
+   * Continues the run whose checkpoint is in `folder`, exactly where it was.
+   * @param options replaces options that may change on the way: `epochs`, `patience`, `checkpointEvery`
+   * @throws HstuError ERR_HSTU_CHECKPOINT when there is none, it is damaged, or it belongs to other data.
+   */
+  static async resume(
+    folder: string,
+    dataset: SequenceDataset,
+    options: Partial<Pick<TrainOptions, 'epochs' | 'patience' | 'checkpointEvery'>> & {
+      users?: ArrayLike<number>
+    } = {},
+  ): Promise<Trainer> {
+    const checkpoint = await loadCheckpoint(join(folder, 'checkpoint'))
+    const saved = checkpoint.json as {
+      model: ModelSpec
+      options: TrainOptions
+      state: TrainState
+      philoxOffset: string
+      dataset: { fingerprint: string; name: string }
+      tensors: TensorOptions
+    }
+    if (saved.dataset?.fingerprint !== fingerprint(dataset))
+      throw new HstuError(
+        'ERR_HSTU_CHECKPOINT',
+        `${folder}: the run was trained on other data (${saved.dataset?.name}) than ${dataset.name}`,
+      )
+    const { users, ...changed } = options
+    const trainer = new Trainer(dataset, {
+      ...{ model: saved.model, options: { ...saved.options, ...changed }, folder, tensors: saved.tensors },
+      ...(users ? { users } : {}),
+    })
+    assignTensors(trainer.model.parameters, checkpoint.tensors.model!, `${folder}: model`)
+    assignTensors(trainer.optimizer.m, checkpoint.tensors.m!, `${folder}: first moments`)
+    assignTensors(trainer.optimizer.v, checkpoint.tensors.v!, `${folder}: second moments`)
+    Object.assign(trainer.state, saved.state)
+    trainer.optimizer.steps = saved.state.step
+    trainer.#philox.offset = BigInt(saved.philoxOffset)
+    if (saved.state.best) trainer.#best = (await loadCheckpoint(join(folder, 'best'))).tensors.model ?? null
+    return trainer
+  }
+
+  get stepsPerEpoch(): number {
+    return Math.ceil(this.#users.length / this.options.batchSize)
+  }
+
+  get totalSteps(): number {
+    return this.options.epochs * this.stepsPerEpoch
+  }
+
+  /** One optimiser step on these users' training parts; everything it makes is freed. */
+  step(users: ArrayLike<number>): StepResult {
+    const { model, options } = this
+    const batch = trainBatch(this.dataset, users, { maxLength: model.config.maxLength, protocol: options.part })
+    const lr = learningRate(this.state.step + 1, this.totalSteps, options)
+    const loss = scope(() => {
+      const inputs = toInputs(batch, model.options)
+      const { targets, weights } = toTargets(batch, model.options)
+      const { value, grads } = valueAndGrad(model.parameters, () => {
+        const output = model.forward(inputs, this.#philox)
+        return nextItemLoss(output, model.parameters.items!, targets, weights, this.#philox, options)
+      })
+      this.optimizer.step(grads, lr)
+      return value.item()
+    })
+    this.state.step += 1
+    if (!Number.isFinite(loss))
+      throw new HstuError(
+        'ERR_HSTU_INVALID_ARGUMENT',
+        `loss became ${loss} at step ${this.state.step}: lower lr or set clipNorm`,
+      )
+    return { loss, tokens: batch.ids.length, lr }
+  }
+
+  /**
+   * Runs to the end of the last epoch, or to early stopping. With `signal` aborted it saves a checkpoint (where there is a folder),
+   * yields 'interrupted' and returns. At the end the model holds the parameters of the best evaluation, if there was one.
+   */
+  async *run({ signal }: { signal?: AbortSignal } = {}): AsyncGenerator<TrainEvent, void, undefined> {
+    const { state, options } = this
+    const parameters = Object.values(this.model.parameters).reduce((sum, tensor) => sum + tensor.size, 0)
+    const { stepsPerEpoch, totalSteps } = this
+    yield { type: 'start', step: state.step, totalSteps, stepsPerEpoch, parameters, users: this.#users.length }
+    const start = performance.now()
+    const before = state.seconds
+    const first = state.step
+    let tokens = 0
+    while (!state.done && state.epoch < options.epochs) {
+      const epoch = state.epoch + 1
+      for (const users of this.#remainingBatches()) {
+        if (signal?.aborted) {
+          if (this.setting.folder) await this.save()
+          return void (yield { type: 'interrupted', step: state.step, folder: this.setting.folder ?? null })
+        }
+        const result = this.step(users)
+        state.batch += 1
+        state.lossSum += result.loss
+        tokens += result.tokens
+        const elapsed = (performance.now() - start) / 1e3
+        state.seconds = before + elapsed
+        const etaSeconds = ((totalSteps - state.step) * elapsed) / (state.step - first)
+        yield {
+          type: 'step',
+          epoch,
+          step: state.step,
+          totalSteps,
+          ...result,
+          tokensPerSecond: tokens / elapsed,
+          etaSeconds,
+        }
+        const due = options.checkpointEvery > 0 && state.step % options.checkpointEvery === 0
+        if (due && this.setting.folder) yield await this.save()
+        await breathe()
+      }
+      yield* this.#endEpoch(signal)
+    }
+    if (this.#best) assignTensors(this.model.parameters, this.#best, 'best parameters')
+    const stoppedEarly = state.epoch < options.epochs
+    yield { type: 'done', step: state.step, epoch: state.epoch, seconds: state.seconds, best: state.best, stoppedEarly }
+  }
+
+  /** Batches of the current epoch that are still to do: its order is a function of seed and epoch alone. */
+  *#remainingBatches(): Generator<Int32Array> {
+    const { seed, shuffle, batchSize } = this.options
+    const random = new Random(seed).fork(`epoch ${this.state.epoch}`)
+    let index = 0
+    const skip = this.state.batch
+    for (const users of epochBatches(this.#users, batchSize, shuffle ? () => random.float() : null))
+      if (index++ >= skip) yield users
+  }
+
+  async *#endEpoch(signal?: AbortSignal): AsyncGenerator<TrainEvent> {
+    const { state, options, setting } = this
+    const loss = state.lossSum / state.batch
+    state.epoch += 1
+    state.batch = 0
+    state.lossSum = 0
+    const due =
+      options.evaluateEvery > 0 && (state.epoch % options.evaluateEvery === 0 || state.epoch === options.epochs)
+    if (due && options.part !== 'all') {
+      const stage = options.part === 'valid' ? 'valid' : 'test'
+      const metrics = await evaluate(this.model, this.dataset, {
+        stage,
+        protocol: options.part,
+        filterSeen: options.filterSeen,
+      })
+      const best = !state.best || metrics['ndcg@10'] > state.best.metrics['ndcg@10']
+      state.badEvaluations = best ? 0 : state.badEvaluations + 1
+      if (best) {
+        state.best = { epoch: state.epoch, metrics }
+        this.#best = hostCopies(this.model.parameters)
+      }
+      state.done = options.patience > 0 && state.badEvaluations >= options.patience
+      state.history.push({ epoch: state.epoch, step: state.step, loss, metrics })
+      if (best && setting.folder)
+        await saveCheckpoint(join(setting.folder, 'best'), state.step, this.#modelContent(metrics))
+      yield { type: 'evaluation', epoch: state.epoch, step: state.step, loss, metrics, best }
+      if (setting.folder && !signal?.aborted) yield await this.save()
+    } else state.history.push({ epoch: state.epoch, step: state.step, loss, metrics: null })
+  }
+
+  #modelContent(metrics: Metrics | null) {
+    return modelContent(this.model, this.setting.model, this.dataset, {
+      options: this.options,
+      epoch: this.state.epoch,
+      metrics,
+    })
+  }
+
+  /** Writes everything that `resume` needs into `<folder>/checkpoint`. */
+  async save(): Promise<TrainEvent & { type: 'checkpoint' }> {
+    const { folder } = this.setting
+    if (!folder) throw new HstuError('ERR_HSTU_INVALID_ARGUMENT', 'Trainer.save: the trainer was given no folder')
+    const { state } = this
+    await saveCheckpoint(join(folder, 'checkpoint'), state.step, {
+      kind: 'training',
+      tensors: { model: this.model.parameters, m: this.optimizer.m, v: this.optimizer.v },
+      json: {
+        model: this.setting.model,
+        options: this.options,
+        state,
+        philoxOffset: String(this.#philox.offset),
+        dataset: { name: this.dataset.name, fingerprint: fingerprint(this.dataset) },
+        tensors: this.setting.tensors ?? {},
+      },
+    })
+    return { type: 'checkpoint', step: state.step, folder }
+  }
+
+  /** Frees model and optimiser. */
+  dispose(): void {
+    this.model.dispose()
+    this.optimizer.dispose()
+  }
+}
