@@ -4,6 +4,7 @@
 
 #include <cstring>
 #include <optional>
+#include <string_view>
 #include <tuple>
 #include <utility>
 
@@ -150,7 +151,7 @@ struct Argument<E, std::enable_if_t<std::is_enum_v<E>>> {
     size_t length = 0;
     napi_get_value_string_utf8(call.env, call.next(), text, sizeof text, &length);
     for (size_t i = 0; i < EnumNames<E>::values.size(); ++i)
-      if (std::strcmp(text, EnumNames<E>::values[i]) == 0) held = int(i);
+      if (std::string_view(text, length) == EnumNames<E>::values[i]) held = int(i);
     HSTU_CHECK(held >= 0, kInvalidArgument, call.where(), " must be one of ", kind(), ", got '", text, "'");
   }
   E pass() { return E(held); }

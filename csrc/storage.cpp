@@ -23,7 +23,7 @@ napi_value guarded(napi_env env, Fn&& fn) {
   } catch (const Error& error) {
     throw_js(env, error.code, error.what());
   } catch (const Napi::Error& error) {
-    error.ThrowAsJavaScriptException();
+    throw_js(env, kInvalidArgument, error.Message());
   } catch (const std::exception& error) {
     throw_js(env, kInvalidArgument, error.what());
   }
@@ -113,8 +113,8 @@ napi_value create_view(const Napi::CallbackInfo& info) {
     handle->view = view_of(Napi::String::New(env, name_of(source.view.dtype)), info[2], Napi::String::New(env, "cpu"));
     handle->view.device = source.view.device;
     double offset = info[3].As<Napi::Number>().DoubleValue();
-    HSTU_CHECK(offset >= 0 && offset + double(handle->view.size()) <= double(source.view.size()), kShape,
-               "view of ", handle->view.size(), " elements at ", offset, " passes the end of a tensor of ", source.view.size());
+    HSTU_CHECK(offset >= 0 && offset == double(int64_t(offset)) && offset + double(handle->view.size()) <= double(source.view.size()),
+               kShape, "view of ", handle->view.size(), " elements at ", offset, " is not inside a tensor of ", source.view.size());
     handle->storage = source.storage;
     handle->view.data = static_cast<char*>(source.view.data) + int64_t(offset) * size_of(source.view.dtype);
     wrap(env, info[0], std::move(handle));
@@ -144,15 +144,12 @@ napi_value transfer(const Napi::CallbackInfo& info) {
   return guarded(env, [&]() -> napi_value {
     Handle& handle = live(env, info[0]);
     HSTU_CHECK(info[1].IsTypedArray(), kInvalidArgument, "expected a typed array");
-    auto array = info[1].As<Napi::TypedArray>();
-    HSTU_CHECK(int64_t(array.ByteLength()) == handle.view.bytes(), kShape, "typed array of ", array.ByteLength(),
-               " bytes does not match a tensor of ", handle.view.bytes());
-    if (array.ByteLength() == 0) return nullptr;
-    char* host = static_cast<char*>(array.ArrayBuffer().Data()) + array.ByteOffset();
-    if (kWrite)
-      std::memcpy(handle.view.data, host, array.ByteLength());
-    else
-      std::memcpy(host, handle.view.data, array.ByteLength());
+    size_t bytes = info[1].As<Napi::TypedArray>().ByteLength();  // 0 where the buffer is detached
+    HSTU_CHECK(int64_t(bytes) == handle.view.bytes(), kShape, "typed array of ", bytes, " bytes does not match a tensor of ",
+               handle.view.bytes());
+    void* host = nullptr;  // by typedarray_info, which also takes a SharedArrayBuffer
+    napi_get_typedarray_info(env, info[1], nullptr, nullptr, &host, nullptr, nullptr);
+    if (bytes > 0) std::memcpy(kWrite ? handle.view.data : host, kWrite ? host : handle.view.data, bytes);
     return nullptr;
   });
 }

@@ -50,7 +50,7 @@ function load(): Native {
         `  this host: ${process.platform}-${process.arch}, Node ${process.version}, glibc ${glibc ?? 'not found'}\n` +
         'What helps:\n' +
         '  - prebuilt binaries are for linux-x64 with glibc 2.34 or later (Ubuntu 22.04, Debian 12, RHEL 9)\n' +
-        '  - in a clone of the repository: npm ci && npm run build (a C++20 compiler and CMake 3.18 are needed)',
+        '  - in a clone of the repository: npm ci && npm run build:all (GCC 12 and CMake 3.18, or later, are needed)',
       { cause },
     )
     // Importing the package works on any host; the first use of the addon says what is wrong.

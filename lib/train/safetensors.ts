@@ -129,7 +129,6 @@ export async function writeSafetensors(
   if (head.length - 8 > MAX_HEADER_BYTES) throw failure(path, `a header of ${json.length} bytes is too long`)
   head.writeBigUInt64LE(BigInt(head.length - 8))
   json.copy(head, 8)
-
   const hash = createHash('sha256')
   let file: FileHandle | undefined
   try {

@@ -27,6 +27,7 @@ const cjs = `const { add, Tensor } = require('hstu')
 describe('installed from its tarball', () => {
   it.for([20, 22, 24])(
     'is imported and required by Node %i, as one instance',
+    { timeout: 300_000 },
     (major, context) => {
       const node = nodeBinary(major)
       if (!node) {
@@ -42,7 +43,6 @@ describe('installed from its tarball', () => {
         expect(JSON.parse(printed)).toEqual({ major: String(major), y: [4, 6], same: true })
       }
     },
-    300_000,
   )
 
   it('brings no dependency but node-gyp-build', () => {
