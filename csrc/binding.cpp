@@ -256,6 +256,20 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   HSTU_BIND(norm_linear_silu_backward)
   HSTU_BIND(norm_gate_linear)
   HSTU_BIND(norm_gate_linear_backward)
+  HSTU_BIND(layer_norm)
+  HSTU_BIND(layer_norm_backward)
+  HSTU_BIND(swish_layer_norm)
+  HSTU_BIND(swish_layer_norm_backward)
+  HSTU_BIND(l2_normalize)
+  HSTU_BIND(l2_normalize_backward)
+  HSTU_BIND(mul)
+  HSTU_BIND(mul_backward)
+  HSTU_BIND(cast)
+  HSTU_BIND(dropout)
+  HSTU_BIND(embedding)
+  HSTU_BIND(embedding_backward)
+  HSTU_BIND(position_embedding)
+  HSTU_BIND(position_embedding_backward)
   return exports;
 }
 

@@ -127,7 +127,8 @@ HSTU_OP(add, Tensor& y, const Tensor& a, const Tensor& b, Stream stream)
 HSTU_OP(mul, Tensor& y, const Tensor& a, const Tensor& b, Stream stream)
 HSTU_OP(mul_backward, Tensor& da, Tensor& db, const Tensor& dy, const Tensor& a, const Tensor& b, Stream stream)
 
-// y = x in y's dtype (float to float round to nearest even, float to integer toward zero). Any dtypes of the backend.
+// y = x in y's dtype. To float: round to nearest even, once; NaN stays NaN. Float to integer: toward zero, saturating, NaN gives 0;
+// int64 to int32 saturates. Any dtypes, on both backends.
 HSTU_OP(cast, Tensor& y, const Tensor& x, Stream stream)
 
 // y = x / (1 - p) where Philox(seed, offset) keeps the element, else 0; 0 <= p < 1. Its gradient is itself on dy.
@@ -135,10 +136,11 @@ HSTU_OP(dropout, Tensor& y, const Tensor& x, double p, int64_t seed, int64_t off
 
 // y[t] = table[ids[t]].  table [I, d] F, ids int64 [T], y [T, d]. An id outside 0..I-1 throws (CPU; CUDA under HSTU_DEBUG).
 HSTU_OP(embedding, Tensor& y, const Tensor& table, const Tensor& ids, Stream stream)
-// dtable[i] = sum of dy[t] over t with ids[t] = i, in order of t; rows that no id names are 0.
+// dtable[i] = sum of dy[t] over t with ids[t] = i, in order of t (in chunks of 1024, added in order); rows that no id names are 0.
 HSTU_OP(embedding_backward, Tensor& dtable, const Tensor& dy, const Tensor& ids, Stream stream)
 
 // y[t] = scale x[t] + table[t - start of t's sequence], 0 where ids[t] = 0.  x, y [T, d], table [N, d], ids int64 [T] or null.
+// A sequence longer than N throws (CPU; CUDA under HSTU_DEBUG).
 HSTU_OP(position_embedding, Tensor& y, const Tensor& x, const Tensor& table, const Tensor& seq_offsets, const Tensor* ids,
         double scale, Stream stream)
 HSTU_OP(position_embedding_backward, Tensor& dx, Tensor& dtable, const Tensor& dy, const Tensor& seq_offsets,

@@ -276,6 +276,24 @@ export function valuesOf(tensor: Tensor): Float64Array {
   return Float64Array.from(tensor.dataSync() as Float64Array)
 }
 
+/** Asserts that `run` gives the same bits with 1, 2 and 3 threads and when run again, and frees what it made. */
+export function sameBits(run: () => Tensor | readonly Tensor[]): void {
+  const bytes = (threads: number) => {
+    native.set_num_threads(threads)
+    return scope(() => list(run()).map(tensor => Buffer.from(tensor.dataSync().buffer)))
+  }
+  const before = memory()
+  try {
+    const first = bytes(1)
+    for (const threads of [1, 2, 3])
+      for (const [i, other] of bytes(threads).entries())
+        ok(first[i]!.equals(other), `output ${i} with ${threads} threads differs from the first run`)
+  } finally {
+    native.set_num_threads(0)
+  }
+  deepStrictEqual(memory(), before, 'memory() before and after')
+}
+
 /** Philox4x32-10 (Salmon et al., SC 2011) in BigInt: word `index` of a draw that begins at `offset`. For references. */
 export function philoxWord(seed: bigint, offset: bigint, index: number): number {
   const mask = 0xffffffffn

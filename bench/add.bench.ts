@@ -1,0 +1,13 @@
+import { add } from '#lib/ops/add.js'
+import { normal } from '../test/harness.js'
+import { benchOp } from './harness.js'
+
+benchOp('add', {
+  cases: [
+    { case: 'out of cache', T: 65536, d: 512 },
+    { case: 'model of d 50', T: 25600, d: 50 },
+  ],
+  inputs: (c, random) => ({ a: normal(random, [c.T, c.d]), b: normal(random, [c.T, c.d]) }),
+  run: t => add(t.a!, t.b!),
+  bytes: c => 3 * 4 * c.T * c.d,
+})
