@@ -1,7 +1,7 @@
 #include "../dispatch.h"
-#include "../math.h"
 #include "../ops.h"
 #include "norm.h"
+#include "philox.h"
 
 namespace hstu::cpu {
 namespace {
@@ -23,25 +23,6 @@ HSTU_CLONES void add_row(T* y, const T* x, const T* bias, int64_t n) {
 template void add_row<float>(float*, const float*, const float*, int64_t);
 template void add_row<double>(double*, const double*, const double*, int64_t);
 
-// Inverted dropout in place on elements first .. first + n - 1 of the draw: a block of four words at a time.
-template <typename T>
-HSTU_CLONES void drop(T* g, int64_t first, int64_t n, uint32_t threshold, T keep, uint64_t seed, uint64_t offset) {
-  constexpr int kChunk = 256;
-  uint32_t words[kChunk + 4];
-  for (int64_t begin = 0; begin < n; begin += kChunk) {
-    int64_t count = n - begin < kChunk ? n - begin : kChunk, element = first + begin;
-    int64_t block = element / 4, skip = element % 4, blocks = (skip + count + 3) / 4;
-#pragma GCC ivdep
-    for (int64_t b = 0; b < blocks; ++b) {
-      Philox4 r = philox4x32(seed, offset + uint64_t(block + b));
-      words[4 * b] = r.word[0], words[4 * b + 1] = r.word[1], words[4 * b + 2] = r.word[2], words[4 * b + 3] = r.word[3];
-    }
-    for (int64_t j = 0; j < count; ++j) g[begin + j] = words[skip + j] >= threshold ? g[begin + j] * keep : T(0);
-  }
-}
-template void drop<float>(float*, int64_t, int64_t, uint32_t, float, uint64_t, uint64_t);
-template void drop<double>(double*, int64_t, int64_t, uint32_t, double, uint64_t, uint64_t);
-
 // What forward and backward share: the input of w, g = dropout(u LN(o)) or dropout([u, o, u LN(o)]), row by row.
 template <typename T>
 struct Gate {
@@ -55,7 +36,7 @@ struct Gate {
   int64_t inner = (concat ? 3 : 1) * width;
 
   void dropout_row(T* g, int64_t t) const {
-    if (p > 0) drop<T>(g, t * inner, inner, dropout_threshold(p), T(1 / (1 - p)), uint64_t(seed), uint64_t(offset));
+    if (p > 0) dropout_elements<T>(g, g, t * inner, inner, p, uint64_t(seed), uint64_t(offset));
   }
 
   // norm [width] gets LN(o_t), g [inner] the dropped input of w.
