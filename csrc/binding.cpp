@@ -270,6 +270,18 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   HSTU_BIND(embedding_backward)
   HSTU_BIND(position_embedding)
   HSTU_BIND(position_embedding_backward)
+  HSTU_BIND(concat)
+  HSTU_BIND(split)
+  HSTU_BIND(interleave)
+  HSTU_BIND(deinterleave)
+  HSTU_BIND(jagged_to_dense)
+  HSTU_BIND(dense_to_jagged)
+  HSTU_BIND(expand)
+  HSTU_BIND(expand_backward)
+  HSTU_BIND(cumsum)
+  HSTU_BIND(top_k)
+  HSTU_BIND(target_rank)
+  HSTU_BIND(random_ids)
   return exports;
 }
 

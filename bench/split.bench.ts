@@ -1,0 +1,20 @@
+import { split } from '#lib/ops/split.js'
+import { normal, offsets } from '../test/harness.js'
+import { benchOp } from './harness.js'
+
+const lengths = (count: number, length: number) => Array.from({ length: count }, (_, b) => (b % 2 ? 2 * length : 0))
+
+benchOp('split', {
+  cases: [
+    { case: 'history, candidates', B: 256, La: 200, Lb: 64, d: 256 },
+    { case: 'short', B: 8192, La: 6, Lb: 2, d: 64 },
+  ],
+  inputs: ({ B, La, Lb, d }, random) => ({
+    y: normal(random, [B * (La + Lb), d]),
+    aOffsets: offsets(lengths(B, La)),
+    bOffsets: offsets(lengths(B, Lb)),
+  }),
+  run: (t, { B, La }) => split(t.y!, { aOffsets: t.aOffsets!, bOffsets: t.bOffsets!, aRows: B * La }),
+  gradients: ['y'],
+  bytes: c => 2 * 4 * c.B * (c.La + c.Lb) * c.d,
+})
