@@ -101,7 +101,7 @@ struct Argument<TensorList> {
     for (uint32_t i = 0; i < length; ++i) {
       napi_value item;
       napi_get_element(call.env, array, i, &item);
-      held.items.push_back(call.tensor(item, "[" + std::to_string(i) + "]"));
+      held.items.push_back(call.tensor(item, message("[", i, "]")));
     }
   }
   TensorList& pass() { return held; }
@@ -270,6 +270,12 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   HSTU_BIND(embedding_backward)
   HSTU_BIND(position_embedding)
   HSTU_BIND(position_embedding_backward)
+  HSTU_BIND(sampled_softmax_loss)
+  HSTU_BIND(sampled_softmax_loss_backward)
+  HSTU_BIND(softmax_loss)
+  HSTU_BIND(softmax_loss_backward)
+  HSTU_BIND(adamw)
+  HSTU_BIND(global_norm_clip)
   return exports;
 }
 
