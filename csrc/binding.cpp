@@ -101,7 +101,7 @@ struct Argument<TensorList> {
     for (uint32_t i = 0; i < length; ++i) {
       napi_value item;
       napi_get_element(call.env, array, i, &item);
-      held.items.push_back(call.tensor(item, "[" + std::to_string(i) + "]"));
+      held.items.push_back(call.tensor(item, message("[", i, "]")));
     }
   }
   TensorList& pass() { return held; }
@@ -249,7 +249,6 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   exports.Set("signatures", signatures);
   static std::mutex& mutex = *new std::mutex;  // two workers may load at once; bind keeps a process-wide list
   std::lock_guard<std::mutex> lock(mutex);
-  HSTU_BIND(add)
   HSTU_BIND(linear)
   HSTU_BIND(linear_backward)
   HSTU_BIND(norm_linear_silu)
@@ -262,6 +261,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   HSTU_BIND(swish_layer_norm_backward)
   HSTU_BIND(l2_normalize)
   HSTU_BIND(l2_normalize_backward)
+  HSTU_BIND(add)
   HSTU_BIND(mul)
   HSTU_BIND(mul_backward)
   HSTU_BIND(cast)
@@ -279,6 +279,12 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   HSTU_BIND(expand)
   HSTU_BIND(expand_backward)
   HSTU_BIND(cumsum)
+  HSTU_BIND(sampled_softmax_loss)
+  HSTU_BIND(sampled_softmax_loss_backward)
+  HSTU_BIND(softmax_loss)
+  HSTU_BIND(softmax_loss_backward)
+  HSTU_BIND(adamw)
+  HSTU_BIND(global_norm_clip)
   HSTU_BIND(top_k)
   HSTU_BIND(target_rank)
   HSTU_BIND(random_ids)

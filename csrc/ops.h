@@ -202,7 +202,8 @@ HSTU_OP(softmax_loss_backward, Tensor& dquery, Tensor& dtable, const Tensor& dlo
 HSTU_OP(adamw, TensorList params, TensorList grads, TensorList m, TensorList v, double lr, double beta1, double beta2,
         double eps, double weight_decay, int64_t step, Stream stream)
 
-// norm [1] F = sqrt(sum of squares over all grads); grads *= min(1, max_norm / (norm + 1e-6)) in place.
+// norm [1] F = sqrt(sum of squares over all grads); grads *= min(1, max_norm / (norm + 1e-6)) in place;
+// a norm that is not finite leaves the gradients as they are.
 HSTU_OP(global_norm_clip, Tensor& norm, TensorList grads, double max_norm, Stream stream)
 
 // ---- Ranking and sampling (no gradient) ----------------------------------------------------------------------------------------
