@@ -249,6 +249,8 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   exports.Set("signatures", signatures);
   static std::mutex& mutex = *new std::mutex;  // two workers may load at once; bind keeps a process-wide list
   std::lock_guard<std::mutex> lock(mutex);
+  HSTU_BIND(hstu_attention)
+  HSTU_BIND(hstu_attention_backward)
   HSTU_BIND(linear)
   HSTU_BIND(linear_backward)
   HSTU_BIND(norm_linear_silu)

@@ -2,7 +2,7 @@
 export const METRIC_KS = [1, 5, 10, 50, 100, 200, 500] as const
 
 /** Means over users: `hr@K`, `ndcg@K` for each cut-off, `mrr`, and `users`, how many there were. */
-export type Metrics = Record<`hr@${number}` | `ndcg@${number}` | 'mrr' | 'users', number>
+export type Metrics = Record<`${'hr' | 'ndcg'}@${(typeof METRIC_KS)[number]}` | 'mrr' | 'users', number>
 
 /**
  * Metrics of one held-out item a user.
