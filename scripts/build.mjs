@@ -1,5 +1,5 @@
 // npm run build:all: the addon, the types made from its signatures, dist/ (ESM, CommonJS, selftest). What is up to date is not made again.
-// `native` or `ts` after the script's name builds that half only.
+// `native` or `ts` after the script's name builds that half only; `cuda` builds both with the CUDA backend, or fails.
 import { spawnSync } from 'node:child_process'
 import {
   accessSync,
@@ -26,11 +26,13 @@ function fail(message) {
   process.exit(1)
 }
 
-function run(script, args) {
+function run(script, args, onFailure = () => {}) {
   const env = { CMAKE_BUILD_PARALLEL_LEVEL: String(availableParallelism()), ...process.env }
   const { status, error } = spawnSync(process.execPath, [script, ...args], { cwd: root, stdio: 'inherit', env })
+  if (status === 0) return
+  onFailure()
   if (error) fail(error.message)
-  if (status !== 0) process.exit(status ?? 1)
+  process.exit(status ?? 1)
 }
 
 function onPath(command) {
@@ -58,13 +60,15 @@ function checkTools() {
     )
 }
 
-function buildNative() {
+function buildNative(cuda) {
   checkTools()
-  // A configure step that failed leaves a cache, for which cmake-js would not configure again.
+  const cmakeJs = require.resolve('cmake-js/bin/cmake-js')
   const build = join(root, 'build')
-  if (!['build.ninja', 'Makefile'].some(file => existsSync(join(build, file))))
-    rmSync(join(build, 'CMakeCache.txt'), { force: true })
-  run(require.resolve('cmake-js/bin/cmake-js'), ['build', '--log-level', 'warn'])
+  // A configure step that failed leaves a cache, for which cmake-js would not configure again, or only as it failed.
+  const forget = () => rmSync(join(build, 'CMakeCache.txt'), { force: true })
+  if (!['build.ninja', 'Makefile'].some(file => existsSync(join(build, file)))) forget()
+  if (cuda) run(cmakeJs, ['configure', '--CDHSTU_CUDA=ON', '--log-level', 'warn'], forget)
+  run(cmakeJs, ['build', '--log-level', 'warn'])
 }
 
 /** The CommonJS entry is the ES module itself, so that both see one addon, one Tensor class and one tape. */
@@ -99,5 +103,6 @@ function buildTypeScript() {
 }
 
 const parts = process.argv.slice(2)
-if (parts.length === 0 || parts.includes('native')) buildNative()
-if (parts.length === 0 || parts.includes('ts')) buildTypeScript()
+const cuda = parts.includes('cuda')
+if (parts.length === 0 || cuda || parts.includes('native')) buildNative(cuda)
+if (parts.length === 0 || cuda || parts.includes('ts')) buildTypeScript()
