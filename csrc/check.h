@@ -16,6 +16,8 @@ constexpr char kDtype[] = "ERR_HSTU_DTYPE";
 constexpr char kDisposed[] = "ERR_HSTU_DISPOSED";
 constexpr char kDevice[] = "ERR_HSTU_DEVICE";
 constexpr char kCudaUnavailable[] = "ERR_HSTU_CUDA_UNAVAILABLE";
+constexpr char kDriverTooOld[] = "ERR_HSTU_DRIVER_TOO_OLD";
+constexpr char kDeviceLost[] = "ERR_HSTU_DEVICE_LOST";
 constexpr char kOutOfMemory[] = "ERR_HSTU_OUT_OF_MEMORY";
 constexpr char kInvalidArgument[] = "ERR_HSTU_INVALID_ARGUMENT";
 

@@ -6,21 +6,10 @@
 #include <memory>
 #include <string>
 
+#include "memory.h"
 #include "tensor.h"
 
 namespace hstu {
-
-// What each backend gives the storage layer. allocate throws Error{kOutOfMemory}; release is stream-ordered and never throws.
-namespace cpu __attribute__((visibility("hidden"))) {
-void* allocate(size_t bytes);
-void release(void* data, size_t bytes) noexcept;
-void trim() noexcept;
-int num_threads();
-void set_num_threads(int count);
-const char* instruction_set();
-double fma_peak_gflops();  // of a register-only loop on all threads
-double copy_gbps();        // read plus write, memory to memory
-}  // namespace cpu
 
 class Storage {
  public:

@@ -6,7 +6,7 @@
 #include <vector>
 
 #include "../check.h"
-#include "../storage.h"
+#include "../memory.h"
 
 namespace hstu::cpu {
 namespace {

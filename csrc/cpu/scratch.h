@@ -2,7 +2,7 @@
 #pragma once
 #include <cstring>
 
-#include "../storage.h"
+#include "../memory.h"
 
 namespace hstu::cpu {
 

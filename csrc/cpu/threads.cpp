@@ -9,7 +9,7 @@
 #include <thread>
 #include <vector>
 
-#include "../storage.h"
+#include "../memory.h"
 
 namespace hstu::cpu {
 namespace {

@@ -1,0 +1,69 @@
+// What each backend gives the storage layer and its own ops: memory, copies, and what there is to know of the device.
+#pragma once
+#include <cstddef>
+#include <cstdint>
+#include <string>
+#include <vector>
+
+#include "tensor.h"
+
+namespace hstu {
+
+// What each backend gives the storage layer. allocate throws Error{kOutOfMemory}; release is stream-ordered and never throws.
+namespace cpu __attribute__((visibility("hidden"))) {
+void* allocate(size_t bytes);
+void release(void* data, size_t bytes) noexcept;
+void trim() noexcept;
+int num_threads();
+void set_num_threads(int count);
+const char* instruction_set();
+double fma_peak_gflops();  // of a register-only loop on all threads
+double copy_gbps();        // read plus write, memory to memory
+}  // namespace cpu
+
+// Implemented in cuda/memory.cu; never named in a build without CUDA.
+namespace cuda __attribute__((visibility("hidden"))) {
+struct DeviceInfo {
+  std::string name;
+  int major = 0, minor = 0, multiprocessors = 0;
+  size_t memory = 0;
+};
+struct Availability {
+  bool usable = false;
+  const char* code = "ERR_HSTU_CUDA_UNAVAILABLE";  // of the error that an explicit 'cuda' throws
+  std::string reason;                              // why not
+  int driver = 0, runtime = 0;                     // versions as CUDA counts them: 13000 = 13.0
+  std::vector<DeviceInfo> devices;
+};
+const Availability& availability();
+
+Stream open_stream(int device);  // lives as long as the process
+void begin_op(Stream stream, const char* op);
+void end_op(Stream stream, const char* op);  // under HSTU_DEBUG=1 waits for the op and names it in its error
+
+void* allocate(size_t bytes, Stream stream);
+void release(void* data, size_t bytes, Stream stream) noexcept;
+void fill(void* data, int byte, size_t bytes, Stream stream);
+void write(void* device, const void* host, size_t bytes, Stream stream);
+void read(void* host, const void* device, size_t bytes, Stream stream);  // waits
+
+// A read-back under way: begin on the JavaScript thread, wait on any, end once.
+struct Readback {
+  void* host;
+  void* event;
+  size_t bytes;
+  int device;
+};
+Readback begin_read(const void* device, size_t bytes, Stream stream);
+void wait_read(const Readback& pending);
+void end_read(Readback& pending) noexcept;
+
+struct PoolStatistics {
+  uint64_t used = 0, peak = 0, reserved = 0, free = 0, total = 0;
+};
+PoolStatistics pool_statistics(int device);
+void trim(Stream stream);
+void synchronize(Stream stream);
+}  // namespace cuda
+
+}  // namespace hstu
