@@ -164,9 +164,9 @@ struct Argument<E, std::enable_if_t<std::is_enum_v<E>>> {
 
 template <>
 struct Argument<Stream> {
-  const Call& call;
-  Argument(Call& call) : call(call) {}
-  Stream pass() { return Stream{call.device.value_or(Device{})}; }
+  Stream held;
+  Argument(Call& call) : held(stream_of(addon_of(call.env), call.device.value_or(Device{}))) {}
+  Stream pass() { return held; }
   static std::string kind() { return ""; }
 };
 
@@ -198,7 +198,10 @@ void run(Call& call, const Op<P...>& op, std::index_sequence<I...>) {
   std::tuple<Argument<P>...> arguments{Argument<P>(call)...};  // braces: read left to right
   auto* backend = call.device.value_or(Device{}).type == DeviceType::kCpu ? op.cpu : op.cuda;
   HSTU_CHECK(backend, kCudaUnavailable, op.name, ": this addon was built without CUDA");
+  Stream stream = std::get<sizeof...(P) - 1>(arguments).held;
+  device::begin_op(stream, op.name);
   backend(std::get<I>(arguments).pass()...);
+  device::end_op(stream, op.name);
 }
 
 template <typename... P>

@@ -21,8 +21,6 @@ double fma_peak_gflops();  // of a register-only loop on all threads
 double copy_gbps();        // read plus write, memory to memory
 }  // namespace cpu
 
-// Implemented in cuda/memory.cu; never named in a build without CUDA.
-namespace cuda __attribute__((visibility("hidden"))) {
 struct DeviceInfo {
   std::string name;
   int major = 0, minor = 0, multiprocessors = 0;
@@ -35,17 +33,9 @@ struct Availability {
   int driver = 0, runtime = 0;                     // versions as CUDA counts them: 13000 = 13.0
   std::vector<DeviceInfo> devices;
 };
-const Availability& availability();
-
-Stream open_stream(int device);  // lives as long as the process
-void begin_op(Stream stream, const char* op);
-void end_op(Stream stream, const char* op);  // under HSTU_DEBUG=1 waits for the op and names it in its error
-
-void* allocate(size_t bytes, Stream stream);
-void release(void* data, size_t bytes, Stream stream) noexcept;
-void fill(void* data, int byte, size_t bytes, Stream stream);
-void write(void* device, const void* host, size_t bytes, Stream stream);
-void read(void* host, const void* device, size_t bytes, Stream stream);  // waits
+struct PoolStatistics {
+  uint64_t used = 0, peak = 0, reserved = 0, free = 0, total = 0;  // bytes
+};
 
 // A read-back under way: begin on the JavaScript thread, wait on any, end once.
 struct Readback {
@@ -54,16 +44,42 @@ struct Readback {
   size_t bytes;
   int device;
 };
+
+// Implemented in cuda/memory.cu; named in a build without CUDA by nobody.
+namespace cuda __attribute__((visibility("hidden"))) {
+const Availability& availability();
+Stream open_stream(int device);  // lives as long as the process
+void begin_op(Stream stream, const char* op);
+void end_op(Stream stream, const char* op);  // under HSTU_DEBUG=1 waits for the op and names it in its error
+void* allocate(size_t bytes, Stream stream);
+void release(void* data, size_t bytes, Stream stream) noexcept;
+void fill(void* data, int byte, size_t bytes, Stream stream);
+void write(void* device, const void* host, size_t bytes, Stream stream);  // host may be reused when it returns
+void read(void* host, const void* device, size_t bytes, Stream stream);   // waits
 Readback begin_read(const void* device, size_t bytes, Stream stream);
 void wait_read(const Readback& pending);
 void end_read(Readback& pending) noexcept;
-
-struct PoolStatistics {
-  uint64_t used = 0, peak = 0, reserved = 0, free = 0, total = 0;
-};
 PoolStatistics pool_statistics(int device);
 void trim(Stream stream);
-void synchronize(Stream stream);
 }  // namespace cuda
+
+// Both backends by the stream's device: the one place that knows which backends this build has.
+namespace device {
+extern const bool kCudaCompiled;
+const Availability& cuda_availability();
+Stream open_stream(Device device);
+void begin_op(Stream stream, const char* op);
+void end_op(Stream stream, const char* op);
+void* allocate(size_t bytes, Stream stream);
+void release(void* data, size_t bytes, Stream stream) noexcept;
+void fill(void* data, int byte, size_t bytes, Stream stream);
+void write(void* data, const void* host, size_t bytes, Stream stream);
+void read(void* host, const void* data, size_t bytes, Stream stream);
+Readback begin_read(const void* data, size_t bytes, Stream stream);
+void wait_read(const Readback& pending);
+void end_read(Readback& pending) noexcept;
+PoolStatistics pool_statistics(Device device);
+void trim(Stream stream);
+}  // namespace device
 
 }  // namespace hstu

@@ -2,6 +2,7 @@
 
 #include <napi.h>
 
+#include <algorithm>
 #include <atomic>
 #include <cstring>
 
@@ -57,6 +58,19 @@ void wrap(napi_env env, napi_value object, std::unique_ptr<Handle> handle) {
   addon_of(env).tensors += 1;
 }
 
+// 'cpu', or 'cuda:' and a number.
+Device device_of(const std::string& name) {
+  if (name == "cpu") return {};
+  int index = -1, end = 0;
+  bool known = std::sscanf(name.c_str(), "cuda:%d%n", &index, &end) == 1 && size_t(end) == name.size() && index >= 0;
+  HSTU_CHECK(known, kInvalidArgument, "unknown device '", name, "': 'cpu', or 'cuda:' and a number");
+  return {DeviceType::kCuda, index};
+}
+
+std::string name_of(Device device) {
+  return device.type == DeviceType::kCpu ? "cpu" : "cuda:" + std::to_string(device.index);
+}
+
 Tensor view_of(const Napi::Value& dtype, const Napi::Value& shape, const Napi::Value& device) {
   Tensor view;
   std::string dtype_name = dtype.As<Napi::String>(), device_name = device.As<Napi::String>();
@@ -65,7 +79,7 @@ Tensor view_of(const Napi::Value& dtype, const Napi::Value& shape, const Napi::V
     if (dtype_name == kDtypeNames[i]) found = i;
   HSTU_CHECK(found >= 0, kDtype, "unknown dtype '", dtype_name, "'");
   view.dtype = Dtype(found);
-  HSTU_CHECK(device_name == "cpu", kCudaUnavailable, "device '", device_name, "' is unavailable: this addon has the CPU backend only");
+  view.device = device_of(device_name);
   Napi::Array dims = shape.As<Napi::Array>();
   HSTU_CHECK(dims.Length() <= uint32_t(kMaxRank), kShape, "a tensor has at most ", kMaxRank, " dims, got ", dims.Length());
   view.rank = int(dims.Length());
@@ -95,7 +109,8 @@ napi_value create(const Napi::CallbackInfo& info) {
     auto handle = std::make_unique<Handle>();
     handle->view = view_of(info[1], info[2], info[3]);
     bool zero = info[4].As<Napi::Boolean>();
-    handle->storage = std::make_shared<Storage>(handle->view.bytes(), handle->view.device, zero, addon_of(env).guards);
+    Stream stream = stream_of(addon_of(env), handle->view.device);
+    handle->storage = std::make_shared<Storage>(handle->view.bytes(), stream, zero, addon_of(env).guards);
     handle->view.data = handle->storage->data();
     int64_t bytes = int64_t(handle->storage->bytes());
     wrap(env, info[0], std::move(handle));
@@ -110,8 +125,7 @@ napi_value create_view(const Napi::CallbackInfo& info) {
   return guarded(env, [&]() -> napi_value {
     Handle& source = live(env, info[1]);
     auto handle = std::make_unique<Handle>();
-    handle->view = view_of(Napi::String::New(env, name_of(source.view.dtype)), info[2], Napi::String::New(env, "cpu"));
-    handle->view.device = source.view.device;
+    handle->view = view_of(Napi::String::New(env, name_of(source.view.dtype)), info[2], Napi::String::New(env, name_of(source.view.device)));
     double offset = info[3].As<Napi::Number>().DoubleValue();
     HSTU_CHECK(offset >= 0 && offset == double(int64_t(offset)) && offset + double(handle->view.size()) <= double(source.view.size()),
                kShape, "view of ", handle->view.size(), " elements at ", offset, " is not inside a tensor of ", source.view.size());
@@ -149,7 +163,8 @@ napi_value transfer(const Napi::CallbackInfo& info) {
                handle.view.bytes());
     void* host = nullptr;  // by typedarray_info, which also takes a SharedArrayBuffer
     napi_get_typedarray_info(env, info[1], nullptr, nullptr, &host, nullptr, nullptr);
-    if (bytes > 0) std::memcpy(kWrite ? handle.view.data : host, kWrite ? host : handle.view.data, bytes);
+    Stream stream = handle.storage->stream();
+    if (bytes > 0) kWrite ? device::write(handle.view.data, host, bytes, stream) : device::read(host, handle.view.data, bytes, stream);
     return nullptr;
   });
 }
@@ -180,16 +195,48 @@ napi_value set_num_threads(const Napi::CallbackInfo& info) {
   return nullptr;
 }
 
+// What there is to compute on: the CPU's threads and instruction set; CUDA, or why not.
 napi_value backend(const Napi::CallbackInfo& info) {
-  Napi::Object result = Napi::Object::New(info.Env());
-#ifdef HSTU_CUDA
-  result.Set("cuda", true);
-#else
-  result.Set("cuda", false);
-#endif
+  Napi::Env env = info.Env();
+  Napi::Object result = Napi::Object::New(env), cuda = Napi::Object::New(env);
   result.Set("threads", cpu::num_threads());
   result.Set("instructionSet", cpu::instruction_set());
+  const Availability& found = device::cuda_availability();
+  cuda.Set("compiled", device::kCudaCompiled);
+  cuda.Set("usable", found.usable);
+  cuda.Set("code", found.code);
+  cuda.Set("reason", found.reason);
+  cuda.Set("driver", found.driver);
+  cuda.Set("runtime", found.runtime);
+  Napi::Array devices = Napi::Array::New(env);
+  for (const DeviceInfo& device : found.devices) {
+    Napi::Object entry = Napi::Object::New(env);
+    entry.Set("name", device.name);
+    entry.Set("computeCapability", std::to_string(device.major) + "." + std::to_string(device.minor));
+    entry.Set("multiprocessors", device.multiprocessors);
+    entry.Set("memory", double(device.memory));
+    devices.Set(devices.Length(), entry);
+  }
+  cuda.Set("devices", devices);
+  result.Set("cuda", cuda);
   return result;
+}
+
+// The pool of the device of this tensor's stream: {used, peak, reserved, free, total} in bytes; also where `trim` wants it smaller.
+napi_value pool(const Napi::CallbackInfo& info) {
+  napi_env env = info.Env();
+  return guarded(env, [&]() -> napi_value {
+    Stream stream = stream_of(addon_of(env), device_of(info[0].As<Napi::String>()));
+    if (info[1].As<Napi::Boolean>()) device::trim(stream);
+    PoolStatistics statistics = device::pool_statistics(stream.device);
+    Napi::Object result = Napi::Object::New(env);
+    result.Set("used", double(statistics.used));
+    result.Set("peak", double(statistics.peak));
+    result.Set("reserved", double(statistics.reserved));
+    result.Set("free", double(statistics.free));
+    result.Set("total", double(statistics.total));
+    return result;
+  });
 }
 
 // What the device can do at most, for benches: {gflops, gbps}.
@@ -202,27 +249,37 @@ napi_value ceilings(const Napi::CallbackInfo& info) {
 
 }  // namespace
 
-Storage::Storage(size_t bytes, Device device, bool zero, bool guarded)
-    : bytes_(bytes), allocated_(bytes + (guarded ? 2 * kGuardBytes : 0)), device_(device), guarded_(guarded) {
-  base_ = cpu::allocate(allocated_);
+Storage::Storage(size_t bytes, Stream stream, bool zero, bool guarded)
+    : bytes_(bytes), allocated_(bytes + (guarded ? 2 * kGuardBytes : 0)), stream_(stream), guarded_(guarded) {
+  base_ = device::allocate(allocated_, stream_);
   data_ = static_cast<char*>(base_) + (guarded ? kGuardBytes : 0);
   if (guarded) {
-    std::memset(base_, kGuardByte, kGuardBytes);
-    std::memset(static_cast<char*>(data_) + bytes, kGuardByte, kGuardBytes);
-    std::memset(data_, 0xFF, bytes);  // NaN: an output that an op leaves unwritten shows
+    device::fill(base_, kGuardByte, kGuardBytes, stream_);
+    device::fill(static_cast<char*>(data_) + bytes, kGuardByte, kGuardBytes, stream_);
+    device::fill(data_, 0xFF, bytes, stream_);  // NaN: an output that an op leaves unwritten shows
   }
-  if (zero && bytes) std::memset(data_, 0, bytes);
+  if (zero) device::fill(data_, 0, bytes, stream_);
 }
 
 Storage::~Storage() {
   if (guarded_) {
-    const unsigned char* before = static_cast<const unsigned char*>(base_);
-    const unsigned char* after = static_cast<const unsigned char*>(data_) + bytes_;
-    bool intact = true;
-    for (size_t i = 0; i < kGuardBytes; ++i) intact = intact && before[i] == kGuardByte && after[i] == kGuardByte;
-    if (!intact) violations.fetch_add(1);
+    unsigned char guards[2 * kGuardBytes] = {};
+    try {  // a lost device throws: its own error tells
+      device::read(guards, base_, kGuardBytes, stream_);
+      device::read(guards + kGuardBytes, static_cast<char*>(data_) + bytes_, kGuardBytes, stream_);
+    } catch (const Error&) {
+    }
+    if (std::any_of(guards, std::end(guards), [](unsigned char byte) { return byte != kGuardByte; })) violations.fetch_add(1);
   }
-  cpu::release(base_, allocated_);
+  device::release(base_, allocated_, stream_);
+}
+
+Stream stream_of(Addon& addon, Device device) {
+  if (device.type == DeviceType::kCpu) return {};
+  for (const Stream& stream : addon.streams)
+    if (stream.device == device) return stream;
+  addon.streams.push_back(device::open_stream(device));
+  return addon.streams.back();
 }
 
 Addon& addon_of(napi_env env) {
@@ -269,6 +326,7 @@ void register_storage(napi_env env, napi_value exports_value) {
   add("guard_violations", guard_violations);
   add("set_num_threads", set_num_threads);
   add("backend", backend);
+  add("pool", pool);
   add("ceilings", ceilings);
 }
 

@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <string>
+#include <vector>
 
 #include "memory.h"
 #include "tensor.h"
@@ -14,18 +15,23 @@ namespace hstu {
 class Storage {
  public:
   // guarded (tests): guard bytes before and after, NaN inside; the destructor counts a storage whose guards were overwritten.
-  Storage(size_t bytes, Device device, bool zero, bool guarded);
+  Storage(size_t bytes, Stream stream, bool zero, bool guarded);
   ~Storage();
   Storage(const Storage&) = delete;
   Storage& operator=(const Storage&) = delete;
   void* data() const { return data_; }
   size_t bytes() const { return bytes_; }
+  Stream stream() const { return stream_; }
 
  private:
+  bool on_device() const { return stream_.device.type == DeviceType::kCuda; }
+  void fill(void* data, int byte, size_t bytes);
+  bool guards_intact() const;
+
   void* base_ = nullptr;
   void* data_ = nullptr;
   size_t bytes_, allocated_;
-  Device device_;
+  Stream stream_;  // of the environment that made it: freed in order with the work that used it
   bool guarded_;
 };
 
@@ -35,6 +41,7 @@ struct Addon {
   int64_t tensors = 0;  // live handles
   int64_t bytes = 0;    // of live storages, as reported to V8
   bool guards = false;  // allocate with guard bytes (tests)
+  std::vector<Stream> streams;  // one compute stream a CUDA device, opened when first used
 };
 
 struct Handle {
@@ -43,6 +50,8 @@ struct Handle {
 };
 
 Addon& addon_of(napi_env env);
+// The queue of this environment on a device; throws where the device is unavailable.
+Stream stream_of(Addon& addon, Device device);
 // The handle behind a tagged object, or null when `value` is something else.
 Handle* handle_of(napi_env env, napi_value value);
 // Throws the error class registered by the library, with `code` and `message`.

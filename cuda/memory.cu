@@ -278,9 +278,4 @@ void trim(Stream stream) {
   CUDA_CHECK(cudaMemPoolTrimTo(state_of(stream.device.index).pool, 0));
 }
 
-void synchronize(Stream stream) {
-  check_alive();
-  CUDA_CHECK(cudaStreamSynchronize(handle_of(stream)));
-}
-
 }  // namespace hstu::cuda
