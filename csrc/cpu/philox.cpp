@@ -13,7 +13,7 @@ constexpr int kBlocks = 8;            // Philox blocks side by side
 constexpr int kWords = 4 * kBlocks;   // words of one group of blocks
 constexpr int64_t kBuffer = 16 * kWords;
 
-// Words of `groups` groups of blocks from `counter`. Arrays of lanes, products split in high and low halves: the form that becomes
+// Words of `groups` groups of blocks from `counter`. Arrays of lanes with the products' halves apart: the form that becomes
 // 32 x 32 -> 64 bit vector multiplies in every clone (one 64-bit lane a block needs twice the time under AVX2).
 HSTU_CLONES void groups_of_blocks(uint32_t* words, int64_t groups, uint64_t key, uint64_t counter) {
   for (int64_t group = 0; group < groups; ++group, counter += kBlocks, words += kWords) {
