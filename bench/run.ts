@@ -12,5 +12,5 @@ const { values, positionals } = parseArgs({
 })
 const here = dirname(fileURLToPath(import.meta.url))
 for (const file of readdirSync(here).sort())
-  if (/\.bench\.js$/.test(file)) await import(pathToFileURL(join(here, file)).href)
+  if (/\.(bench|case)\.js$/.test(file)) await import(pathToFileURL(join(here, file)).href)
 runBenches(positionals, { save: values.save, folder: join(packageRoot, 'bench/results/cpu') })

@@ -125,7 +125,8 @@ function violation({ from, to, typeOnly }: Edge): string | null {
   return levelOf(target) >= levelOf(source) ? null : 'upwards'
 }
 
-const opOf = (file: string) => stems.find(stem => stem === basename(file).replace(/(_sm90)?(_bwd)?\.\w+$/, ''))
+const opOf = (file: string) =>
+  stems.find(stem => stem === basename(file).replace(/(_sm90)?(_bwd|_backward)?\.\w+$/, ''))
 
 function mayInclude(from: string, to: string): boolean {
   if (from === 'csrc/binding.cpp') return /^csrc\/(ops|storage|page_table|check)\.h$/.test(to)
