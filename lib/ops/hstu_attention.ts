@@ -67,7 +67,6 @@ export function hstuAttention(q: Tensor, k: Tensor, v: Tensor, options: HstuAtte
   const { pages = null, pageTable = null, pageOffsets = null, kvLengths = null, timeOffsets = null } = paged ?? {}
   const scales = scale instanceof Tensor ? scale : null
   const contextualLengths = contextual instanceof Tensor ? contextual : null
-
   const wants = (condition: boolean, message: string) => argument(op, condition, () => message)
   const dims = shapes(op, { q: [q, ['Tq', 'H', 'D']], k: [k, ['Tk', 'H', 'D']], v: [v, ['Tk', 'H', 'V']] })
   wants(Math.min(dims.D, dims.V) >= 1 && Math.max(dims.D, dims.V) <= 256, `D=${dims.D}, V=${dims.V} must be 1 to 256`)
@@ -97,14 +96,9 @@ export function hstuAttention(q: Tensor, k: Tensor, v: Tensor, options: HstuAtte
   wants(!paged || pages!.shape[2]! >= 1, 'pages must hold at least one slot')
   wants(!paged || !tracks, 'paged history takes no gradient: call it outside valueAndGrad')
   wants(dropout >= 0 && dropout < 1 && (softmax || dropout === 0), `dropout ${dropout} must be in [0, 1), 0 for silu`)
-  for (const [name, count] of Object.entries({
-    maxSeqLen,
-    contextual: fixed,
-    maxAttnLen,
-    minFullAttnSeqLen,
-    targetGroupSize,
-  }))
-    wants(Number.isSafeInteger(count) && count >= Number(name === 'targetGroupSize'), `${name} ${count} is no count`)
+  const counts = { maxSeqLen, contextual: fixed, maxAttnLen, minFullAttnSeqLen, targetGroupSize }
+  for (const [name, n] of Object.entries(counts))
+    wants(Number.isSafeInteger(n) && n >= Number(name === 'targetGroupSize'), `${name} ${n} is no count`)
 
   const factor = typeof scale === 'number' ? scale : 1
   const out = Tensor.empty([dims.Tq, dims.H, dims.V], q)
