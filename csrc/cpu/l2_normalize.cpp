@@ -11,8 +11,8 @@ namespace {
 constexpr int64_t kRows = 128;  // rows a task takes
 constexpr int kLanes = 16;      // partial sums of a row
 
-// Sum of a b over a row in float64, so that no finite float32 row overflows or underflows; fixed lanes, then a tree. The last group
-// of lanes ends at n and overlaps the one before, whose elements it leaves out.
+// Sum of a b over a row in float64, so that no finite float32 row overflows or underflows; fixed lanes, then a tree. The last
+// group of lanes ends at n and overlaps the one before, whose elements it leaves out.
 template <typename T>
 HSTU_VECTOR_INLINE double dot(const T* a, const T* b, int64_t n) {
   double lanes[kLanes] = {};

@@ -20,8 +20,9 @@ HSTU_VECTOR_INLINE T sum_of_lanes(T* lanes) {
   return lanes[0];
 }
 
-// Calls add(lane, element, counts) for every element of a row of n, by whole groups of lanes. The last group ends at n and overlaps the
-// one before, whose elements do not count (no partial vector passes through memory); a row shorter than the lanes is one short group.
+// Calls add(lane, element, counts) for every element of a row of n, by whole groups of lanes. The last group ends at n and overlaps
+// the one before, whose elements do not count: no partial vector passes through memory. A row shorter than the lanes is one short
+// group.
 template <typename T, typename Add>
 HSTU_VECTOR_INLINE void for_lanes(int64_t n, Add add) {
   constexpr int kWidth = kLanes<T>;
