@@ -26,11 +26,13 @@ export interface OpBench<C extends Record<string, Scalar>> {
   bytes?: (c: C) => number
 }
 
-interface Row {
+/** One case of a result file: its keys are `case`, shape letters, dtype, unit, ms, hstu, ceiling. */
+export interface Row {
   [key: string]: Scalar | number[] | Record<string, number>
 }
 
-interface Result {
+/** A file of bench/results. */
+export interface Result {
   device: string
   threads: number
   instructionSet: string

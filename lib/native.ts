@@ -8,6 +8,7 @@ import type { Tensor } from './tensor.js'
 /** Element types of the addon; the CPU backend computes in float32 and float64. */
 export type Dtype = 'float32' | 'float64' | 'bfloat16' | 'float16' | 'int32' | 'int64'
 
+/** What tensors are written from and read into; Uint16Array holds the bits of bfloat16 and float16. */
 export type TypedArray = Float32Array | Float64Array | Uint16Array | Int32Array | BigInt64Array
 
 /** What the addon exports beside its ops: the storage layer of csrc/storage.cpp. */

@@ -18,7 +18,9 @@ const arrayOf = {
 export const dtypeBytes: Record<Dtype, number> = { float32: 4, float64: 8, bfloat16: 2, float16: 2, int32: 4, int64: 8 }
 
 export interface TensorOptions {
+  /** Default float32. */
   dtype?: Dtype
+  /** Default 'cpu'. */
   device?: Device
 }
 

@@ -44,7 +44,7 @@ describe('places of an op', () => {
     // Beside the ops, csrc/cpu implements its own headers and what storage.h declares of a backend.
     const support = (file: string) => /\/(memory|ceiling)\.cpp$/.test(file) || files.includes(file.replace(/cpp$/, 'h'))
     const strangers = under(/^csrc\/cpu\/.*\.cpp$/).filter(
-      file => !stems.includes(basename(file, '.cpp')) && !support(file),
+      file => !stems.includes(basename(file, '.cpp').replace(/_backward$/, '')) && !support(file),
     )
     expect(strangers).toEqual([])
     const kernels = under(/^cuda\/[^/]*\.cu$/).filter(file => file !== 'cuda/memory.cu')
@@ -125,7 +125,8 @@ function violation({ from, to, typeOnly }: Edge): string | null {
   return levelOf(target) >= levelOf(source) ? null : 'upwards'
 }
 
-const opOf = (file: string) => stems.find(stem => stem === basename(file).replace(/(_sm90)?(_bwd)?\.\w+$/, ''))
+const opOf = (file: string) =>
+  stems.find(stem => stem === basename(file).replace(/(_sm90)?(_bwd|_backward)?\.\w+$/, ''))
 
 function mayInclude(from: string, to: string): boolean {
   if (from === 'csrc/binding.cpp') return /^csrc\/(ops|storage|page_table|check)\.h$/.test(to)

@@ -32,15 +32,18 @@ size_t rounded(size_t bytes) {
   return (bytes + step - 1) / step * step;
 }
 
-}  // namespace
-
-void trim() noexcept {
-  Cache& c = cache();
-  std::lock_guard<std::mutex> lock(c.mutex);
+void clear(Cache& c) noexcept {
   for (auto& [size, blocks] : c.free)
     for (void* block : blocks) std::free(block);
   c.free.clear();
   c.bytes = 0;
+}
+
+}  // namespace
+
+void trim() noexcept {
+  std::lock_guard<std::mutex> lock(cache().mutex);
+  clear(cache());
 }
 
 void* allocate(size_t bytes) {
@@ -68,19 +71,16 @@ void* allocate(size_t bytes) {
 void release(void* data, size_t bytes) noexcept {
   if (!data) return;
   size_t size = rounded(bytes);
+  if (size > kMaxCached) return std::free(data);
   Cache& c = cache();
-  {
-    std::lock_guard<std::mutex> lock(c.mutex);
-    if (c.bytes + size <= kMaxCached) {
-      try {
-        c.free[size].push_back(data);
-        c.bytes += size;
-        return;
-      } catch (...) {
-      }
-    }
+  std::lock_guard<std::mutex> lock(c.mutex);
+  if (c.bytes + size > kMaxCached) clear(c);  // sizes of earlier shapes: what is in use now comes back by itself
+  try {
+    c.free[size].push_back(data);
+    c.bytes += size;
+  } catch (...) {
+    std::free(data);
   }
-  std::free(data);
 }
 
 }  // namespace hstu::cpu

@@ -10,6 +10,7 @@ export type ModelSpec =
   | { kind: 'sasrec'; config: SASRecConfig }
   | { kind: 'transformer'; config: TransformerConfig }
 
+/** What `createModel` returns. */
 export type AnySequenceModel = HSTU | SASRec | Transformer
 
 /**
