@@ -11,6 +11,25 @@ export type Dtype = 'float32' | 'float64' | 'bfloat16' | 'float16' | 'int32' | '
 /** What tensors are written from and read into; Uint16Array holds the bits of bfloat16 and float16. */
 export type TypedArray = Float32Array | Float64Array | Uint16Array | Int32Array | BigInt64Array
 
+/** What there is to compute on. */
+export interface Backend {
+  threads: number
+  instructionSet: string
+  cuda: {
+    /** Whether this addon holds CUDA kernels. */
+    compiled: boolean
+    usable: boolean
+    /** Code of the error that an explicit 'cuda' throws. */
+    code: string
+    /** Why it is not usable; '' where it is. */
+    reason: string
+    /** Versions as CUDA counts them: 13000 is 13.0; 0 is none. */
+    driver: number
+    runtime: number
+    devices: { name: string; computeCapability: string; multiprocessors: number; memory: number }[]
+  }
+}
+
 /** What the addon exports beside its ops: the storage layer of csrc/storage.cpp. */
 interface NativeStorage {
   create(tensor: Tensor, dtype: Dtype, shape: readonly number[], device: string, zero: boolean): void
@@ -24,7 +43,8 @@ interface NativeStorage {
   set_guards(on: boolean): void
   guard_violations(): number
   set_num_threads(count: number): void
-  backend(): { cuda: boolean; threads: number; instructionSet: string }
+  backend(): Backend
+  pool(device: string, trim: boolean): { used: number; peak: number; reserved: number; free: number; total: number }
   ceilings(): { gflops: number; gbps: number }
   signatures: Record<string, string[]>
 }

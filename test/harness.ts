@@ -2,7 +2,7 @@ import { deepStrictEqual, ok } from 'node:assert/strict'
 import { record, valueAndGrad } from '#lib/autograd.js'
 import { native } from '#lib/native.js'
 import { Random } from '#lib/random.js'
-import { type Dtype, memory, scope, Tensor } from '#lib/tensor.js'
+import { type Device, type Dtype, memory, scope, Tensor } from '#lib/tensor.js'
 
 /** An input of an op test: floats are cast to the dtype under test, integers keep theirs. */
 export type Values =
@@ -27,8 +27,10 @@ export interface OpTest<C> {
   gradients?: readonly string[]
   /** Relative Frobenius error allowed (default float32 1e-5, float64 1e-11; gradients ten times that). 0 = equal bits. */
   tolerance?: Partial<Record<'float32' | 'float64', number>>
-  /** Dtypes under test; default float32 and float64. */
+  /** Dtypes under test on the CPU; default float32 and float64. */
   dtypes?: readonly ('float32' | 'float64')[]
+  /** Dtypes under test on CUDA; default float32, bfloat16 and float16. */
+  cudaDtypes?: readonly ('float32' | 'bfloat16' | 'float16')[]
 }
 
 export function normal(random: Random, shape: readonly number[], scale = 1): Values {
@@ -85,50 +87,79 @@ export function assertClose(
 
 const list = (out: Tensor | readonly Tensor[]): readonly Tensor[] => (out instanceof Tensor ? [out] : out)
 
-function toTensors(inputs: Inputs, dtype: Dtype): Tensors {
+/** Rounds to the dtype's values (to nearest even), as the tensors of that dtype hold them. */
+function rounded(data: Float64Array, dtype: Dtype): Float64Array {
+  if (dtype === 'float64') return data
+  const single = Float32Array.from(data)
+  if (dtype === 'float32') return Float64Array.from(single)
+  return scope(() => decoded(castOnCpu(Tensor.from(single), dtype)))
+}
+
+/** Values of a float tensor of any dtype. */
+function decoded(tensor: Tensor): Float64Array {
+  if (tensor.dtype === 'float32' || tensor.dtype === 'float64')
+    return Float64Array.from(tensor.dataSync() as Float64Array)
+  const bits = Tensor.from(tensor.dataSync(), tensor.shape, { dtype: tensor.dtype })
+  return Float64Array.from(castOnCpu(bits, 'float32').dataSync() as Float32Array)
+}
+
+function castOnCpu(x: Tensor, dtype: Dtype): Tensor {
+  const y = Tensor.empty(x.shape, { dtype })
+  native.cast(y, x)
+  return y
+}
+
+/** A tensor of the dtype on the device. */
+function placed(data: Float64Array, shape: readonly number[], dtype: Dtype, device: Device): Tensor {
+  if (dtype === 'float64') return Tensor.from(data, shape, { device })
+  const single = Float32Array.from(data)
+  if (dtype === 'float32') return Tensor.from(single, shape, { device })
+  return Tensor.from(castOnCpu(Tensor.from(single, shape), dtype).dataSync(), shape, { dtype, device })
+}
+
+function toTensors(inputs: Inputs, dtype: Dtype, device: Device = 'cpu'): Tensors {
   const tensors: Tensors = {}
   for (const [name, values] of Object.entries(inputs)) {
     if (!values) continue
-    if (values.kind === 'float' || values.kind === 'float32') {
-      const as =
-        values.kind === 'float32' && dtype === 'float32' ? 'float32' : values.kind === 'float32' ? 'float32' : dtype
-      const data = as === 'float64' ? values.data : Float32Array.from(values.data)
-      tensors[name] = Tensor.from(data, values.shape)
-    } else tensors[name] = Tensor.from(values.data, values.shape)
+    const as = values.kind === 'float32' && dtype !== 'float64' ? 'float32' : dtype
+    tensors[name] =
+      values.kind === 'float' || values.kind === 'float32'
+        ? placed(values.data, values.shape, as, device)
+        : Tensor.from(values.data, values.shape, { device })
   }
   return tensors
 }
 
-/** Inputs as the op sees them: rounded to float32 where it gets float32. */
+/** Inputs as the op sees them: rounded to what its dtype holds. */
 function toArrays(inputs: Inputs, dtype: Dtype): Arrays {
   const arrays: Arrays = {}
   for (const [name, values] of Object.entries(inputs)) {
     if (!values) continue
-    const round = dtype === 'float32' || values.kind === 'float32'
+    const as = values.kind === 'float32' && dtype !== 'float64' ? 'float32' : dtype
     arrays[name] =
       values.kind === 'float' || values.kind === 'float32'
-        ? values.data.map(x => (round ? Math.fround(x) : x))
+        ? rounded(values.data, as)
         : Float64Array.from(values.data as ArrayLike<bigint | number>, Number)
   }
   return arrays
 }
 
-const isFloat = (tensor: Tensor) => tensor.dtype === 'float32' || tensor.dtype === 'float64'
+const isFloat = (tensor: Tensor) => tensor.dtype !== 'int32' && tensor.dtype !== 'int64'
 
 /** Scalar sum of outputs times fixed cotangents, recorded so that the gradients of the outputs are those cotangents. */
 function project(outputs: readonly Tensor[], cotangents: readonly Float64Array[]): Tensor {
   let total = 0
   outputs.forEach((output, i) => {
     if (!isFloat(output)) return
-    const data = output.dataSync()
-    for (let j = 0; j < data.length; j++) total += Number(data[j]) * cotangents[i]![j]!
+    const data = decoded(output)
+    for (let j = 0; j < data.length; j++) total += data[j]! * cotangents[i]![j]!
   })
-  const dtype = outputs.find(isFloat)!.dtype
-  const value = Tensor.from([total], [1], { dtype })
+  const { dtype, device } = outputs.find(isFloat)!
+  const value = placed(Float64Array.of(total), [1], dtype === 'float64' ? dtype : 'float32', device)
   return record('project', value, outputs, () =>
     outputs.map((output, i) => {
       if (!isFloat(output)) return null
-      return Tensor.from(cotangents[i]!, output.shape, { dtype: output.dtype })
+      return placed(cotangents[i]!, output.shape, output.dtype, output.device)
     }),
   )
 }
@@ -142,15 +173,16 @@ function gradientsOf<C>(
   inputs: Inputs,
   dtype: Dtype,
   cotangents: Float64Array[],
+  device: Device = 'cpu',
 ): Float64Array[] {
   return scope(() => {
-    const tensors = toTensors(inputs, dtype)
+    const tensors = toTensors(inputs, dtype, device)
     const names = test.gradients!.filter(name => tensors[name])
     const { grads } = valueAndGrad(
       names.map(name => tensors[name]!),
       () => project(list(test.run(tensors, c)), cotangents),
     )
-    return (grads as readonly Tensor[]).map(grad => Float64Array.from(grad.dataSync() as Float64Array))
+    return (grads as readonly Tensor[]).map(decoded)
   })
 }
 
@@ -222,39 +254,119 @@ function checkCase<C>(test: OpTest<C>, c: C & { name: string }, seed: number): v
   deepStrictEqual(memory(), before, 'memory() before and after')
 }
 
+/**
+ * Error allowed on CUDA, relative Frobenius. float32 as on the CPU; the 16-bit types hold inputs and outputs with 8 and 11 bits, so a
+ * right kernel, which sums in float32 and rounds once, stays near 2^-9 and 2^-12 an operation that rounds.
+ */
+const cudaTolerance = { float32: 1e-5, bfloat16: 6e-3, float16: 1e-3 }
+
+/** CUDA against the reference, and its gradients against the CPU's in float64 on the same rounded inputs. */
+function checkCudaCase<C>(test: OpTest<C>, c: C & { name: string }, seed: number): void {
+  const before = memory()
+  const violations = native.guard_violations()
+  native.set_guards(true)
+  try {
+    const inputs = test.inputs(c, new Random(seed))
+    for (const dtype of test.cudaDtypes ?? (['float32', 'bfloat16', 'float16'] as const)) {
+      const tolerance = Math.max(cudaTolerance[dtype], test.tolerance?.float32 ?? 0)
+      const sizes = scope(() => {
+        const outputs = list(test.run(toTensors(inputs, dtype, 'cuda:0'), c))
+        const expected = test.reference(toArrays(inputs, dtype), c)
+        outputs.forEach((output, i) => {
+          assertClose(
+            isFloat(output) ? decoded(output) : output.dataSync(),
+            expected[i]!,
+            tolerance,
+            `cuda ${dtype} output ${i}`,
+          )
+        })
+        return outputs.map(output => output.size)
+      })
+      if (!test.gradients) continue
+      const random = new Random(seed + 1)
+      const cotangents = sizes.map(size =>
+        rounded(
+          Float64Array.from({ length: size }, () => random.normal()),
+          dtype,
+        ),
+      )
+      const same = roundedInputs(inputs, dtype)
+      const exact = gradientsOf(test, c, same, 'float64', cotangents)
+      const actual = gradientsOf(test, c, inputs, dtype, cotangents, 'cuda:0')
+      const again = gradientsOf(test, c, inputs, dtype, cotangents, 'cuda:0')
+      actual.forEach((gradient, i) => {
+        const name = test.gradients![i]
+        assertClose(
+          gradient,
+          exact[i]!,
+          dtype === 'float32' ? 10 * tolerance : 3 * tolerance,
+          `cuda ${dtype} gradient ${name}`,
+        )
+        deepStrictEqual(again[i], gradient, `cuda ${dtype} gradient ${name}: two runs`)
+      })
+    }
+  } finally {
+    native.set_guards(false)
+  }
+  deepStrictEqual(native.guard_violations(), violations, 'guard bytes around an output were overwritten')
+  deepStrictEqual(memory(), before, 'memory() before and after')
+}
+
+function roundedInputs(inputs: Inputs, dtype: Dtype): Inputs {
+  const arrays = toArrays(inputs, dtype)
+  const round = ([name, values]: [string, Values | null]): [string, Values | null] => {
+    return [
+      name,
+      values && (values.kind === 'float' || values.kind === 'float32') ? { ...values, data: arrays[name]! } : values,
+    ]
+  }
+  return Object.fromEntries(Object.entries(inputs).map(round))
+}
+
 /** One check outside the test runner. */
 export interface Check {
   op: string
   name: string
+  device: 'cpu' | 'cuda'
   run: () => void | Promise<void>
 }
 
 /** What describeOp and itOp registered, for `hstu selftest`. */
 export const checks: Check[] = []
 
-type Runner = { describe?: (name: string, body: () => void) => void; it?: (name: string, body: () => unknown) => void }
+type Row = Omit<Check, 'op'>
+interface Runner {
+  describe?: (name: string, body: () => void) => void
+  it?: ((name: string, body: () => unknown) => void) & { skip: (name: string, body: () => unknown) => void }
+}
 
-function register(op: string, rows: { name: string; run: () => void | Promise<void> }[]): void {
+function register(op: string, rows: Row[]): void {
   const { describe, it } = globalThis as Runner
-  if (describe && it) describe(op, () => void rows.map(row => it(row.name, row.run)))
-  else checks.push(...rows.map(row => ({ op, ...row })))
+  if (!describe || !it) return void checks.push(...rows.map(row => ({ op, ...row })))
+  const { usable, reason } = native.backend().cuda
+  describe(op, () => {
+    for (const row of rows) if (row.device === 'cpu' || usable) it(`${row.device} ${row.name}`, row.run)
+    const waiting = rows.filter(row => row.device === 'cuda').length
+    if (waiting > 0 && !usable) it.skip(`cuda: ${waiting} cases NOT RUN (${reason})`, () => {})
+  })
 }
 
 /**
- * Tests an op from one table: each case in float32 and float64 against the reference, its gradients against float64 finite
- * differences and float32 against float64, guard bytes around every tensor made, outputs pre-filled with NaN, and `memory()`
- * unchanged. Runs under the test runner, or as rows of `hstu selftest`.
+ * Tests an op from one table: each case on the CPU in float32 and float64 against the reference, its gradients against float64 finite
+ * differences and float32 against float64; on CUDA in float32, bfloat16 and float16 against the reference and the CPU's gradients, twice
+ * for equal bits; guard bytes around every tensor made, outputs pre-filled with NaN, and `memory()` unchanged. Runs under the test
+ * runner, or as rows of `hstu selftest`.
  */
 export function describeOp<C>(op: string, test: OpTest<C>): void {
-  register(
-    op,
-    test.cases.map((c, i) => ({ name: c.name, run: () => checkCase(test, c, 1000 + i) })),
-  )
+  const row = (device: Row['device'], check: typeof checkCase<C>) => (c: C & { name: string }, i: number) => ({
+    ...{ name: c.name, device, run: () => check(test, c, 1000 + i) },
+  })
+  register(op, [...test.cases.map(row('cpu', checkCase)), ...test.cases.map(row('cuda', checkCudaCase))])
 }
 
 /** Further checks of an op (errors, invariances) that its table cannot say; also run by `hstu selftest`. */
 export function itOp(op: string, name: string, run: () => void | Promise<void>): void {
-  register(op, [{ name, run }])
+  register(op, [{ name, device: 'cpu', run }])
 }
 
 /** Asserts that `fn` throws an HstuError with this code and a message that matches. */
