@@ -1,5 +1,7 @@
 #include "hstu_attention.h"
 
+#include "philox.h"
+
 #include <numeric>
 #include <vector>
 
@@ -133,14 +135,6 @@ HSTU_CLONES void score_row(T* __restrict s, T alpha, const T* __restrict pos, co
     for (int64_t j = 0; j < n; ++j) s[j] = alpha * s[j];
 }
 
-// words[0 .. 4 blocks) of a draw from its block `first` on.
-HSTU_CLONES static void philox_words(uint32_t* words, uint64_t seed, uint64_t first, int64_t blocks) {
-  for (int64_t b = 0; b < blocks; ++b) {
-    Philox4 four = philox4x32(seed, first + b);
-    for (int w = 0; w < 4; ++w) words[4 * b + w] = four.word[w];
-  }
-}
-
 template <typename T>
 HSTU_CLONES static void keep_row(T* x, const uint32_t* words, uint32_t threshold, T keep_scale, int64_t n) {
   for (int64_t j = 0; j < n; ++j) x[j] = words[j] >= threshold ? x[j] * keep_scale : T(0);
@@ -148,13 +142,12 @@ HSTU_CLONES static void keep_row(T* x, const uint32_t* words, uint32_t threshold
 
 template <typename T>
 void drop(T* x, const Call& call, int64_t first, int64_t n, T keep_scale) {
-  constexpr int64_t kBlocks = 64;
-  uint32_t words[4 * kBlocks], threshold = dropout_threshold(call.dropout);
-  for (int64_t j = 0; j < n;) {
-    int64_t skip = (first + j) % 4, count = std::min(n - j, 4 * kBlocks - skip);
-    philox_words(words, uint64_t(call.seed), uint64_t(call.offset) + uint64_t(first + j) / 4, (skip + count + 3) / 4);
-    keep_row<T>(x + j, words + skip, threshold, keep_scale, count);
-    j += count;
+  constexpr int64_t kWords = 256;
+  uint32_t words[kWords], threshold = dropout_threshold(call.dropout);
+  for (int64_t j = 0; j < n; j += kWords) {
+    int64_t count = std::min(n - j, kWords);
+    philox_words(words, first + j, count, uint64_t(call.seed), uint64_t(call.offset));
+    keep_row<T>(x + j, words, threshold, keep_scale, count);
   }
 }
 

@@ -1,12 +1,12 @@
 import { evalBatch, type FilterSeen } from '../data/batch.js'
 import type { SequenceDataset } from '../data/dataset.js'
-import { toInputs } from '../data/inputs.js'
+import { toDevice, toInputs } from '../data/inputs.js'
 import { epochBatches, evaluableUsers, type SplitProtocol } from '../data/split.js'
 import { HstuError } from '../errors.js'
 import type { SequenceModel } from '../models/sequence_model.js'
 import { embedding } from '../ops/embedding.js'
 import { targetRank } from '../ops/target_rank.js'
-import { scope, Tensor } from '../tensor.js'
+import { scope } from '../tensor.js'
 import { type Metrics, rankingMetrics } from './metrics.js'
 
 export interface EvaluateOptions {
@@ -47,9 +47,12 @@ export async function evaluate(
       const batch = evalBatch(dataset, part, { maxLength, stage, protocol, filterSeen })
       scope(() => {
         const output = model.forward(toInputs(batch, model.options))
-        const query = embedding(output, Tensor.from(batch.lastRows))
-        const rank = targetRank(query, items, Tensor.from(batch.targetIds), {
-          ...{ excludeIds: Tensor.from(batch.excludeIds), excludeOffsets: Tensor.from(batch.excludeOffsets) },
+        const query = embedding(output, toDevice(batch.lastRows, model.options))
+        const rank = targetRank(query, items, toDevice(batch.targetIds, model.options), {
+          ...{
+            excludeIds: toDevice(batch.excludeIds, model.options),
+            excludeOffsets: toDevice(batch.excludeOffsets, model.options),
+          },
         })
         for (const value of rank.dataSync()) ranks.push(Number(value))
       })

@@ -1,11 +1,11 @@
 import { type FilterSeen, requestBatch } from '../data/batch.js'
 import type { SequenceDataset } from '../data/dataset.js'
-import { toInputs } from '../data/inputs.js'
+import { toDevice, toInputs } from '../data/inputs.js'
 import { check } from '../errors.js'
 import type { SequenceModel } from '../models/sequence_model.js'
 import { embedding } from '../ops/embedding.js'
 import { topK } from '../ops/top_k.js'
-import { scope, Tensor } from '../tensor.js'
+import { scope } from '../tensor.js'
 
 export interface Recommendation {
   /** Internal item id, 1 .. numItems. */
@@ -38,9 +38,12 @@ export function recommend(
   const batch = requestBatch(dataset, users, { maxLength: model.config.maxLength, ...rest })
   return scope(() => {
     const output = model.forward(toInputs(batch, model.options))
-    const query = embedding(output, Tensor.from(batch.lastRows))
+    const query = embedding(output, toDevice(batch.lastRows, model.options))
     const { scores, ids } = topK(query, model.itemEmbeddings(), Math.min(k, dataset.numItems), {
-      ...{ excludeIds: Tensor.from(batch.excludeIds), excludeOffsets: Tensor.from(batch.excludeOffsets) },
+      ...{
+        excludeIds: toDevice(batch.excludeIds, model.options),
+        excludeOffsets: toDevice(batch.excludeOffsets, model.options),
+      },
     })
     const [score, id] = [scores.dataSync(), ids.dataSync()]
     const width = scores.shape[1]!

@@ -39,7 +39,7 @@ export function nextItemLoss(
     return sampledSoftmaxLoss(output, items, targets, { weights, numNegatives, temperature, ...position })
   }
   const distinct = [...new Set(targets.dataSync() as BigInt64Array)].filter(id => id > 0n)
-  const negativeIds = Tensor.from(BigInt64Array.from(distinct))
+  const negativeIds = Tensor.from(BigInt64Array.from(distinct), [distinct.length], { device: targets.device })
   return sampledSoftmaxLoss(output, items, targets, {
     weights,
     negativeIds,

@@ -205,7 +205,7 @@ export class Trainer {
         if (due && this.setting.folder) yield await this.save()
         await breathe()
       }
-      yield* this.#endEpoch(signal)
+      yield* this.#endEpoch()
     }
     if (this.#best) assignTensors(this.model.parameters, this.#best, 'best parameters')
     const stoppedEarly = state.epoch < options.epochs
@@ -222,7 +222,7 @@ export class Trainer {
       if (index++ >= skip) yield users
   }
 
-  async *#endEpoch(signal?: AbortSignal): AsyncGenerator<TrainEvent> {
+  async *#endEpoch(): AsyncGenerator<TrainEvent> {
     const { state, options, setting } = this
     const loss = state.lossSum / state.batch
     state.epoch += 1
@@ -248,7 +248,7 @@ export class Trainer {
       if (best && setting.folder)
         await saveCheckpoint(join(setting.folder, 'best'), state.step, this.#modelContent(metrics))
       yield { type: 'evaluation', epoch: state.epoch, step: state.step, loss, metrics, best }
-      if (setting.folder && !signal?.aborted) yield await this.save()
+      if (setting.folder) yield await this.save()
     } else state.history.push({ epoch: state.epoch, step: state.step, loss, metrics: null })
   }
 

@@ -1,8 +1,9 @@
+import { execFileSync } from 'node:child_process'
 import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { loadCheckpoint } from '#lib/train/checkpoint.js'
 import { presetNames } from '#lib/train/presets.js'
-import { buildIfMissing, hstu, type Result, temporaryFolder, writeActions } from './process.js'
+import { buildIfMissing, cli, hstu, type Result, temporaryFolder, writeActions } from './process.js'
 
 beforeAll(buildIfMissing)
 const folder = temporaryFolder()
@@ -75,6 +76,25 @@ describe('command line', () => {
     )
     expectError(await hstu([...base, '--model-set', 'layer=9']), 'ERR_HSTU_INVALID_ARGUMENT', /Did you mean layers\?/)
     expect(existsSync(at('never'))).toBe(false)
+  })
+
+  it('shows the stack of an error when asked', async () => {
+    const { stderr } = await hstu(['data', 'inspect', at('absent')], { env: { HSTU_DEBUG: '1' } })
+    expect(stderr).toMatch(/no such file \(ERR_HSTU_DATA\)\n[\s\S]*^ {4}at /m)
+  })
+
+  it('ends quietly when nobody reads', () => {
+    const script = '"$0" "$1" data inspect "$2" --json | true'
+    const text = execFileSync('sh', ['-c', `{ ${script}; } 2>&1`, process.execPath, cli, data], { encoding: 'utf8' })
+    expect(text).toBe('')
+  })
+
+  it('fails before the work when the run folder cannot be made', async () => {
+    writeFileSync(at('occupied'), '')
+    const { code, stderr } = await hstu(['demo', '--out', join(at('occupied'), 'run')])
+    expect(stderr).toMatch(/^error: E\w+: .*occupied/)
+    expect(stderr).not.toMatch(/^ {4}at /m)
+    expect(code).toBe(1)
   })
 
   it('does not fall back from cuda', async () => {

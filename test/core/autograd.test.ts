@@ -58,9 +58,16 @@ describe('valueAndGrad', () => {
     scope(() => {
       const [x, y] = [Tensor.from([1, 2]), Tensor.from([1, 2])]
       let called = false
-      const spy = (input: Tensor) => record('spy', emptyLike(input), [input], () => ((called = true), [null]))
+      const spy = (input: Tensor) =>
+        record('spy', emptyLike(input), [input], () => {
+          called = true
+          return [null]
+        })
       spy(x)
-      valueAndGrad([x], () => (spy(y), total(x)))
+      valueAndGrad([x], () => {
+        spy(y)
+        return total(x)
+      })
       expect(called).toBe(false)
     })
   })

@@ -1,0 +1,138 @@
+import type { Command } from './args.js'
+
+/** One option of a command. */
+export interface OptionSpec {
+  /** What stands for the value in the help; without it the option is a flag. */
+  value?: string
+  text: string
+  choices?: readonly string[]
+  required?: boolean
+  /** May be given several times. */
+  many?: boolean
+}
+
+const json: OptionSpec = { text: 'one JSON document on stdout instead of text' }
+const device: OptionSpec = { value: 'NAME', text: 'where to compute; default auto', choices: ['auto', 'cpu', 'cuda'] }
+const filterSeen: OptionSpec = {
+  value: 'WHICH',
+  text: 'items left out of the ranking',
+  choices: ['history', 'all', 'none'],
+}
+
+const reading: Record<string, OptionSpec> = {
+  times: { value: 'FILE', text: 'sequence files: the file with the times' },
+  format: {
+    value: 'NAME',
+    text: 'default by name or first line',
+    choices: ['recbole', 'movielens-dat', 'movielens-csv', 'amazon-csv', 'sequence', 'csv', 'parquet', 'jsonl'],
+  },
+  mapping: { value: 'MAP', text: 'columns of other tables by name or number: user=..,item=..[,time=..][,rating=..]' },
+  'min-actions': { value: 'N', text: 'users with fewer actions are skipped; default 3' },
+}
+
+const data: Record<string, OptionSpec> = {
+  data: { value: 'FILE', text: 'actions of users: .inter, ratings.dat, .csv, .txt, .parquet, .jsonl', required: true },
+  ...reading,
+}
+
+/** Every command. The modules behind them, and with them the addon, are loaded by the command that is run. */
+export const commands: readonly Command[] = [
+  {
+    name: 'demo',
+    summary: 'train SASRec and HSTU on the embedded stream and compare them with the best possible ranking',
+    options: {
+      seed: { value: 'N', text: 'of the stream, the weights and the negatives; default 1' },
+      records: { value: 'N', text: 'length of the stream; default 40000' },
+      out: { value: 'FOLDER', text: 'where report.json and curve.svg go; default runs/demo' },
+      device,
+      json,
+    },
+    example: 'hstu demo --out runs/demo',
+    load: () => import('./demo.js'),
+  },
+  {
+    name: 'train',
+    summary: 'train a model on a file of actions, test it, and keep the best parameters',
+    options: {
+      ...data,
+      preset: { value: 'NAME', text: 'model and recipe, such as ml-100k/hstu; a wrong name lists all' },
+      out: { value: 'FOLDER', text: 'run folder; default runs/<preset>' },
+      resume: { text: 'go on with the run in --out, exactly where it was' },
+      seed: { value: 'N', text: 'of weights, shuffles, dropouts, negatives; default 0' },
+      epochs: { value: 'N', text: 'default by the preset' },
+      'batch-size': { value: 'N', text: 'users a step; default 128' },
+      lr: { value: 'X', text: 'learning rate; default 0.001' },
+      patience: { value: 'N', text: 'stop after N evaluations without a better NDCG@10; 0: never' },
+      'evaluate-every': { value: 'N', text: 'epochs between evaluations; 0: only at the end' },
+      split: {
+        value: 'NAME',
+        text: 'valid holds out two actions a user; paper one, and chooses the epoch on test',
+        choices: ['valid', 'paper'],
+      },
+      'filter-seen': filterSeen,
+      set: { value: 'KEY=VALUE', text: 'any training option, such as negatives=full or clipNorm=1', many: true },
+      'model-set': { value: 'KEY=VALUE', text: 'any option of the model, such as layers=4', many: true },
+      device,
+      json,
+    },
+    example: 'hstu train --data ml-100k.inter --preset ml-100k/hstu --seed 0 --out runs/ml100k',
+    load: () => import('./train.js'),
+  },
+  {
+    name: 'eval',
+    summary: 'rank the held-out actions with a trained model',
+    options: {
+      checkpoint: { value: 'FOLDER', text: 'run folder, or its best/', required: true },
+      ...data,
+      stage: { value: 'NAME', text: 'which held-out action; default test', choices: ['test', 'valid'] },
+      'filter-seen': { ...filterSeen, text: 'items left out of the ranking; default as in training' },
+      device,
+      json,
+    },
+    example: 'hstu eval --checkpoint runs/ml100k --data ml-100k.inter',
+    load: () => import('./eval.js'),
+  },
+  {
+    name: 'recommend',
+    summary: 'the best next items of users',
+    options: {
+      checkpoint: { value: 'FOLDER', text: 'run folder, or its best/', required: true },
+      ...data,
+      user: { value: 'ID', text: 'user id as in the file; may be given several times', required: true, many: true },
+      k: { value: 'N', text: 'how many items; default 10' },
+      items: { value: 'FILE', text: 'titles: RecBole .item, MovieLens movies.dat or movies.csv' },
+      time: { value: 'SECONDS', text: 'when the users ask; default the time of their last action' },
+      'filter-seen': { ...filterSeen, text: 'items left out; default history' },
+      device,
+      json,
+    },
+    example: 'hstu recommend --checkpoint runs/ml100k --data ml-100k.inter --user 196 --items ml-100k.item',
+    load: () => import('./recommend.js'),
+  },
+  {
+    name: 'data inspect',
+    summary: 'counts, lengths, times, popular items and what is odd about a file of actions',
+    positionals: ['FILE'],
+    options: { ...reading, top: { value: 'N', text: 'popular items listed; default 10' }, json },
+    example: 'hstu data inspect interactions.csv --mapping user=person_id,item=content_id,time=timestamp',
+    load: () => import('./inspect.js'),
+  },
+  {
+    name: 'doctor',
+    summary: 'what this installation consists of and what it can do',
+    options: { json },
+    example: 'hstu doctor',
+    load: () => import('./doctor.js'),
+  },
+  {
+    name: 'selftest',
+    summary: 'check every op of the addon on this host against its formula',
+    options: {
+      filter: { value: 'TEXT', text: 'only ops whose name contains it' },
+      device: { ...device, text: 'default cpu', choices: ['cpu', 'cuda'] },
+      json,
+    },
+    example: 'hstu selftest --filter attention',
+    load: () => import('./selftest.js'),
+  },
+]
