@@ -12,10 +12,11 @@ namespace hstu::cuda {
 // to the small models, whose products are short and narrow.
 template <typename T, bool kWide>
 struct Tile {
-  static constexpr int kM = kWide ? 128 : 64, kN = kM;
+  static constexpr bool kTall = kWide && sizeof(T) == 2;  // a warp has 64 rows of C; with 32 the splits of 3xTF32 find registers too
+  static constexpr int kM = kWide ? 128 : 64, kN = kTall ? 128 : 64;
   static constexpr int kDepth = 64 / sizeof(T);  // of k: 64 bytes a row
   static constexpr int kStages = 4;
-  static constexpr int kWarpsM = 2, kWarpsN = kWide ? 4 : 2, kThreads = 32 * kWarpsM * kWarpsN;
+  static constexpr int kWarpsM = kM / (kTall ? 64 : 32), kWarpsN = kN / 32, kThreads = 32 * kWarpsM * kWarpsN;
   static constexpr int kMmaM = kM / kWarpsM / 16, kMmaN = kN / kWarpsN / 8;  // instructions of a warp, down and across
   static constexpr int kCopy = kWide ? 16 : 4;                               // bytes of an asynchronous copy
 };
@@ -28,17 +29,16 @@ struct SharedMatrix {
   static constexpr int kStride = kCols + (sizeof(T) == 2 || kCols > 16 ? 8 : 4);
   static constexpr int kBytes = kRows * kStride * sizeof(T);
 
-  // Rows row0 .. and columns col0 .. of `from`, zero from row `rows` and column `cols` on. Where a row is not even 4-byte aligned
-  // (16-bit types of odd width: `pairs` is false) elements pass through registers.
+  // The first kRows x kCols of `from`, zero from row `rows` and column `cols` on. Where a row is not even 4-byte aligned (16-bit types
+  // of odd width: `pairs` is false) elements pass through registers.
   template <int kThreads, int kCopy>
-  static __device__ __forceinline__ void fetch(T* to, Matrix<T> from, int64_t row0, int64_t rows, int64_t col0, int64_t cols, bool pairs) {
+  static __device__ __forceinline__ void fetch(T* to, Matrix<T> from, int rows, int cols, bool pairs) {
     constexpr int kEach = kCopy / sizeof(T), kAcross = kCols / kEach;
-#pragma unroll
-    for (int i = 0; i < kRows * kAcross / kThreads; ++i) {
-      int r = (threadIdx.x + i * kThreads) / kAcross, c = (threadIdx.x + i * kThreads) % kAcross * kEach;
-      int64_t left = row0 + r < rows ? cols - col0 - c : 0;
-      int count = left <= 0 ? 0 : left < kEach ? int(left) : kEach;
-      const T* source = count > 0 ? from.data + (row0 + r) * from.stride + col0 + c : from.data;
+#pragma unroll 2
+    for (int i = threadIdx.x; i < kRows * kAcross; i += kThreads) {
+      int r = i / kAcross, c = i % kAcross * kEach;
+      int count = r < rows ? max(0, min(cols - c, kEach)) : 0;
+      const T* source = count > 0 ? from.data + r * from.stride + c : from.data;
       T* target = to + r * kStride + c;
       if (kEach == 1 || kCopy == 16 || pairs) {
         copy_async<kCopy>(shared_address(target), source, count * int(sizeof(T)));
@@ -93,7 +93,7 @@ struct Stage {
       int g = lane / 4, t = lane % 4;
       auto a_at = [&](int m, int k) { return kATransposed ? a[k * A::kStride + m] : a[m * A::kStride + k]; };
       auto b_at = [&](int k, int n) { return kBTransposed ? b[n * B::kStride + k] : b[k * B::kStride + n]; };
-#pragma unroll
+#pragma unroll 1  // unrolled, the scheduler overlaps the splits of all steps and spills
       for (int k = 0; k < Shape::kDepth; k += 8) {
         Tf32Pair b_pairs[Shape::kMmaN][2];
 #pragma unroll
@@ -147,9 +147,9 @@ __device__ __forceinline__ void finish(const PartialOutput& output, float (&v)[k
 }
 
 // C = A B on the tensor cores. A block owns a tile of C and goes along k (of blockIdx.y's share, k_per_block long) with four stages of
-// asynchronous copies; a warp owns 64 x 32 of the tile (32 x 32 of a narrow one) in registers: 128 x 128 x 64 bytes keeps two blocks of
-// 256 threads on an SM, each within 128 registers and 76 KiB of shared memory. Tiles of a row of tiles run side by side, so that A
-// comes from L2 after the first. C passes through shared memory once more, so that the epilogue is one loop over 16-byte vectors.
+// asynchronous copies; a warp owns 64 x 32 of the tile (16-bit types, wide) or 32 x 32, in registers: 128 x 128 x 64 bytes keeps two
+// blocks of 256 threads on an SM, each within 128 registers and 76 KiB of shared memory. Tiles of a row of tiles run side by side, so
+// that A comes from L2 after the first. C passes through shared memory once more, so that the epilogue is one loop over 16-byte vectors.
 template <typename T, bool kATransposed, bool kBTransposed, bool kWide, typename Output>
 __global__ void __launch_bounds__((Tile<T, kWide>::kThreads), (kWide ? 2 : 4))
     gemm_kernel(const __grid_constant__ Output output, Matrix<T> a, Matrix<T> b, bool a_pairs, bool b_pairs, int64_t m, int64_t n, int64_t k,
@@ -159,23 +159,22 @@ __global__ void __launch_bounds__((Tile<T, kWide>::kThreads), (kWide ? 2 : 4))
   extern __shared__ __align__(128) unsigned char gemm_shared[];
   uint32_t tiles_n = uint32_t((n + Shape::kN - 1) / Shape::kN);
   int64_t m0 = int64_t(blockIdx.x / tiles_n) * Shape::kM, n0 = int64_t(blockIdx.x % tiles_n) * Shape::kN;
-  int64_t k_begin = int64_t(blockIdx.y) * k_per_block, k_end = min(k_begin + k_per_block, k);
-  int64_t steps = (k_end - k_begin + Shape::kDepth - 1) / Shape::kDepth;
+  int64_t k_begin = int64_t(blockIdx.y) * k_per_block;
+  int k_here = int(min(k - k_begin, k_per_block)), steps = (k_here + Shape::kDepth - 1) / Shape::kDepth;
+  int m_here = int(min(m - m0, int64_t(Shape::kM))), n_here = int(min(n - n0, int64_t(Shape::kN)));
+  a.data += kATransposed ? k_begin * a.stride + m0 : m0 * a.stride + k_begin;
+  b.data += kBTransposed ? n0 * b.stride + k_begin : k_begin * b.stride + n0;
 
   auto a_of = [&](int slot) { return reinterpret_cast<T*>(gemm_shared + slot * Stage::kBytes); };
   auto b_of = [&](int slot) { return reinterpret_cast<T*>(gemm_shared + slot * Stage::kBytes + Stage::A::kBytes); };
-  auto fetch = [&](int64_t step) {
+  auto fetch = [&](int step) {
     if (step < steps) {
-      int slot = int(step % Shape::kStages);
-      int64_t k0 = k_begin + step * Shape::kDepth;
-      if constexpr (kATransposed)
-        Stage::A::template fetch<Shape::kThreads, Shape::kCopy>(a_of(slot), a, k0, k_end, m0, m, a_pairs);
-      else
-        Stage::A::template fetch<Shape::kThreads, Shape::kCopy>(a_of(slot), a, m0, m, k0, k_end, a_pairs);
-      if constexpr (kBTransposed)
-        Stage::B::template fetch<Shape::kThreads, Shape::kCopy>(b_of(slot), b, n0, n, k0, k_end, b_pairs);
-      else
-        Stage::B::template fetch<Shape::kThreads, Shape::kCopy>(b_of(slot), b, k0, k_end, n0, n, b_pairs);
+      int slot = step % Shape::kStages, k0 = step * Shape::kDepth, left = k_here - k0;
+      Matrix<T> a_next{a.data + (kATransposed ? k0 * a.stride : k0), a.stride}, b_next{b.data + (kBTransposed ? k0 : k0 * b.stride), b.stride};
+      Stage::A::template fetch<Shape::kThreads, Shape::kCopy>(a_of(slot), a_next, kATransposed ? left : m_here, kATransposed ? m_here : left,
+                                                              a_pairs);
+      Stage::B::template fetch<Shape::kThreads, Shape::kCopy>(b_of(slot), b_next, kBTransposed ? n_here : left, kBTransposed ? left : n_here,
+                                                              b_pairs);
     }
     copy_async_commit();  // an empty group at the end keeps the count of pending ones right
   };
@@ -184,11 +183,11 @@ __global__ void __launch_bounds__((Tile<T, kWide>::kThreads), (kWide ? 2 : 4))
   int warp_m = warp / Shape::kWarpsN * (Shape::kM / Shape::kWarpsM), warp_n = warp % Shape::kWarpsN * (Shape::kN / Shape::kWarpsN);
   float c[Shape::kMmaM][Shape::kMmaN][4] = {};
   for (int step = 0; step < Shape::kStages - 1; ++step) fetch(step);
-  for (int64_t step = 0; step < steps; ++step) {
+  for (int step = 0; step < steps; ++step) {
     copy_async_wait<Shape::kStages - 2>();
     __syncthreads();  // this step has arrived for everyone, and everyone is done with the slot that the next fetch fills
     fetch(step + Shape::kStages - 1);
-    int slot = int(step % Shape::kStages);
+    int slot = step % Shape::kStages;
     Stage::multiply(c, a_of(slot), b_of(slot), warp_m, warp_n);
   }
 
@@ -215,12 +214,17 @@ __global__ void __launch_bounds__((Tile<T, kWide>::kThreads), (kWide ? 2 : 4))
   }
 }
 
+template <typename Shape>
+int64_t tiles_of(int64_t m, int64_t n) {
+  return ceil_div(m, Shape::kM) * ceil_div(n, Shape::kN);
+}
+
 template <typename T, bool kATransposed, bool kBTransposed, bool kWide, typename Output>
 void launch_gemm(const Output& output, Matrix<T> a, Matrix<T> b, int64_t m, int64_t n, int64_t k, int64_t splits, int64_t k_per_block,
                  Stream stream) {
   using Shape = Tile<T, kWide>;
   auto pairs = [](Matrix<T> x) { return reinterpret_cast<uintptr_t>(x.data) % 4 == 0 && x.stride * sizeof(T) % 4 == 0; };
-  int64_t tiles = ceil_div(m, Shape::kM) * ceil_div(n, Shape::kN);
+  int64_t tiles = tiles_of<Shape>(m, n);
   HSTU_CHECK(tiles <= INT_MAX && splits <= 65535, kInvalidArgument, "a product of ", m, " x ", n, " x ", k, " has too many tiles");
   launch(gemm_kernel<T, kATransposed, kBTransposed, kWide, Output>, dim3(unsigned(tiles), unsigned(splits)), dim3(Shape::kThreads),
          Stage<T, kATransposed, kBTransposed, kWide>::kShared, stream, output, a, b, pairs(a), pairs(b), m, n, k, k_per_block);
@@ -244,7 +248,7 @@ void gemm(const GemmOutput<T>& output, Matrix<T> a, Matrix<T> b, bool b_transpos
 template <typename T>
 void weight_gradient(T* c, Matrix<T> a, Matrix<T> b, int64_t m, int64_t n, int64_t rows, Stream stream) {
   bool wide = aligned(a.data, a.stride) && aligned(b.data, b.stride) && n % kVector<T> == 0;
-  int64_t side = wide ? 128 : 64, tiles = ceil_div(m, side) * ceil_div(n, side);
+  int64_t tiles = wide ? tiles_of<Tile<T, true>>(m, n) : tiles_of<Tile<T, false>>(m, n);
   int64_t share = std::clamp<int64_t>(ceil_div(rows * tiles, 512), 512, 32768);
   share = ceil_div(share, 32) * 32;
   int64_t splits = std::max<int64_t>(1, ceil_div(rows, share));
