@@ -118,7 +118,7 @@ struct PlainGradient {
 // gets the block's sums of dnorm xhat and of dnorm: a team adds them up in shared memory, [teams, 2, n], where each element has one
 // thread; rows too wide for that belong to the whole block, which adds to its rows of `partial` in the same way.
 template <typename T, int kCount, typename Source>
-__global__ void __launch_bounds__(kRowThreads)
+__global__ void __launch_bounds__(kRowThreads, 2)
     norm_backward_kernel(T* dx, float* partial, const __grid_constant__ Source source, const T* x, const T* weight, int64_t rows,
                          int64_t rows_per_block, int64_t n, float eps) {
   extern __shared__ __align__(16) float norm_shared[];
