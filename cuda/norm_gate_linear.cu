@@ -1,0 +1,181 @@
+#include "gemm.cuh"
+#include "norm.cuh"
+
+namespace hstu::cuda {
+namespace {
+
+// What forward and backward share: the input of w, g = dropout(u LN(o)), or dropout([u, o, u LN(o)]) with concat.  u, o [T, width],
+// g [T, inner].
+template <typename T>
+struct Gate {
+  const T *u, *o, *norm_weight, *norm_bias;
+  int64_t rows, width, inner;  // inner = width, or 3 width with concat
+  float eps, keep_scale;       // 1 / (1 - p)
+  uint32_t threshold;          // 0: no dropout
+  uint64_t seed, offset;
+
+  __host__ bool wide() const { return aligned(u, width) && aligned(o, width) && aligned(norm_weight, width) && aligned(norm_bias, width); }
+
+  // v = dropout of elements (row, column) .. of g. Vectors begin on a multiple of four, where a Philox block does.
+  template <int kCount>
+  __device__ __forceinline__ void drop(float (&v)[kCount], int64_t row, int64_t column) const {
+    if (threshold == 0) return;
+    uint64_t index = uint64_t(row) * inner + column;
+    if constexpr (kCount % 4 == 0) {
+#pragma unroll
+      for (int i = 0; i < kCount; i += 4) {
+        Philox4 block = philox4x32(seed, offset + (index + i) / 4);
+#pragma unroll
+        for (int e = 0; e < 4; ++e) v[i + e] = block.word[e] >= threshold ? v[i + e] * keep_scale : 0.f;
+      }
+    } else {
+#pragma unroll
+      for (int e = 0; e < kCount; ++e) v[e] = philox_word(seed, offset, index + e) >= threshold ? v[e] * keep_scale : 0.f;
+    }
+  }
+
+  // Columns j .. of the three parts of a row of g, from u and o and a = LN(o) there.
+  template <int kCount>
+  __device__ __forceinline__ void write(T* g, int64_t row, int64_t j, const float (&gates)[kCount], const float (&attention)[kCount],
+                                        const float (&a)[kCount]) const {
+    float v[kCount];
+    T* to = g + row * inner + j;
+    if (inner > width) {
+#pragma unroll
+      for (int e = 0; e < kCount; ++e) v[e] = gates[e];
+      drop(v, row, j);
+      store(to, v);
+#pragma unroll
+      for (int e = 0; e < kCount; ++e) v[e] = attention[e];
+      drop(v, row, width + j);
+      store(to + width, v);
+    }
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) v[e] = gates[e] * a[e];
+    drop(v, row, inner - width + j);
+    store(to + inner - width, v);
+  }
+};
+
+// g, row by row. A team owns a row; a thread every threads-th vector of it.
+template <typename T, int kCount>
+__global__ void __launch_bounds__(kRowThreads) gate_kernel(T* g, const __grid_constant__ Gate<T> gate) {
+  int64_t n = gate.width;
+  RowTeam team = row_team(n);
+  int64_t row = int64_t(blockIdx.x) * team.teams + team.index;
+  if (row >= gate.rows) return;
+  RowStatistics statistics = row_statistics<kCount>(gate.o + row * n, n, gate.eps, team);
+  for (int64_t j = team.lane * kCount; j < n; j += team.threads * kCount) {
+    float gates[kCount], attention[kCount], a[kCount];
+    load(gates, gate.u + row * n + j);
+    load(attention, gate.o + row * n + j);
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) a[e] = (attention[e] - statistics.mean) * statistics.rstd;
+    scale_and_shift(a, gate.norm_weight, gate.norm_bias, j);
+    gate.write(g, row, j, gates, attention, a);
+  }
+}
+
+// From dg = dy w^T, still to be dropped: the gradient at the norm's output is dg u, and with concat o has a part of its own. On its first
+// visit an element also leaves du and g, which is made again for dw.
+template <typename T>
+struct GateGradient {
+  Gate<T> gate;
+  const T* dg;
+  T *du, *g;
+
+  template <bool kFirst, int kCount>
+  __device__ __forceinline__ void gradient(float (&dnorm)[kCount], float (&past)[kCount], int64_t row, int64_t j,
+                                           const float (&attention)[kCount], const float (&xhat)[kCount]) const {
+    int64_t n = gate.width;
+    bool concat = gate.inner > n;
+    const T* from = dg + row * gate.inner + j;
+    float gates[kCount];
+    load(gates, gate.u + row * n + j);
+    load(dnorm, from + gate.inner - n);
+    gate.drop(dnorm, row, gate.inner - n + j);
+    if constexpr (kFirst) {
+      float a[kCount], v[kCount];
+#pragma unroll
+      for (int e = 0; e < kCount; ++e) a[e] = xhat[e], v[e] = 0.f;
+      scale_and_shift(a, gate.norm_weight, gate.norm_bias, j);
+      if (concat) {
+        load(v, from);
+        gate.drop(v, row, j);
+      }
+#pragma unroll
+      for (int e = 0; e < kCount; ++e) v[e] += dnorm[e] * a[e];
+      store(du + row * n + j, v);
+      gate.write(g, row, j, gates, attention, a);
+    }
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) dnorm[e] *= gates[e], past[e] = 0.f;
+    if (concat && !kFirst) {
+      load(past, from + n);
+      gate.drop(past, row, n + j);
+    }
+  }
+};
+
+template <typename T>
+Gate<T> make_gate(const Tensor& u, const Tensor& o, const Tensor* norm_weight, const Tensor* norm_bias, double eps, bool concat, double p,
+                  int64_t seed, int64_t offset) {
+  int64_t width = u.shape[1] * u.shape[2];
+  return {u.as<T>(),
+          o.as<T>(),
+          data_or_null<T>(norm_weight),
+          data_or_null<T>(norm_bias),
+          u.shape[0],
+          width,
+          (concat ? 3 : 1) * width,
+          float(eps),
+          float(1.0 / (1.0 - p)),
+          dropout_threshold(p),
+          uint64_t(seed),
+          uint64_t(offset)};
+}
+
+}  // namespace
+
+void norm_gate_linear(Tensor& y, const Tensor& x, const Tensor& u, const Tensor& o, const Tensor& w, const Tensor* bias,
+                      const Tensor* norm_weight, const Tensor* norm_bias, double eps, bool concat, double dropout, int64_t seed,
+                      int64_t offset, Stream stream) {
+  pick_dtype("norm_gate_linear", x.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    Gate<T> gate = make_gate<T>(u, o, norm_weight, norm_bias, eps, concat, dropout, seed, offset);
+    int64_t rows = x.rows(), d = x.cols();
+    Scratch<T> g(rows * gate.inner, stream);  // [T, inner]
+    pick_vector<T>(gate.wide(), [&](auto kCount) {
+      launch(gate_kernel<T, kCount>, row_blocks(rows, gate.width), dim3(kRowThreads), 0, stream, g.get(), gate);
+    });
+    GemmOutput<T> output;
+    output.parts[0] = {y.as<T>(), 0, d};
+    output.bias = data_or_null<T>(bias);
+    output.residual = x.as<T>();
+    output.n = d;
+    gemm<T>(output, {g, gate.inner}, {w.as<T>(), d}, false, rows, d, gate.inner, stream);
+  });
+}
+
+void norm_gate_linear_backward(Tensor& du, Tensor& dattn, Tensor& dw, Tensor* dbias, Tensor* dnorm_weight, Tensor* dnorm_bias,
+                               const Tensor& dy, const Tensor& u, const Tensor& o, const Tensor& w, const Tensor* norm_weight,
+                               const Tensor* norm_bias, double eps, bool concat, double dropout, int64_t seed, int64_t offset,
+                               Stream stream) {
+  pick_dtype("norm_gate_linear_backward", dy.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    Gate<T> gate = make_gate<T>(u, o, norm_weight, norm_bias, eps, concat, dropout, seed, offset);
+    int64_t rows = dy.rows(), d = dy.cols(), inner = gate.inner;
+    Scratch<T> dg(rows * inner, stream), g(rows * inner, stream);
+    GemmOutput<T> output;
+    output.parts[0] = {dg, 0, inner};
+    output.n = inner;
+    gemm<T>(output, {dy.as<T>(), d}, {w.as<T>(), d}, true, rows, inner, d, stream);
+    GateGradient<T> source{gate, dg, du.as<T>(), g};
+    norm_backward<T>(dattn.as<T>(), data_or_null<T>(dnorm_weight), data_or_null<T>(dnorm_bias), source,
+                     gate.wide() && aligned(source.du, gate.width), gate.o, gate.norm_weight, rows, gate.width, eps, stream);
+    weight_gradient<T>(dw.as<T>(), {g, inner}, {dy.as<T>(), d}, inner, d, rows, stream);
+    if (dbias) column_sums<T>(dbias->as<T>(), dy.as<T>(), rows, d, stream);
+  });
+}
+
+}  // namespace hstu::cuda
