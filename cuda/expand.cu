@@ -16,7 +16,7 @@ struct OfRequest {
 // time, for the addition waits for memory alone.
 constexpr int kWarps = 4, kAhead = 16;
 template <typename T, int kN>
-__global__ void __launch_bounds__(kWarps * 32) sum_rows(T* dx, const T* dy, const int64_t* offsets, int64_t requests, int64_t cols,
+__global__ void __launch_bounds__(kWarps * 32, 8) sum_rows(T* dx, const T* dy, const int64_t* offsets, int64_t requests, int64_t cols,
                                                         int64_t strips) {
   int64_t warp = int64_t(blockIdx.x) * kWarps + threadIdx.x / 32, b = warp / strips;
   int64_t column = (warp % strips * 32 + threadIdx.x % 32) * kN;
