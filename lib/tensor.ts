@@ -3,8 +3,8 @@ import { type Dtype, native, type TypedArray } from './native.js'
 
 export type { Dtype, TypedArray } from './native.js'
 
-/** Where a tensor lives. */
-export type Device = 'cpu' | `cuda:${number}`
+/** Where a tensor lives; 'cuda' is the first CUDA device. */
+export type Device = 'cpu' | 'cuda' | `cuda:${number}`
 
 const arrayOf = {
   float32: Float32Array,
@@ -50,7 +50,7 @@ export class Tensor {
   private constructor(dtype: Dtype, shape: readonly number[], device: Device) {
     this.dtype = dtype
     this.shape = shape
-    this.device = device
+    this.device = device === 'cuda' ? 'cuda:0' : device
     let size = 1
     for (const dim of shape) size *= dim
     this.size = size
@@ -64,13 +64,13 @@ export class Tensor {
   /** Uninitialised memory; every op that takes it as an output writes all of it. */
   static empty(shape: readonly number[], { dtype = 'float32', device = 'cpu' }: TensorOptions = {}): Tensor {
     const tensor = new Tensor(dtype, shape, device)
-    native.create(tensor, dtype, shape, device, false)
+    native.create(tensor, dtype, shape, tensor.device, false)
     return Tensor.register(tensor)
   }
 
   static zeros(shape: readonly number[], { dtype = 'float32', device = 'cpu' }: TensorOptions = {}): Tensor {
     const tensor = new Tensor(dtype, shape, device)
-    native.create(tensor, dtype, shape, device, true)
+    native.create(tensor, dtype, shape, tensor.device, true)
     return Tensor.register(tensor)
   }
 

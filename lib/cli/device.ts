@@ -1,14 +1,16 @@
-import { HstuError } from '../errors.js'
+import { HstuError, type HstuErrorCode } from '../errors.js'
 import { native } from '../native.js'
-import type { TensorOptions } from '../tensor.js'
+import type { Device, TensorOptions } from '../tensor.js'
 
 /**
- * Where a command computes. `auto` takes CUDA where this build has it, else the CPU; an explicit `cuda` never falls back.
- * @throws HstuError ERR_HSTU_CUDA_UNAVAILABLE
+ * Where a command computes. `auto` takes CUDA where it is usable, else the CPU (`hstu doctor` says why); an explicit `cuda` or
+ * `cuda:1` never falls back.
+ * @throws HstuError ERR_HSTU_CUDA_UNAVAILABLE, ERR_HSTU_DRIVER_TOO_OLD
  */
 export function tensorOptions(device = 'auto'): TensorOptions {
   const { cuda } = native.backend()
-  if (device === 'cuda' && !cuda)
-    throw new HstuError('ERR_HSTU_CUDA_UNAVAILABLE', 'device cuda: this build has no CUDA backend; use --device cpu')
-  return device !== 'cpu' && cuda ? { device: 'cuda:0' } : {}
+  if (device !== 'auto' && device !== 'cpu' && !cuda.usable)
+    throw new HstuError(cuda.code as HstuErrorCode, `device ${device}: ${cuda.reason}; use --device cpu`)
+  if (device === 'cpu' || !cuda.usable) return {}
+  return { device: device === 'auto' || device === 'cuda' ? 'cuda:0' : (device as Device) }
 }

@@ -4,6 +4,7 @@ import { createRequire } from 'node:module'
 import { availableParallelism, cpus, freemem, release, totalmem, type } from 'node:os'
 import { join, relative } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import type { Backend } from '../native.js'
 import type { Args } from './args.js'
 import { print, printJson } from './output.js'
 import { packageFolder, packageJson } from './package.js'
@@ -13,15 +14,7 @@ const LIMIT_MS = 60_000
 /** What cli/probe.ts tells. */
 type Probe =
   | { error: string }
-  | {
-      error?: undefined
-      cuda: boolean
-      threads: number
-      instructionSet: string
-      ceilings: { gflops: number; gbps: number }
-      ops: number
-      works: boolean
-    }
+  | (Backend & { error?: undefined; ceilings: { gflops: number; gbps: number }; ops: number; works: boolean })
 
 const require = createRequire(import.meta.url)
 
@@ -75,8 +68,8 @@ function systemName(): string {
 
 function collect(found: Probe) {
   const { header } = process.report.getReport() as { header: { glibcVersionRuntime?: string } }
-  const cudaReason =
-    found.error !== undefined ? 'the addon does not load' : found.cuda ? null : 'this build has no CUDA backend'
+  const cuda: Partial<Backend['cuda']> =
+    found.error === undefined ? found.cuda : { usable: false, reason: 'the addon does not load' }
   const { HSTU_NUM_THREADS: threads } = process.env
   return {
     ok: found.error === undefined && found.works,
@@ -90,7 +83,7 @@ function collect(found: Probe) {
     memory: { totalBytes: totalmem(), freeBytes: freemem() },
     addon: { ...addon(), ...found },
     threadsFrom: threads ? `HSTU_NUM_THREADS=${threads}` : 'the CPUs available',
-    cuda: { available: cudaReason === null, reason: cudaReason },
+    cuda,
     peers: peers(),
   }
 }
@@ -124,9 +117,16 @@ function printReport(report: ReturnType<typeof collect>, found: Probe): void {
       `${found.ceilings.gflops.toFixed(0)} GFLOP/s (FMA), ${found.ceilings.gbps.toFixed(1)} GB/s (copy)`,
     ])
   }
-  rows.push(['CUDA', report.cuda.available ? 'available' : `off: ${report.cuda.reason}`])
-  for (const { name, wanted, found: version } of report.peers)
-    rows.push([name, version ?? `not installed (optional): npm i '${name}@${wanted}'`])
+  const { cuda } = report
+  const version = (v = 0) => (v === 0 ? 'none' : `${Math.floor(v / 1000)}.${Math.floor((v % 1000) / 10)}`)
+  const versions = cuda.compiled ? `; driver's CUDA ${version(cuda.driver)}, built with ${version(cuda.runtime)}` : ''
+  rows.push(['CUDA', `${cuda.usable ? 'available' : `off: ${cuda.reason}`}${versions}`])
+  for (const [i, device] of (cuda.devices ?? []).entries()) {
+    const { name, computeCapability, multiprocessors, memory: bytes } = device
+    rows.push([`cuda:${i}`, `${name}, compute ${computeCapability}, ${multiprocessors} SMs, ${gib(bytes)}`])
+  }
+  for (const { name, wanted, found: installed } of report.peers)
+    rows.push([name, installed ?? `not installed (optional): npm i '${name}@${wanted}'`])
   const width = Math.max(...rows.map(([left]) => left.length))
   for (const [left, right] of rows)
     print(`${left.padEnd(width)}  ${right.split('\n').join(`\n${' '.repeat(width + 2)}`)}`)

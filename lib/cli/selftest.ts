@@ -13,6 +13,7 @@ import { Progress } from './progress.js'
 interface Check {
   op: string
   name: string
+  device: 'cpu' | 'cuda'
   run: () => void | Promise<void>
 }
 
@@ -36,10 +37,10 @@ async function loadChecks(): Promise<Check[]> {
 
 export function run(args: Args): Promise<number | undefined> {
   return interruptible(async signal => {
-    tensorOptions(args.text('device') ?? 'cpu')
+    const device = tensorOptions(args.text('device') ?? 'cpu').device ? 'cuda' : 'cpu'
     const filter = (args.text('filter') ?? '').toLowerCase()
     const all = await loadChecks()
-    const checks = all.filter(({ op }) => op.toLowerCase().includes(filter))
+    const checks = all.filter(check => check.device === device && check.op.toLowerCase().includes(filter))
     if (checks.length === 0)
       throw new HstuError(
         'ERR_HSTU_INVALID_ARGUMENT',
@@ -67,7 +68,7 @@ export function run(args: Args): Promise<number | undefined> {
     if (args.flag('json'))
       printJson({
         ok: failures.length === 0 && done === checks.length,
-        device: 'cpu',
+        device,
         ops,
         checks: done,
         failures,
@@ -75,7 +76,7 @@ export function run(args: Args): Promise<number | undefined> {
       })
     else
       print(
-        `${counted(done, 'check')} of ${counted(ops, 'op')} on cpu in ${seconds.toFixed(1)} s: ` +
+        `${counted(done, 'check')} of ${counted(ops, 'op')} on ${device} in ${seconds.toFixed(1)} s: ` +
           (failures.length === 0 ? 'all hold' : `${failures.length} FAILED`) +
           (done < checks.length ? `; stopped, ${checks.length - done} not run` : ''),
       )
