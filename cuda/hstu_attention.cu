@@ -1,0 +1,244 @@
+// HSTU attention, forward: out = scale sum_j silu(alpha q k^T + bias) v, or softmax, over jagged sequences with history in pages or not.
+#include "hstu_attention.cuh"
+
+namespace hstu::cuda {
+namespace attention {
+namespace {
+
+// 32 query rows a warp where their sums fit in registers: each piece of K and V read from shared memory then feeds two mma.
+template <typename T, int kDim>
+constexpr int kRowTiles = kIsHalf<T> && kDim <= 128 ? 2 : 1;
+template <typename T>
+constexpr int kWarps = kIsHalf<T> ? 4 : 2;
+template <typename T, int kDim>
+constexpr int kRows = 16 * kWarps<T> * kRowTiles<T, kDim>;
+
+template <typename T, int kDim>
+struct Shared {
+  alignas(16) T q[kRows<T, kDim> * kPitch<T, kDim>];
+  alignas(16) T k[kKeys<T> * kPitch<T, kDim>];
+  alignas(16) T v[kKeys<T> * kPitch<T, kDim>];
+  Rows<T> keys, values;
+  VisibleKeys seen[kRows<T, kDim>];
+  int span[3][kWarps<T>];
+};
+template <typename T, int kDim>
+struct SharedWithBias : Shared<T, kDim> {
+  BiasTile<kRows<T, kDim>, kKeys<T>> bias;
+};
+
+// A block owns kRows query rows of one head of one sequence, a warp 16 or 32 of them, a quad of lanes a row (accumulator layout). It
+// walks the key tiles that any of its rows sees, in ascending order: scores by mma (float32: FMA), bias, mask and activation in registers,
+// weights times values by mma with the weights still in registers. K of the next tile and V of this one are under way while the other
+// is computed with. A tile that no row of a warp sees is skipped, one that all see is not masked. Targets' own groups come last, in
+// float32, a quad a row. Blocks of late rows, which see most, start first.
+// A row's bits depend on the order of its keys and the 64-key (float32: 32-key) tiles counted from key 0 alone: the products of other
+// rows, hidden keys and skipped tiles add exact zeros.
+template <typename T, int kDim, Mode kMode>
+__global__ void __launch_bounds__(32 * kWarps<T>) hstu_attention_kernel(const Call<T> p, T* out, float* lse, T* lse_rounded, int tiles) {
+  constexpr int kM = kRowTiles<T, kDim>, kN = kKeys<T> / 8, kX = kDim / 8, kThreads = 32 * kWarps<T>, kTile = kKeys<T>;
+  constexpr bool kSoftmax = kMode == Mode::kSoftmax, kBias = kMode != Mode::kSilu;
+  extern __shared__ __align__(16) unsigned char memory[];
+  auto& shared = *reinterpret_cast<std::conditional_t<kBias, SharedWithBias<T, kDim>, Shared<T, kDim>>*>(memory);
+
+  int tile = tiles - 1 - int(blockIdx.x % tiles), head = int(blockIdx.x / tiles % p.heads);
+  Sequence s = sequence_of(p, int(blockIdx.x / tiles / p.heads));
+  int first = tile * kRows<T, kDim>, i0 = s.shift + first, rows = min(kRows<T, kDim>, s.queries - first);
+  if (rows <= 0) return;
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row0 = warp * 16 * kM + lane / 4, column0 = lane % 4 * 2;
+  int64_t query = s.query + first;
+
+  int prefix = 0, begin = INT_MAX, end = 0, all_prefix = INT_MAX, all_begin = 0, all_end = INT_MAX;
+#pragma unroll
+  for (int m = 0; m < kM; ++m)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int r = row0 + 16 * m + 8 * half;
+      VisibleKeys row = r < rows ? visible_keys(p, s, i0 + r) : VisibleKeys{0, 0, 0, i0 + r + 1};
+      shared.seen[r] = row;  // by the four lanes of a quad alike
+      prefix = max(prefix, row.prefix), all_prefix = min(all_prefix, row.prefix);
+      all_begin = max(all_begin, row.begin), all_end = min(all_end, row.end);
+      if (row.begin < row.end) begin = min(begin, row.begin), end = max(end, row.end);
+    }
+  VisibleKeys warp_all{__reduce_min_sync(kFullWarp, all_prefix), __reduce_max_sync(kFullWarp, all_begin),
+                       __reduce_min_sync(kFullWarp, all_end), 0};
+  VisibleKeys warp_any{__reduce_max_sync(kFullWarp, prefix), __reduce_min_sync(kFullWarp, begin), __reduce_max_sync(kFullWarp, end), 0};
+  if (lane == 0) shared.span[0][warp] = warp_any.prefix, shared.span[1][warp] = warp_any.begin, shared.span[2][warp] = warp_any.end;
+  if (threadIdx.x == 0) {
+    shared.keys = rows_of(p, s, head, p.k, p.key_dim, false);
+    shared.values = rows_of(p, s, head, p.v, p.value_dim, true);
+  }
+  if constexpr (kBias) {
+    shared.bias.template stage_table<kThreads>(p, head);
+    shared.bias.template stage_queries<kThreads>(p, s, i0);
+  }
+  load_tile<kRows<T, kDim>, kDim, kThreads>(shared.q, rows, p.key_dim, p.vector_keys,
+                                            [&](int r) { return p.q + ((query + r) * p.heads + head) * p.key_dim; });
+  copy_async_commit();
+  __syncthreads();
+  for (int w = 0; w < kWarps<T>; ++w)
+    prefix = max(prefix, shared.span[0][w]), begin = min(begin, shared.span[1][w]), end = max(end, shared.span[2][w]);
+  // Tiles [0, gap) and [resume, last): the gap between what all rows see as contextual and where the earliest window begins.
+  int gap = (prefix + kTile - 1) / kTile, resume = end > 0 ? begin / kTile : 0, last = (end + kTile - 1) / kTile;
+  if (gap >= resume) gap = resume = -1;
+  auto next = [&](int n) { return n == gap ? resume : n; };
+
+  auto load = [&](T* target, const Rows<T>& source, int dim, bool vector, int j0) {
+    load_tile<kTile, kDim, kThreads>(target, s.history - j0, dim, vector, [&](int c) { return source.at(j0 + c); });
+    copy_async_commit();
+  };
+  float sums[kM][kX][4] = {}, most[kM][2], total[kM][2] = {};
+  for (int m = 0; m < kM; ++m) most[m][0] = most[m][1] = -kInfinity;
+
+  if (next(0) < last) load(shared.k, shared.keys, p.key_dim, p.vector_keys, next(0) * kTile);
+  for (int n = next(0); n < last; n = next(n + 1)) {
+    int j0 = n * kTile;
+    copy_async_wait<0>();
+    __syncthreads();  // K is there, and nobody reads the last tile's V and bias any more
+    load(shared.v, shared.values, p.value_dim, p.vector_values, j0);
+    if constexpr (kBias) {
+      shared.bias.template stage_keys<kThreads>(p, s, j0);
+      shared.bias.template stage_positions<kThreads>(p, s, head, i0, j0);
+    }
+    bool any = warp_any.any(j0, j0 + kTile), all = warp_all.all(j0, j0 + kTile);
+    float w[kM][kN][4] = {};
+    if (any) multiply_rows<T, kDim>(w, shared.q + warp * 16 * kM * kPitch<T, kDim>, shared.k);
+    copy_async_wait<0>();
+    __syncthreads();  // V and the bias are there, and nobody reads K any more
+    if (next(n + 1) < last) load(shared.k, shared.keys, p.key_dim, p.vector_keys, next(n + 1) * kTile);
+    if (!any) continue;
+#pragma unroll
+    for (int m = 0; m < kM; ++m)
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        int r = row0 + 16 * m + 8 * half;
+        VisibleKeys seen = shared.seen[r];
+        float tile_most = -kInfinity;
+#pragma unroll
+        for (int x = 0; x < kN; ++x)
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            int c = 8 * x + column0 + e, bucket;
+            float& weight = w[m][x][2 * half + e];
+            float score = p.alpha * weight;
+            if constexpr (kBias) score = shared.bias.at(score, p, s, i0, j0, r, c, bucket);
+            bool hidden = !all && !seen.has(j0 + c);
+            if constexpr (kSoftmax) {
+              weight = hidden ? -kInfinity : score;
+              tile_most = fmaxf(tile_most, weight);
+            } else {
+              weight = hidden ? 0.f : weight_of<T>(score);
+            }
+          }
+        if constexpr (kSoftmax) {
+          tile_most = fmaxf(tile_most, __shfl_xor_sync(kFullWarp, tile_most, 1));
+          tile_most = fmaxf(tile_most, __shfl_xor_sync(kFullWarp, tile_most, 2));
+          float now = fmaxf(most[m][half], tile_most), reference = now == -kInfinity ? 0.f : now;
+          float factor = exponential<T>(most[m][half] - reference);
+          most[m][half] = now, total[m][half] *= factor;
+#pragma unroll
+          for (int x = 0; x < kX; ++x) sums[m][x][2 * half] *= factor, sums[m][x][2 * half + 1] *= factor;
+          uint32_t keep = kept_columns<kN>(p, s.index, head, i0 + r, j0);
+#pragma unroll
+          for (int x = 0; x < kN; ++x)
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+              float& weight = w[m][x][2 * half + e];
+              weight = exponential<T>(weight - reference), total[m][half] += weight;
+              weight = keep >> (2 * x + e) & 1 ? weight : 0.f;
+            }
+        }
+      }
+    multiply_weights<T, kDim>(sums, w, shared.v);
+  }
+  copy_async_wait<0>();
+  __syncthreads();
+
+#pragma unroll
+  for (int m = 0; m < kM; ++m)
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int r = row0 + 16 * m + 8 * half, i = i0 + r, own = shared.seen[r].own, count = r < rows ? i + 1 - own : 0;
+      if constexpr (kSoftmax) {
+        total[m][half] += __shfl_xor_sync(kFullWarp, total[m][half], 1);
+        total[m][half] += __shfl_xor_sync(kFullWarp, total[m][half], 2);
+      }
+      for (int x = 0, longest = __reduce_max_sync(kFullWarp, count); x < longest; ++x) {
+        bool active = x < count;
+        int j = active ? own + x : 0, bucket;
+        float score = p.alpha * quad_dot(shared.q + r * kPitch<T, kDim>, active ? shared.keys.at(j) : nullptr, p.key_dim, active);
+        if (!active) continue;
+        if constexpr (kBias) score = shared.bias.own(score, p, s, head, shared.bias.query_time[r], j, bucket);
+        float weight;
+        if constexpr (kSoftmax) {
+          float now = fmaxf(most[m][half], score), factor = exponential<T>(most[m][half] - now);
+          most[m][half] = now, weight = exponential<T>(score - now), total[m][half] = total[m][half] * factor + weight;
+          for (int y = 0; y < kX; ++y) sums[m][y][2 * half] *= factor, sums[m][y][2 * half + 1] *= factor;
+          if (p.dropout && !kept(p, s.index, head, i, j)) weight = 0.f;
+        } else {
+          weight = weight_of<T>(score);
+        }
+        add_row(sums[m], half, weight, shared.values.at(j), p.value_dim);
+      }
+      if (r >= rows) continue;
+      float factor;
+      if constexpr (kSoftmax) {
+        float sum = total[m][half];
+        factor = sum == 0.f ? 0.f : p.keep_scale / sum;
+        float value = sum == 0.f ? -kInfinity : most[m][half] + logf(sum);
+        int64_t at = (query + r) * p.heads + head;
+        if (lse && lane % 4 == 0) lse[at] = value;
+        if (lse_rounded && lane % 4 == 0) lse_rounded[at] = from_float<T>(value);
+      } else {
+        factor = p.scales ? p.scales[query + r] : p.scale;
+      }
+      store_row(out + ((query + r) * p.heads + head) * p.value_dim, sums[m], half, factor, p.value_dim, p.value_dim % 2 == 0);
+    }
+}
+
+template <typename T, int kDim, Mode kMode>
+void run(const Call<T>& p, T* out, float* lse, T* lse_rounded, int64_t longest, Stream stream) {
+  int64_t tiles = ceil_div(longest, kRows<T, kDim>), blocks = tiles * p.heads * p.sequences;
+  HSTU_CHECK(blocks <= INT_MAX, kInvalidArgument, "hstu_attention: ", p.sequences, " sequences of ", longest, " rows are too many for one call");
+  size_t shared = kMode == Mode::kSilu ? sizeof(Shared<T, kDim>) : sizeof(SharedWithBias<T, kDim>);
+  launch(hstu_attention_kernel<T, kDim, kMode>, dim3(unsigned(blocks)), dim3(32 * kWarps<T>), shared, stream, p, out, lse, lse_rounded,
+         int(tiles));
+}
+
+}  // namespace
+}  // namespace attention
+
+void hstu_attention(Tensor& out, Tensor* lse, const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& seq_offsets,
+                    const Tensor* q_offsets, const Tensor* num_targets, const Tensor* contextual_lengths, const Tensor* pos_w,
+                    const Tensor* time_w, const Tensor* query_time, const Tensor* key_time, const Tensor* scales,
+                    const Tensor* kv_pages, const Tensor* page_table, const Tensor* page_offsets, const Tensor* kv_lengths,
+                    const Tensor* time_offsets, int64_t max_seq_len, int contextual, int max_attn_len, int min_full_attn_seq_len,
+                    int target_group_size, bool causal, bool contextual_full, AttentionActivation activation, double alpha,
+                    double scale, double dropout, int64_t seed, int64_t offset, Stream stream) {
+  using namespace attention;
+  bool softmax = activation == AttentionActivation::kSoftmax;
+  int64_t longest = std::min(max_seq_len, q.shape[0]);
+  pick_dtype("hstu_attention", q.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    Call<T> call = call_of<T>(q, k, v, seq_offsets, q_offsets, num_targets, contextual_lengths, pos_w, time_w, query_time, key_time, scales,
+                              max_seq_len, contextual, max_attn_len, min_full_attn_seq_len, target_group_size, causal, contextual_full,
+                              alpha, scale, dropout, seed, offset);
+    if (kv_pages) {
+      call.kv_pages = kv_pages->as<T>(), call.page_table = page_table->as<int32_t>(), call.page_offsets = page_offsets->as<int64_t>();
+      call.kv_lengths = kv_lengths->as<int32_t>(), call.time_offsets = data_or_null<int64_t>(time_offsets);
+      call.page_size = int(kv_pages->shape[2]), call.page_width = int(kv_pages->shape[4]);
+      call.vector_keys = call.vector_keys && is_vector(call.kv_pages, call.page_width);
+      call.vector_values = call.vector_values && is_vector(call.kv_pages, call.page_width);
+    }
+    float* exact = lse && lse->dtype == Dtype::kFloat32 ? lse->as<float>() : nullptr;
+    T* rounded = lse && !exact ? lse->as<T>() : nullptr;
+    pick_dim(q.shape[2], v.shape[2], [&](auto dim) {
+      constexpr int kDim = decltype(dim)::value;
+      if (softmax) run<T, kDim, Mode::kSoftmax>(call, out.as<T>(), exact, rounded, longest, stream);
+      else if (pos_w || time_w) run<T, kDim, Mode::kSiluBias>(call, out.as<T>(), exact, rounded, longest, stream);
+      else run<T, kDim, Mode::kSilu>(call, out.as<T>(), exact, rounded, longest, stream);
+    });
+  });
+}
+
+}  // namespace hstu::cuda

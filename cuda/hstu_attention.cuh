@@ -1,0 +1,420 @@
+// What the forward and the backward of HSTU attention share: one call's arguments, the geometry of a sequence, the visible keys of a row
+// as intervals, tiles in shared memory, warp-level products, the relative bias of a tile, dropout bits.
+//
+// Positions fit in 32 bits, row offsets are 64-bit. A warp's scores stand in the accumulator layout of mma m16n8 (PTX ISA, "Matrix
+// fragments for mma.m16n8k16"): with quad = lane / 4 and t = lane % 4, element [n][2 half + e] is row quad + 8 half, column 8 n + 2 t + e.
+// float32 keeps that layout with plain FMA, so that every kernel is written once.
+#pragma once
+#include <algorithm>
+#include <climits>
+
+#include "../csrc/mask.h"
+#include "common.cuh"
+#include "mma.cuh"
+
+namespace hstu::cuda::attention {
+
+enum class Mode { kSilu, kSiluBias, kSoftmax };  // softmax takes a bias where there is one
+
+template <typename T>
+struct Call {
+  const T *q, *k, *v;
+  const int64_t *seq_offsets, *q_offsets;
+  const int32_t *num_targets, *contextual_lengths;
+  const T *pos_w, *time_w;
+  const int64_t *query_time, *key_time;
+  const float* scales;
+  const T* kv_pages;
+  const int32_t* page_table;
+  const int64_t* page_offsets;
+  const int32_t* kv_lengths;
+  const int64_t* time_offsets;
+  uint64_t max_seq_len, seed, offset;
+  int64_t time_width;  // NB + 1, the row of time_w
+  int sequences, heads, key_dim, value_dim, page_size, page_width;
+  int positions;    // P, 0 without a table
+  int last_bucket;  // -1 without a table
+  int contextual, max_attn_len, min_full, group;
+  bool pos_per_head, time_per_head, causal, contextual_full;
+  bool vector_keys, vector_values;  // rows of D, of V can move in 16-byte pieces
+  float alpha, scale, keep_scale;
+  uint32_t dropout;  // threshold of the Philox word, 0 without dropout
+};
+
+template <typename T>
+bool is_vector(const T* data, int64_t row) {
+  return row * int64_t(sizeof(T)) % 16 == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0;
+}
+
+template <typename T>
+Call<T> call_of(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& seq_offsets, const Tensor* q_offsets,
+                const Tensor* num_targets, const Tensor* contextual_lengths, const Tensor* pos_w, const Tensor* time_w,
+                const Tensor* query_time, const Tensor* key_time, const Tensor* scales, int64_t max_seq_len, int contextual,
+                int max_attn_len, int min_full_attn_seq_len, int target_group_size, bool causal, bool contextual_full, double alpha,
+                double scale, double dropout, int64_t seed, int64_t offset) {
+  Call<T> p{};
+  p.q = q.as<T>(), p.k = k.as<T>(), p.v = v.as<T>(), p.seq_offsets = seq_offsets.as<int64_t>();
+  p.q_offsets = data_or_null<int64_t>(q_offsets), p.num_targets = data_or_null<int32_t>(num_targets);
+  p.contextual_lengths = data_or_null<int32_t>(contextual_lengths);
+  p.pos_w = data_or_null<T>(pos_w), p.time_w = data_or_null<T>(time_w);
+  p.query_time = data_or_null<int64_t>(query_time), p.key_time = data_or_null<int64_t>(key_time), p.scales = data_or_null<float>(scales);
+  p.max_seq_len = uint64_t(max_seq_len), p.seed = uint64_t(seed), p.offset = uint64_t(offset);
+  p.sequences = int(seq_offsets.size() - 1), p.heads = int(q.shape[1]), p.key_dim = int(q.shape[2]), p.value_dim = int(v.shape[2]);
+  p.positions = pos_w ? int(pos_w->shape[1]) : 0, p.pos_per_head = pos_w && pos_w->shape[0] > 1;
+  p.time_width = time_w ? time_w->shape[1] : 0, p.time_per_head = time_w && time_w->shape[0] > 1;
+  p.last_bucket = int(std::min<int64_t>(p.time_width - 1, kTimeThresholds));
+  p.contextual = contextual, p.max_attn_len = max_attn_len, p.min_full = min_full_attn_seq_len, p.group = target_group_size;
+  p.causal = causal, p.contextual_full = contextual_full;
+  p.vector_keys = is_vector(p.q, q.shape[2]) && is_vector(p.k, q.shape[2]), p.vector_values = is_vector(p.v, v.shape[2]);
+  p.alpha = float(alpha), p.scale = float(scale), p.keep_scale = float(1 / (1 - dropout)), p.dropout = dropout_threshold(dropout);
+  return p;
+}
+
+// The smallest bucket that holds both head dims.
+template <typename Fn>
+void pick_dim(int64_t key_dim, int64_t value_dim, Fn&& fn) {
+  int64_t dim = std::max(key_dim, value_dim);
+  pick<32, 64, 128, 256>("head_dim", dim <= 32 ? 32 : dim <= 64 ? 64 : dim <= 128 ? 128 : dim <= 256 ? 256 : dim, fn);
+}
+
+// ---- Geometry ----------------------------------------------------------------------------------------------------------------
+
+struct Sequence {
+  int index, length, queries, shift, history, contextual;  // query row r stands at key position shift + r
+  int paged;                                               // keys that stand in pages
+  int64_t query, key, time;                                // first row in q; in k and v; of key 0 in key_time
+};
+
+template <typename T>
+__device__ __forceinline__ Sequence sequence_of(const Call<T>& p, int b) {
+  Sequence s;
+  s.index = b;
+  s.key = p.seq_offsets[b];
+  int64_t keys = p.seq_offsets[b + 1] - s.key, queries = keys;
+  s.query = s.key;
+  if (p.q_offsets) s.query = p.q_offsets[b], queries = p.q_offsets[b + 1] - s.query;
+  s.paged = p.kv_lengths ? p.kv_lengths[b] : 0;
+  s.length = s.paged + int(keys);
+  s.queries = int(queries);
+  s.shift = s.length - s.queries;
+  s.history = s.length - (p.num_targets ? p.num_targets[b] : 0);
+  s.contextual = min(p.contextual_lengths ? p.contextual_lengths[b] : p.contextual, s.history);
+  s.time = p.time_offsets ? p.time_offsets[b] : s.key;
+  return s;
+}
+
+// History keys [0, prefix) and [begin, end), prefix < begin or prefix = 0; the own group of a target i is [own, i].
+struct VisibleKeys {
+  int prefix, begin, end, own;
+  __device__ __forceinline__ bool has(int j) const { return j < prefix || (j >= begin && j < end); }
+  __device__ __forceinline__ bool any(int first, int last) const { return first < prefix || (first < end && last > begin); }
+  __device__ __forceinline__ bool all(int first, int last) const { return last <= prefix || (first >= begin && last <= end); }
+};
+
+// The interval form of visible() in mask.h.
+template <typename T>
+__device__ __forceinline__ VisibleKeys visible_keys(const Call<T>& p, const Sequence& s, int i) {
+  bool target = i >= s.history;
+  int own = target ? i - (i - s.history) % p.group : i + 1;
+  if (!target && p.contextual_full && i < s.contextual) return {0, 0, s.history, own};
+  int end = target || !p.causal ? s.history : i + 1;
+  bool windowed = p.max_attn_len > 0 && (target ? p.min_full == 0 : i < int64_t(s.history) - p.min_full);
+  if (!windowed) return {0, 0, end, own};
+  int position = min(i, s.history), prefix = min(s.contextual, end);
+  int64_t begin = int64_t(position) - p.max_attn_len, last = int64_t(position) + p.max_attn_len + 1;
+  end = int(min(int64_t(end), last));
+  if (begin <= prefix) return {0, 0, max(prefix, end), own};
+  return {prefix, int(begin), end, own};
+}
+
+// Rows of one head's keys or values by key position.
+template <typename T>
+struct Rows {
+  const T* jagged;  // of key position `paged`
+  const T* pages;
+  const int32_t* table;
+  int64_t stride, page_stride, slot_stride;
+  int paged, page_size;
+
+  __device__ __forceinline__ const T* at(int j) const {
+    if (j >= paged) return jagged + (j - paged) * stride;
+    return pages + table[j / page_size] * page_stride + j % page_size * slot_stride;
+  }
+};
+
+template <typename T>
+__device__ __forceinline__ Rows<T> rows_of(const Call<T>& p, const Sequence& s, int head, const T* data, int dim, bool values) {
+  Rows<T> rows{data + (s.key * p.heads + head) * dim, nullptr, nullptr, int64_t(p.heads) * dim, 0, 0, s.paged, 1};
+  if (p.kv_pages) {
+    rows.page_size = p.page_size;
+    rows.slot_stride = int64_t(p.heads) * p.page_width;
+    rows.page_stride = 2 * p.page_size * rows.slot_stride;
+    rows.pages = p.kv_pages + int64_t(head) * p.page_width + (values ? rows.page_stride / 2 : 0);
+    rows.table = p.page_table + p.page_offsets[s.index];
+  }
+  return rows;
+}
+
+// ---- Tiles -------------------------------------------------------------------------------------------------------------------
+
+template <typename T>
+constexpr bool kIsHalf = sizeof(T) == 2;
+template <typename T>
+constexpr int kKeys = kIsHalf<T> ? 64 : 32;  // keys of a tile
+template <typename T, int kDim>
+constexpr int kPitch = kDim + 16 / int(sizeof(T));  // one 16-byte piece of padding: eight rows of a column fall into different banks
+
+// tile [kRows, kPitch] = row(0 .. valid - 1), zero from `valid` on and from column `dim` on. Asynchronous where rows can move in pieces.
+template <int kRows, int kDim, int kThreads, typename T, typename Row>
+__device__ __forceinline__ void load_tile(T* tile, int valid, int dim, bool vector, Row&& row) {
+  constexpr int kPiece = 16 / int(sizeof(T)), kPieces = kDim / kPiece;
+  if (vector) {
+#pragma unroll 4
+    for (int x = threadIdx.x; x < kRows * kPieces; x += kThreads) {
+      int r = x / kPieces, d = x % kPieces * kPiece;
+      T* target = tile + r * kPitch<T, kDim> + d;
+      if (r < valid && d < dim) copy_async<16>(shared_address(target), row(r) + d);
+      else *reinterpret_cast<uint4*>(target) = uint4{0, 0, 0, 0};
+    }
+    return;
+  }
+  for (int x = threadIdx.x; x < kRows * kDim; x += kThreads) {
+    int r = x / kDim, d = x % kDim;
+    tile[r * kPitch<T, kDim> + d] = r < valid && d < dim ? row(r)[d] : from_float<T>(0.f);
+  }
+}
+
+// c [kM][16, 8 kN] += a b^T: the warp's 16 kM rows of one tile against the first 8 kN rows of another, summed over kDim columns.
+template <typename T, int kDim, int kM, int kN>
+__device__ __forceinline__ void multiply_rows(float (&c)[kM][kN][4], const T* a, const T* b) {
+  constexpr int kStep = kPitch<T, kDim>;
+  int lane = threadIdx.x % 32;
+  if constexpr (kIsHalf<T>) {
+    uint32_t a_row = shared_address(a + lane % 16 * kStep + lane / 16 * 8);
+    uint32_t b_row = shared_address(b + (lane / 16 * 8 + lane % 8) * kStep + lane / 8 % 2 * 8);
+#pragma unroll
+    for (int d = 0; d < kDim; d += 16) {
+      uint32_t left[kM][4];
+#pragma unroll
+      for (int m = 0; m < kM; ++m) load_matrices(left[m], a_row + (m * 16 * kStep + d) * 2);
+#pragma unroll
+      for (int n = 0; n < kN; n += 2) {
+        uint32_t right[4];
+        load_matrices(right, b_row + (n * 8 * kStep + d) * 2);
+#pragma unroll
+        for (int m = 0; m < kM; ++m) {
+          mma_m16n8k16<T>(c[m][n], left[m], right[0], right[1]);
+          mma_m16n8k16<T>(c[m][n + 1], left[m], right[2], right[3]);
+        }
+      }
+    }
+  } else {
+    static_assert(kM == 1);
+    const float *a_row = a + lane / 4 * kStep, *b_row = b + lane % 4 * 2 * kStep;
+#pragma unroll 1
+    for (int d = 0; d < kDim; d += 4) {
+      float4 low = *reinterpret_cast<const float4*>(a_row + d), high = *reinterpret_cast<const float4*>(a_row + 8 * kStep + d);
+#pragma unroll
+      for (int n = 0; n < kN; ++n)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          float4 x = *reinterpret_cast<const float4*>(b_row + (8 * n + e) * kStep + d);
+          float &first = c[0][n][e], &second = c[0][n][2 + e];
+          first = fmaf(low.w, x.w, fmaf(low.z, x.z, fmaf(low.y, x.y, fmaf(low.x, x.x, first))));
+          second = fmaf(high.w, x.w, fmaf(high.z, x.z, fmaf(high.y, x.y, fmaf(high.x, x.x, second))));
+        }
+    }
+  }
+}
+
+// c [kM][16, kDim] += p b: scores in registers against the first 8 kN rows of a tile. float16 and bfloat16 round p.
+template <typename T, int kDim, int kM, int kN>
+__device__ __forceinline__ void multiply_weights(float (&c)[kM][kDim / 8][4], const float (&p)[kM][kN][4], const T* b) {
+  constexpr int kStep = kPitch<T, kDim>;
+  int lane = threadIdx.x % 32;
+  if constexpr (kIsHalf<T>) {
+    uint32_t b_row = shared_address(b + lane % 16 * kStep + lane / 16 * 8);
+#pragma unroll
+    for (int n = 0; n < kN; n += 2) {
+      uint32_t left[kM][4];
+#pragma unroll
+      for (int m = 0; m < kM; ++m) {
+        left[m][0] = pack_pair<T>(p[m][n][0], p[m][n][1]), left[m][1] = pack_pair<T>(p[m][n][2], p[m][n][3]);
+        left[m][2] = pack_pair<T>(p[m][n + 1][0], p[m][n + 1][1]), left[m][3] = pack_pair<T>(p[m][n + 1][2], p[m][n + 1][3]);
+      }
+#pragma unroll
+      for (int x = 0; x < kDim / 8; x += 2) {
+        uint32_t right[4];
+        load_matrices_transposed(right, b_row + (n * 8 * kStep + x * 8) * 2);
+#pragma unroll
+        for (int m = 0; m < kM; ++m) {
+          mma_m16n8k16<T>(c[m][x], left[m], right[0], right[1]);
+          mma_m16n8k16<T>(c[m][x + 1], left[m], right[2], right[3]);
+        }
+      }
+    }
+  } else {
+    static_assert(kM == 1);
+#pragma unroll
+    for (int n = 0; n < kN; ++n)
+#pragma unroll 1
+      for (int t = 0; t < 4; ++t)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          float low = __shfl_sync(kFullWarp, p[0][n][e], lane / 4 * 4 + t), high = __shfl_sync(kFullWarp, p[0][n][2 + e], lane / 4 * 4 + t);
+          const float* row = b + (8 * n + 2 * t + e) * kStep + lane % 4 * 2;
+#pragma unroll
+          for (int x = 0; x < kDim / 8; ++x) {
+            float2 y = *reinterpret_cast<const float2*>(row + 8 * x);
+            c[0][x][0] = fmaf(low, y.x, c[0][x][0]), c[0][x][1] = fmaf(low, y.y, c[0][x][1]);
+            c[0][x][2] = fmaf(high, y.x, c[0][x][2]), c[0][x][3] = fmaf(high, y.y, c[0][x][3]);
+          }
+        }
+  }
+}
+
+// <a, b> in float32 by the four lanes of a quad, known to all of them. Every lane of the warp takes part; inactive quads get 0.
+template <typename T>
+__device__ __forceinline__ float quad_dot(const T* a, const T* b, int n, bool active) {
+  float sum = 0;
+  if (active)
+    for (int x = threadIdx.x % 4; x < n; x += 4) sum = fmaf(to_float(a[x]), to_float(b[x]), sum);
+  sum += __shfl_xor_sync(kFullWarp, sum, 1);
+  return sum + __shfl_xor_sync(kFullWarp, sum, 2);
+}
+
+// This thread's columns of accumulator row `half`: sum += factor * row, and row = factor * sum.
+template <typename T, int kX>
+__device__ __forceinline__ void add_row(float (&sum)[kX][4], int half, float factor, const T* row, int dim) {
+#pragma unroll
+  for (int x = 0; x < kX; ++x)
+#pragma unroll
+    for (int e = 0; e < 2; ++e)
+      if (int d = 8 * x + threadIdx.x % 4 * 2 + e; d < dim) sum[x][2 * half + e] = fmaf(factor, to_float(row[d]), sum[x][2 * half + e]);
+}
+template <typename T, int kX>
+__device__ __forceinline__ void store_row(T* row, const float (&sum)[kX][4], int half, float factor, int dim, bool vector) {
+#pragma unroll
+  for (int x = 0; x < kX; ++x) {
+    int d = 8 * x + threadIdx.x % 4 * 2;
+    float first = factor * sum[x][2 * half], second = factor * sum[x][2 * half + 1];
+    if (vector && d < dim) {
+      if constexpr (kIsHalf<T>) *reinterpret_cast<uint32_t*>(row + d) = pack_pair<T>(first, second);
+      else *reinterpret_cast<float2*>(row + d) = float2{first, second};
+      continue;
+    }
+    if (d < dim) row[d] = from_float<T>(first);
+    if (d + 1 < dim) row[d + 1] = from_float<T>(second);
+  }
+}
+
+// ---- Scores ------------------------------------------------------------------------------------------------------------------
+
+struct TimeThresholds {
+  int64_t at[kTimeThresholds];
+};
+constexpr TimeThresholds time_thresholds() {
+  TimeThresholds copy{};
+  for (int x = 0; x < kTimeThresholds; ++x) copy.at[x] = kTimeThreshold[x];
+  return copy;
+}
+static __constant__ TimeThresholds kThresholds = time_thresholds();
+
+// time_bucket() of mask.h. bucket(d) = floor(ln d / 0.301) for whole d, so a guess from below that is less than 1 off leaves one
+// comparison: log2 d by a truncated float's exponent and mantissa (at most 0.09 too small) times 9432 / 4096, a little less than
+// ln 2 / 0.301.
+__device__ __forceinline__ int bucket_of(int64_t query_time, int64_t key_time, const int64_t* thresholds, int last) {
+  uint64_t a = uint64_t(query_time), b = uint64_t(key_time), d = query_time > key_time ? a - b : b - a;
+  float x = d >> 32 ? __ull2float_rz(d) : __uint2float_rz(max(uint32_t(d), 1u));
+  uint32_t log = __float_as_uint(x) - (127u << 23);
+  int guess = min(int(__umulhi(log, 9432u / 8)), kTimeThresholds - 1);
+  return min(guess + int(d >= uint64_t(thresholds[guess])), last);
+}
+
+// The relative bias of kQueries queries from key position i0 on against a tile of keys from j0 on, in shared memory.
+template <int kQueries, int kTileKeys>
+struct BiasTile {
+  int64_t threshold[kTimeThresholds + 1], query_time[kQueries], key_time[kTileKeys];
+  float pos[kQueries + kTileKeys];  // by pos(i) - j
+  float time[kTimeThresholds + 1];  // time_w of the head
+
+  template <int kThreads, typename T>
+  __device__ __forceinline__ void stage_table(const Call<T>& p, int head) {
+    for (int x = threadIdx.x; x <= p.last_bucket; x += kThreads)
+      time[x] = to_float(p.time_w[(p.time_per_head ? head * p.time_width : 0) + x]);
+    for (int x = threadIdx.x; p.last_bucket >= 0 && x < kTimeThresholds; x += kThreads) threshold[x] = kThresholds.at[x];
+  }
+  template <int kThreads, typename T>
+  __device__ __forceinline__ void stage_queries(const Call<T>& p, const Sequence& s, int i0) {
+    for (int r = threadIdx.x; p.last_bucket >= 0 && r < kQueries; r += kThreads)
+      query_time[r] = i0 + r < s.length ? p.query_time[s.query + i0 + r - s.shift] : 0;
+  }
+  template <int kThreads, typename T>
+  __device__ __forceinline__ void stage_keys(const Call<T>& p, const Sequence& s, int j0) {
+    for (int c = threadIdx.x; p.last_bucket >= 0 && c < kTileKeys; c += kThreads)
+      key_time[c] = j0 + c < s.history ? p.key_time[s.time + j0 + c] : 0;
+  }
+  template <int kThreads, typename T>
+  __device__ __forceinline__ void stage_positions(const Call<T>& p, const Sequence& s, int head, int i0, int j0) {
+    if (!p.positions) return;
+    int nearest = min(i0, s.history) - j0 - (kTileKeys - 1);
+    const T* table = p.pos_w + (p.pos_per_head ? int64_t(head) * p.positions : 0);
+    for (int x = threadIdx.x; x < kQueries + kTileKeys - 1; x += kThreads)
+      pos[x] = to_float(table[min(abs(nearest + x), p.positions - 1)]);
+  }
+
+  // Of query r and key c; `bucket` gets the time bucket, -1 where there is no time term.
+  template <typename T>
+  __device__ __forceinline__ float at(float score, const Call<T>& p, const Sequence& s, int i0, int j0, int r, int c, int& bucket) const {
+    bucket = -1;
+    if (p.positions) score += pos[min(r, max(s.history - i0, 0)) - c + kTileKeys - 1];
+    if (p.last_bucket >= 0 && i0 + r >= s.contextual && j0 + c >= s.contextual) {
+      bucket = bucket_of(query_time[r], key_time[c], threshold, p.last_bucket);
+      score += time[bucket];
+    }
+    return score;
+  }
+  // Of target i = i0 + r and a key j of its own group.
+  template <typename T>
+  __device__ __forceinline__ float own(float score, const Call<T>& p, const Sequence& s, int head, int64_t query_time, int j,
+                                       int& bucket) const {
+    bucket = -1;
+    if (p.positions) score += to_float(p.pos_w[p.pos_per_head ? int64_t(head) * p.positions : 0]);
+    if (p.last_bucket >= 0) {
+      bucket = bucket_of(query_time, p.key_time[s.time + j], threshold, p.last_bucket);
+      score += time[bucket];
+    }
+    return score;
+  }
+};
+
+// float32 keeps the exact functions; the others round the weight to 8 or 11 bits.
+template <typename T>
+__device__ __forceinline__ float exponential(float x) {
+  return kIsHalf<T> ? __expf(x) : expf(x);
+}
+template <typename T>
+__device__ __forceinline__ float weight_of(float score) {
+  return kIsHalf<T> ? __fdividef(score, 1.f + __expf(-score)) : score / (1.f + expf(-score));
+}
+
+template <typename T>
+__device__ __forceinline__ bool kept(const Call<T>& p, int b, int head, int i, int j) {
+  uint64_t element = ((uint64_t(b) * p.heads + head) * p.max_seq_len + i) * p.max_seq_len + j;
+  return philox_word(p.seed, p.offset, element) >= p.dropout;
+}
+
+// Bit 2 n + e: whether dropout keeps this thread's column 8 n + 2 t + e of row i in the tile from key j0 on. The loop stays a loop: the
+// ten rounds unrolled over all columns would be most of a kernel's code.
+template <int kN, typename T>
+__device__ __forceinline__ uint32_t kept_columns(const Call<T>& p, int b, int head, int i, int j0) {
+  if (!p.dropout) return ~0u;
+  uint32_t bits = 0;
+#pragma unroll 1
+  for (int x = 0; x < 2 * kN; ++x) bits |= uint32_t(kept(p, b, head, i, j0 + x / 2 * 8 + threadIdx.x % 4 * 2 + x % 2)) << x;
+  return bits;
+}
+
+constexpr float kInfinity = __builtin_huge_valf();
+
+}  // namespace hstu::cuda::attention

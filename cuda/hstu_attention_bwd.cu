@@ -1,0 +1,528 @@
+// HSTU attention, backward: dQ with the table gradients by tiles of queries, dK and dV by tiles of keys. Scores are computed again in
+// both: seven products instead of the five that one pass with atomic dQ would take, and the same bits from run to run.
+#include "hstu_attention.cuh"
+
+namespace hstu::cuda {
+namespace attention {
+namespace {
+
+template <typename T>
+constexpr int kQueries = kKeys<T>;  // query rows of a tile
+
+// What a call has beside its inputs. lse and delta are float32 [Tq, H], softmax only.
+template <typename T>
+struct Gradients {
+  T *dq, *dk, *dv;
+  const T* dout;
+  const float *lse, *delta;
+  float *pos_sums, *time_sums;  // [H, copies, P], [H, copies, last_bucket + 1]; null where the table has no gradient
+};
+
+template <typename T>
+__device__ __forceinline__ const T* row_of(const T* data, const Call<T>& p, int64_t row, int head, int dim) {
+  return data + (row * p.heads + head) * dim;
+}
+
+// A weight and the gradient of its score from the score and the gradient of the (dropped) weight.
+struct Pair {
+  float weight, ds;
+};
+template <typename T, bool kSoftmax>
+__device__ __forceinline__ Pair pair_of(float score, float dweight, bool keep, float keep_scale, float lse, float delta) {
+  if constexpr (kSoftmax) {
+    float weight = exponential<T>(score - lse), factor = keep ? keep_scale : 0.f;
+    return {weight * factor, weight * (dweight * factor - delta)};
+  } else {
+    float sigmoid = kIsHalf<T> ? __fdividef(1.f, 1.f + __expf(-score)) : 1.f / (1.f + expf(-score)), weight = score * sigmoid;
+    return {weight, dweight * fmaf(weight, 1.f - sigmoid, sigmoid)};
+  }
+}
+
+// delta = <dout, out> and lse as float32, [Tq, H]: a warp a row and head.
+template <typename T>
+__global__ void __launch_bounds__(256) prepare_softmax_kernel(float* delta, float* lse, const T* dout, const T* out, const float* exact,
+                                                              const T* rounded, int64_t rows, int dim) {
+  int64_t row = int64_t(blockIdx.x) * 8 + threadIdx.x / 32;
+  if (row >= rows) return;
+  float sum = 0;
+  for (int x = threadIdx.x % 32; x < dim; x += 32) sum = fmaf(to_float(dout[row * dim + x]), to_float(out[row * dim + x]), sum);
+  sum = warp_sum(sum);
+  if (threadIdx.x % 32 == 0) delta[row] = sum, lse[row] = exact ? exact[row] : to_float(rounded[row]);
+}
+
+// ---- dQ and the tables ---------------------------------------------------------------------------------------------------------
+
+constexpr int kTimeColumns = 8;
+
+template <typename T, int kDim>
+struct SharedQueries {
+  static constexpr int kTile = kQueries<T>, kStep = kPitch<T, kDim>, kWarps = kTile / 16;
+  alignas(16) T q[kTile * kStep];
+  alignas(16) T dout[kTile * kStep];
+  alignas(16) T k[kTile * kStep];
+  union {
+    alignas(16) T v[kTile * kStep];
+    float ds[kTile][kTile + 1];  // once V has been read
+  };
+  Rows<T> keys, values;
+  VisibleKeys seen[kTile];
+  int span[3][kWarps];
+};
+template <typename T, int kDim>
+struct SharedQueriesWithBias : SharedQueries<T, kDim> {
+  BiasTile<kQueries<T>, kQueries<T>> bias;
+  float diagonal[2 * kQueries<T>], own[kQueries<T> / 16];
+  float time_sums[kQueries<T> / 16][kTimeThresholds + 1][kTimeColumns];
+};
+
+// A lane's run of equal time buckets. Eight lanes at a time add to their own columns, in a fixed order.
+struct TimeRun {
+  int bucket = -1;
+  float sum = 0;
+  __device__ __forceinline__ void add(float (*columns)[kTimeColumns], int next, float value) {
+    int lane = threadIdx.x % 32;
+    if (__any_sync(kFullWarp, next != bucket)) {
+      bool ends = next != bucket && bucket >= 0;
+#pragma unroll 1
+      for (int turn = 0; turn < 32 / kTimeColumns; ++turn) {
+        if (ends && lane / kTimeColumns == turn) columns[bucket][lane % kTimeColumns] += sum;
+        __syncwarp();
+      }
+      if (next != bucket) bucket = next, sum = 0;
+    }
+    sum += value;
+  }
+};
+
+// Adds a tile's dS to the sums by position difference: each thread owns a diagonal of the tile, then each entry of the table has one
+// owner: the diagonals +d and -d belong to the thread of +d, those beyond the table to warp 0.
+template <int kTile, int kThreads>
+__device__ __forceinline__ void add_positions(float* sums, const float (*ds)[kTile + 1], float* diagonal, int positions, int history_rows,
+                                              int nearest) {
+  constexpr int kDiagonals = 2 * kTile - 1;
+  static_assert(kDiagonals <= kThreads);
+  int x = threadIdx.x, distance = nearest + x;  // of diagonal x
+  if (x < kDiagonals) {
+    float sum = 0;
+    for (int r = max(0, x - kTile + 1); r < min(history_rows, x + 1); ++r) sum += ds[r][r + kTile - 1 - x];
+    int c = history_rows + kTile - 1 - x;  // all targets stand at one position
+    for (int r = history_rows; r < kTile && c >= 0 && c < kTile; ++r) sum += ds[r][c];
+    diagonal[x] = sum;
+  }
+  __syncthreads();
+  if (x < kDiagonals && abs(distance) < positions - 1) {
+    int opposite = x - 2 * distance;
+    bool paired = distance != 0 && opposite >= 0 && opposite < kDiagonals;
+    if (!paired) sums[abs(distance)] += diagonal[x];
+    else if (distance > 0) sums[distance] += diagonal[x] + diagonal[opposite];
+  }
+  if (x < 32) {
+    float sum = 0;
+    for (int y = x; y < kDiagonals; y += 32) sum += abs(nearest + y) >= positions - 1 ? diagonal[y] : 0.f;
+    bool some = max(abs(nearest), abs(nearest + kDiagonals - 1)) >= positions - 1;
+    if (some) sum = warp_sum(sum);
+    if (some && x == 0) sums[positions - 1] += sum;
+  }
+}
+
+// A block owns tiles of queries (64, float32: 32) of one head: those whose number is `copy` modulo `copies`; a warp owns 16 rows. It walks
+// the key tiles its rows see, recomputes scores, forms dS in registers and adds dS K. Row scales and alpha are applied at the end.
+// For the position table dS passes through shared memory, in V's place, and a thread sums a diagonal; for the time table a lane sums
+// runs of equal buckets, which are long where times are sorted. Both go to sums of this block alone, `copies` of them a head, so that
+// scratch stays bounded and a second kernel adds them up in order.
+template <typename T, int kDim, Mode kMode>
+__global__ void __launch_bounds__(2 * kQueries<T>) hstu_attention_dq_kernel(const Call<T> p, const Gradients<T> g, int tiles, int copies) {
+  constexpr int kTile = kQueries<T>, kN = kTile / 8, kX = kDim / 8, kThreads = 2 * kTile, kWarps = kTile / 16;
+  constexpr bool kSoftmax = kMode == Mode::kSoftmax, kBias = kMode != Mode::kSilu;
+  extern __shared__ __align__(16) unsigned char memory[];
+  auto& shared = *reinterpret_cast<std::conditional_t<kBias, SharedQueriesWithBias<T, kDim>, SharedQueries<T, kDim>>*>(memory);
+  int head = int(blockIdx.x % p.heads), copy = int(blockIdx.x / p.heads);
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row0 = warp * 16 + lane / 4, column0 = lane % 4 * 2;
+  float *pos_sums = nullptr, *time_sums = nullptr;
+  if constexpr (kBias) {
+    if (g.pos_sums) pos_sums = g.pos_sums + (int64_t(head) * copies + copy) * p.positions;
+    if (g.time_sums) time_sums = g.time_sums + (int64_t(head) * copies + copy) * (p.last_bucket + 1);
+    shared.bias.template stage_table<kThreads>(p, head);
+    for (int x = threadIdx.x; time_sums && x < kWarps * (kTimeThresholds + 1) * kTimeColumns; x += kThreads)
+      (&shared.time_sums[0][0][0])[x] = 0;
+  }
+
+  for (int64_t item = copy; item < int64_t(p.sequences) * tiles; item += copies) {
+    Sequence s = sequence_of(p, int(item / tiles));
+    int first = (tiles - 1 - int(item % tiles)) * kTile, i0 = s.shift + first, rows = min(kTile, s.queries - first);
+    if (rows <= 0) continue;
+    int64_t query = s.query + first;
+    __syncthreads();
+    if (threadIdx.x == 0) {
+      shared.keys = rows_of(p, s, head, p.k, p.key_dim, false);
+      shared.values = rows_of(p, s, head, p.v, p.value_dim, true);
+    }
+    if (threadIdx.x < kTile) {
+      int r = threadIdx.x;
+      VisibleKeys row = r < rows ? visible_keys(p, s, i0 + r) : VisibleKeys{0, 0, 0, i0 + r + 1};
+      shared.seen[r] = row;
+    }
+    if constexpr (kBias) shared.bias.template stage_queries<kThreads>(p, s, i0);
+    load_tile<kTile, kDim, kThreads>(shared.q, rows, p.key_dim, p.vector_keys,
+                                     [&](int r) { return row_of(p.q, p, query + r, head, p.key_dim); });
+    load_tile<kTile, kDim, kThreads>(shared.dout, rows, p.value_dim, p.vector_values,
+                                     [&](int r) { return row_of(g.dout, p, query + r, head, p.value_dim); });
+    copy_async_commit();
+    __syncthreads();
+    int prefix = 0, begin = INT_MAX, end = 0, all_prefix = INT_MAX, all_begin = 0, all_end = INT_MAX;
+    for (int half = 0; half < 2; ++half) {
+      VisibleKeys row = shared.seen[row0 + 8 * half];
+      prefix = max(prefix, row.prefix), all_prefix = min(all_prefix, row.prefix);
+      all_begin = max(all_begin, row.begin), all_end = min(all_end, row.end);
+      if (row.begin < row.end) begin = min(begin, row.begin), end = max(end, row.end);
+    }
+    VisibleKeys warp_all{__reduce_min_sync(kFullWarp, all_prefix), __reduce_max_sync(kFullWarp, all_begin),
+                         __reduce_min_sync(kFullWarp, all_end), 0};
+    VisibleKeys warp_any{__reduce_max_sync(kFullWarp, prefix), __reduce_min_sync(kFullWarp, begin), __reduce_max_sync(kFullWarp, end), 0};
+    if (lane == 0) shared.span[0][warp] = warp_any.prefix, shared.span[1][warp] = warp_any.begin, shared.span[2][warp] = warp_any.end;
+    __syncthreads();
+    for (int w = 0; w < kWarps; ++w)
+      prefix = max(prefix, shared.span[0][w]), begin = min(begin, shared.span[1][w]), end = max(end, shared.span[2][w]);
+    int gap = (prefix + kTile - 1) / kTile, resume = end > 0 ? begin / kTile : 0, last = (end + kTile - 1) / kTile;
+    if (gap >= resume) gap = resume = -1;
+
+    float sums[1][kX][4] = {}, scale[2], lse[2] = {}, delta[2] = {}, own_sum = 0;
+    for (int half = 0; half < 2; ++half) {
+      int64_t row = query + min(row0 + 8 * half, rows - 1);
+      scale[half] = kSoftmax ? 1.f : p.scales ? p.scales[row] : p.scale;
+      if (kSoftmax) lse[half] = g.lse[row * p.heads + head], delta[half] = g.delta[row * p.heads + head];
+    }
+    TimeRun run;
+    for (int n = gap == 0 ? resume : 0; n < last; n = n + 1 == gap ? resume : n + 1) {
+      int j0 = n * kTile;
+      __syncthreads();
+      load_tile<kTile, kDim, kThreads>(shared.k, s.history - j0, p.key_dim, p.vector_keys, [&](int c) { return shared.keys.at(j0 + c); });
+      load_tile<kTile, kDim, kThreads>(shared.v, s.history - j0, p.value_dim, p.vector_values,
+                                       [&](int c) { return shared.values.at(j0 + c); });
+      copy_async_commit();
+      if constexpr (kBias) {
+        shared.bias.template stage_keys<kThreads>(p, s, j0);
+        shared.bias.template stage_positions<kThreads>(p, s, head, i0, j0);
+      }
+      copy_async_wait<0>();
+      __syncthreads();
+      bool any = warp_any.any(j0, j0 + kTile), all = warp_all.all(j0, j0 + kTile);
+      float w[1][kN][4] = {}, ds[1][kN][4] = {};
+      if (any) {
+        multiply_rows<T, kDim>(w, shared.q + warp * 16 * kPitch<T, kDim>, shared.k);
+        multiply_rows<T, kDim>(ds, shared.dout + warp * 16 * kPitch<T, kDim>, shared.v);
+      }
+      if (kBias && pos_sums) __syncthreads();  // dS takes V's place
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        int r = row0 + 8 * half;
+        VisibleKeys seen = shared.seen[r];
+        uint32_t keep = kSoftmax && any ? kept_columns<kN>(p, s.index, head, i0 + r, j0) : ~0u;
+#pragma unroll
+        for (int x = 0; x < kN; ++x)
+#pragma unroll
+          for (int e = 0; e < 2; ++e) {
+            int c = 8 * x + column0 + e, bucket = -1;
+            float& gradient = ds[0][x][2 * half + e];
+            if (any) {
+              float score = p.alpha * w[0][x][2 * half + e];
+              if constexpr (kBias) score = shared.bias.at(score, p, s, i0, j0, r, c, bucket);
+              bool hidden = !all && !seen.has(j0 + c), keeps = keep >> (2 * x + e) & 1;
+              gradient = hidden ? 0.f : pair_of<T, kSoftmax>(score, gradient, keeps, p.keep_scale, lse[half], delta[half]).ds;
+              if constexpr (kBias)
+                if (time_sums) run.add(shared.time_sums[warp], hidden ? run.bucket : bucket, scale[half] * gradient);
+            }
+            if constexpr (kBias)
+              if (pos_sums) shared.ds[r][c] = scale[half] * gradient;
+          }
+        if constexpr (kBias)
+          if (time_sums && any) run.add(shared.time_sums[warp], -1, 0.f);
+      }
+      if constexpr (kBias)
+        if (pos_sums) {
+          __syncthreads();
+          add_positions<kTile, kThreads>(pos_sums, shared.ds, shared.diagonal, p.positions, min(max(s.history - i0, 0), kTile),
+                                         min(i0, s.history) - j0 - (kTile - 1));
+        }
+      if (any) multiply_weights<T, kDim>(sums, ds, shared.k);
+    }
+    copy_async_wait<0>();
+    __syncthreads();
+
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int r = row0 + 8 * half, i = i0 + r, own = shared.seen[r].own, count = r < rows ? i + 1 - own : 0;
+#pragma unroll 1
+      for (int x = 0, longest = __reduce_max_sync(kFullWarp, count); x < longest; ++x) {
+        bool active = x < count;
+        int j = active ? own + x : 0, bucket = -1;
+        const T *key = active ? shared.keys.at(j) : nullptr, *value = active ? shared.values.at(j) : nullptr;
+        float score = p.alpha * quad_dot(shared.q + r * kPitch<T, kDim>, key, p.key_dim, active);
+        float dweight = quad_dot(shared.dout + r * kPitch<T, kDim>, value, p.value_dim, active), gradient = 0;
+        if (active) {
+          if constexpr (kBias) score = shared.bias.own(score, p, s, head, shared.bias.query_time[r], j, bucket);
+          bool keeps = !p.dropout || kept(p, s.index, head, i, j);
+          gradient = pair_of<T, kSoftmax>(score, dweight, keeps, p.keep_scale, lse[half], delta[half]).ds;
+          add_row(sums[0], half, gradient, key, p.key_dim);
+        }
+        float once = lane % 4 == 0 ? scale[half] * gradient : 0.f;
+        own_sum += once;
+        if constexpr (kBias)
+          if (time_sums) run.add(shared.time_sums[warp], active && lane % 4 == 0 ? bucket : run.bucket, once);
+      }
+      if constexpr (kBias)
+        if (time_sums) run.add(shared.time_sums[warp], -1, 0.f);
+      if (r < rows)
+        store_row(g.dq + ((query + r) * p.heads + head) * p.key_dim, sums[0], half, p.alpha * scale[half], p.key_dim, p.key_dim % 2 == 0);
+    }
+    if constexpr (kBias) {
+      own_sum = warp_sum(own_sum);
+      if (lane == 0) shared.own[warp] = own_sum;
+      __syncthreads();
+      if (pos_sums && threadIdx.x == 0)
+        for (int w = 0; w < kWarps; ++w) pos_sums[0] += shared.own[w];
+      for (int x = threadIdx.x; time_sums && x <= p.last_bucket; x += kThreads) {
+        float sum = 0;
+        for (int w = 0; w < kWarps; ++w)
+          for (int column = 0; column < kTimeColumns; ++column) {
+            sum += shared.time_sums[w][x][column];
+            shared.time_sums[w][x][column] = 0;
+          }
+        time_sums[x] += sum;
+      }
+    }
+  }
+}
+
+// table [Hr, width] = sums over `copies` rows [copies, entries] of each of its rows, 0 from `entries` on. A block owns 32 entries, a thread
+// every 32nd copy of one; sums in float64, in a fixed order.
+__global__ void __launch_bounds__(1024) reduce_table_kernel(float* table, const float* sums, int64_t copies, int entries, int64_t width) {
+  __shared__ double parts[32][33];
+  int64_t entry = int64_t(blockIdx.x) * 32 + threadIdx.x, row = blockIdx.y;
+  double sum = 0;
+  for (int64_t copy = threadIdx.y; entry < entries && copy < copies; copy += 32) sum += sums[(row * copies + copy) * entries + entry];
+  parts[threadIdx.y][threadIdx.x] = sum;
+  __syncthreads();
+  if (threadIdx.y > 0 || entry >= width) return;
+  for (int y = 1; y < 32; ++y) sum += parts[y][threadIdx.x];
+  table[row * width + entry] = float(sum);
+}
+
+// ---- dK and dV -----------------------------------------------------------------------------------------------------------------
+
+// With 256 columns the sums of both do not fit in a warp's registers: then half of the warps own dV, half dK, and both compute scores.
+template <int kDim>
+constexpr bool kSplit = kDim == 256;
+template <typename T, int kDim>
+constexpr int kKeyThreads = 2 * kKeys<T> * (kSplit<kDim> ? 2 : 1);
+
+template <typename T, int kDim>
+struct SharedKeys {
+  static constexpr int kTile = kKeys<T>, kStep = kPitch<T, kDim>;
+  alignas(16) T q[kTile * kStep];
+  alignas(16) T dout[kTile * kStep];
+  alignas(16) T k[kTile * kStep];
+  alignas(16) T v[kTile * kStep];
+  VisibleKeys seen[kTile];
+  float scale[kTile], lse[kTile], delta[kTile], most[33];
+};
+template <typename T, int kDim>
+struct SharedKeysWithBias : SharedKeys<T, kDim> {
+  BiasTile<kKeys<T>, kKeys<T>> bias;
+};
+
+// A block owns a tile of keys (64, float32: 32) of one head of one sequence, a warp 16 of them. It walks the tiles of queries that see any
+// of its keys, recomputes the scores transposed (rows are keys), and adds P^T dO and dS^T Q from registers. Row scales are divided by
+// the sequence's largest, which is applied at the end, so that float16 weights stay normal numbers. Targets' own groups come last, a
+// quad a key, in float32.
+template <typename T, int kDim, Mode kMode>
+__global__ void __launch_bounds__(kKeyThreads<T, kDim>) hstu_attention_dkv_kernel(const Call<T> p, const Gradients<T> g, int tiles) {
+  constexpr int kTile = kKeys<T>, kN = kTile / 8, kX = kDim / 8, kThreads = kKeyThreads<T, kDim>;
+  constexpr bool kSoftmax = kMode == Mode::kSoftmax, kBias = kMode != Mode::kSilu;
+  extern __shared__ __align__(16) unsigned char memory[];
+  auto& shared = *reinterpret_cast<std::conditional_t<kBias, SharedKeysWithBias<T, kDim>, SharedKeys<T, kDim>>*>(memory);
+  int j0 = int(blockIdx.x % tiles) * kTile, head = int(blockIdx.x / tiles % p.heads);
+  Sequence s = sequence_of(p, int(blockIdx.x / tiles / p.heads));
+  if (j0 >= s.length) return;
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, key_warp = warp % (kTile / 16), row0 = key_warp * 16 + lane / 4;
+  bool wants_dv = !kSplit<kDim> || warp < kTile / 16, wants_dk = !kSplit<kDim> || warp >= kTile / 16;
+
+  load_tile<kTile, kDim, kThreads>(shared.k, s.history - j0, p.key_dim, p.vector_keys,
+                                   [&](int c) { return row_of(p.k, p, s.key + j0 + c, head, p.key_dim); });
+  load_tile<kTile, kDim, kThreads>(shared.v, s.history - j0, p.value_dim, p.vector_values,
+                                   [&](int c) { return row_of(p.v, p, s.key + j0 + c, head, p.value_dim); });
+  copy_async_commit();
+  float largest = 1;
+  if (!kSoftmax) largest = p.scale;
+  if (!kSoftmax && p.scales) {
+    float most = 0;
+    for (int r = threadIdx.x; r < s.queries; r += kThreads) most = fmaxf(most, fabsf(p.scales[s.query + r]));
+    most = warp_max(most);
+    if (lane == 0) shared.most[warp] = most;
+    __syncthreads();
+    for (int w = 0; w < kThreads / 32; ++w) most = fmaxf(most, shared.most[w]);
+    largest = most > 0 ? most : 1;
+  }
+  if constexpr (kBias) {
+    shared.bias.template stage_table<kThreads>(p, head);
+    shared.bias.template stage_keys<kThreads>(p, s, j0);
+  }
+
+  float sums[kSplit<kDim> ? 1 : 2][1][kX][4] = {};
+  auto &dk = sums[0], &dv = sums[kSplit<kDim> ? 0 : 1];
+  // Without rows that look ahead no query before the first key sees any.
+  int start = p.causal && !p.contextual_full ? max(j0 - s.shift, 0) / kTile * kTile : 0;
+  for (int first = start; j0 < s.history && first < s.queries; first += kTile) {
+    int i0 = s.shift + first, rows = min(kTile, s.queries - first);
+    VisibleKeys seen{0, 0, 0, 0};
+    if (int(threadIdx.x) < rows) seen = visible_keys(p, s, i0 + int(threadIdx.x));
+    bool any = __syncthreads_or(seen.any(j0, j0 + kTile));
+    bool all = __syncthreads_and(threadIdx.x >= kTile || seen.all(j0, j0 + kTile));
+    if (!any) continue;
+    int64_t query = s.query + first;
+    load_tile<kTile, kDim, kThreads>(shared.q, rows, p.key_dim, p.vector_keys,
+                                     [&](int r) { return row_of(p.q, p, query + r, head, p.key_dim); });
+    load_tile<kTile, kDim, kThreads>(shared.dout, rows, p.value_dim, p.vector_values,
+                                     [&](int r) { return row_of(g.dout, p, query + r, head, p.value_dim); });
+    copy_async_commit();
+    if (threadIdx.x < kTile) {
+      int r = threadIdx.x;
+      int64_t row = query + min(r, rows - 1);
+      shared.seen[r] = seen;
+      shared.scale[r] = !kSoftmax && p.scales ? p.scales[row] / largest : 1.f;
+      if (kSoftmax) shared.lse[r] = g.lse[row * p.heads + head], shared.delta[r] = g.delta[row * p.heads + head];
+    }
+    if constexpr (kBias) {
+      shared.bias.template stage_queries<kThreads>(p, s, i0);
+      shared.bias.template stage_positions<kThreads>(p, s, head, i0, j0);
+    }
+    copy_async_wait<0>();
+    __syncthreads();
+    float w[1][kN][4] = {}, ds[1][kN][4] = {};
+    multiply_rows<T, kDim>(w, shared.k + key_warp * 16 * kPitch<T, kDim>, shared.q);
+    if (wants_dk) multiply_rows<T, kDim>(ds, shared.v + key_warp * 16 * kPitch<T, kDim>, shared.dout);
+#pragma unroll
+    for (int x = 0; x < kN; ++x)
+#pragma unroll
+      for (int e = 0; e < 2; ++e) {
+        int r = 8 * x + lane % 4 * 2 + e, bucket;
+        VisibleKeys row = shared.seen[r];
+        float scale = shared.scale[r], lse = kSoftmax ? shared.lse[r] : 0.f, delta = kSoftmax ? shared.delta[r] : 0.f;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          int c = row0 + 8 * half;
+          float &weight = w[0][x][2 * half + e], &gradient = ds[0][x][2 * half + e], score = p.alpha * weight;
+          if constexpr (kBias) score = shared.bias.at(score, p, s, i0, j0, r, c, bucket);
+          bool keeps = !kSoftmax || !p.dropout || kept(p, s.index, head, i0 + r, j0 + c);
+          Pair pair = pair_of<T, kSoftmax>(score, gradient, keeps, p.keep_scale, lse, delta);
+          bool hidden = !all && !row.has(j0 + c);
+          weight = hidden ? 0.f : scale * pair.weight;
+          gradient = hidden ? 0.f : scale * pair.ds;
+        }
+      }
+    if (wants_dv) multiply_weights<T, kDim>(dv, w, shared.dout);
+    if (wants_dk) multiply_weights<T, kDim>(dk, ds, shared.q);
+  }
+  copy_async_wait<0>();
+  __syncthreads();
+
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    int j = j0 + row0 + 8 * half, count = 0, from = max(j, s.shift);
+    if (j >= s.history && j < s.length) {
+      int64_t end = int64_t(j) - (j - s.history) % p.group + p.group;
+      count = max(int(min(end, int64_t(s.length))) - from, 0);
+    }
+#pragma unroll 1
+    for (int x = 0, longest = __reduce_max_sync(kFullWarp, count); x < longest; ++x) {
+      bool active = x < count;
+      int i = active ? from + x : s.shift, bucket;
+      int64_t row = s.query + i - s.shift;
+      const T *query = row_of(p.q, p, row, head, p.key_dim), *dout = row_of(g.dout, p, row, head, p.value_dim);
+      float score = p.alpha * quad_dot(query, row_of(p.k, p, s.key + j, head, p.key_dim), p.key_dim, active);
+      float dweight = quad_dot(dout, row_of(p.v, p, s.key + j, head, p.value_dim), p.value_dim, active);
+      if (!active) continue;
+      if constexpr (kBias) score = shared.bias.own(score, p, s, head, p.last_bucket >= 0 ? p.query_time[row] : 0, j, bucket);
+      bool keeps = !p.dropout || kept(p, s.index, head, i, j);
+      float lse = kSoftmax ? g.lse[row * p.heads + head] : 0.f, delta = kSoftmax ? g.delta[row * p.heads + head] : 0.f;
+      Pair pair = pair_of<T, kSoftmax>(score, dweight, keeps, p.keep_scale, lse, delta);
+      float scale = !kSoftmax && p.scales ? p.scales[row] / largest : 1.f;
+      if (wants_dv) add_row(dv[0], half, scale * pair.weight, dout, p.value_dim);
+      if (wants_dk) add_row(dk[0], half, scale * pair.ds, query, p.key_dim);
+    }
+    if (j >= s.length) continue;
+    int64_t at = (s.key + j) * p.heads + head;
+    if (wants_dk) store_row(g.dk + at * p.key_dim, dk[0], half, p.alpha * largest, p.key_dim, p.key_dim % 2 == 0);
+    if (wants_dv) store_row(g.dv + at * p.value_dim, dv[0], half, largest, p.value_dim, p.value_dim % 2 == 0);
+  }
+}
+
+// ---- Launches ------------------------------------------------------------------------------------------------------------------
+
+template <typename T, int kDim, Mode kMode>
+void run(const Call<T>& p, const Gradients<T>& g, int64_t longest, int64_t copies, Stream stream) {
+  constexpr bool kBias = kMode != Mode::kSilu;
+  int64_t query_tiles = ceil_div(longest, kQueries<T>), key_tiles = ceil_div(int64_t(p.max_seq_len), kKeys<T>);
+  int64_t key_blocks = key_tiles * p.heads * p.sequences, query_blocks = copies * p.heads;
+  HSTU_CHECK(key_blocks <= INT_MAX && query_blocks <= INT_MAX, kInvalidArgument, "hstu_attention_backward: ", p.sequences, " sequences of ",
+             p.max_seq_len, " rows are too many for one call");
+  launch(hstu_attention_dq_kernel<T, kDim, kMode>, dim3(unsigned(query_blocks)), dim3(2 * kQueries<T>),
+         kBias ? sizeof(SharedQueriesWithBias<T, kDim>) : sizeof(SharedQueries<T, kDim>), stream, p, g, int(query_tiles), int(copies));
+  launch(hstu_attention_dkv_kernel<T, kDim, kMode>, dim3(unsigned(key_blocks)), dim3(kKeyThreads<T, kDim>),
+         kBias ? sizeof(SharedKeysWithBias<T, kDim>) : sizeof(SharedKeys<T, kDim>), stream, p, g, int(key_tiles));
+}
+
+constexpr int64_t kTableScratch = 1 << 24;  // floats for the blocks' own table sums
+
+void reduce_table(Tensor& table, const float* sums, int64_t copies, int heads, int entries, Stream stream) {
+  int64_t rows = table.shape[0], width = table.shape[1];
+  launch(reduce_table_kernel, dim3(unsigned(ceil_div(width, 32)), unsigned(rows)), dim3(32, 32), 0, stream, table.as<float>(), sums,
+         rows > 1 ? copies : copies * heads, entries, width);
+}
+
+}  // namespace
+}  // namespace attention
+
+void hstu_attention_backward(Tensor& dq, Tensor& dk, Tensor& dv, Tensor* dpos_w, Tensor* dtime_w, const Tensor& dout, const Tensor& q,
+                             const Tensor& k, const Tensor& v, const Tensor* out, const Tensor* lse, const Tensor& seq_offsets,
+                             const Tensor* q_offsets, const Tensor* num_targets, const Tensor* contextual_lengths, const Tensor* pos_w,
+                             const Tensor* time_w, const Tensor* query_time, const Tensor* key_time, const Tensor* scales,
+                             int64_t max_seq_len, int contextual, int max_attn_len, int min_full_attn_seq_len, int target_group_size,
+                             bool causal, bool contextual_full, AttentionActivation activation, double alpha, double scale,
+                             double dropout, int64_t seed, int64_t offset, bool, Stream stream) {
+  using namespace attention;
+  bool softmax = activation == AttentionActivation::kSoftmax;
+  HSTU_CHECK(!softmax || (out && lse), kInvalidArgument, "hstu_attention_backward: softmax wants out and lse");
+  int64_t longest = std::min(max_seq_len, q.shape[0]), rows = q.shape[0] * q.shape[1];
+  pick_dtype("hstu_attention_backward", q.dtype, [&](auto zero) {
+    using T = decltype(zero);
+    Call<T> call = call_of<T>(q, k, v, seq_offsets, q_offsets, num_targets, contextual_lengths, pos_w, time_w, query_time, key_time, scales,
+                              max_seq_len, contextual, max_attn_len, min_full_attn_seq_len, target_group_size, causal, contextual_full,
+                              alpha, scale, dropout, seed, offset);
+    call.vector_values = call.vector_values && is_vector(dout.as<T>(), v.shape[2]);
+    int64_t items = ceil_div(longest, kQueries<T>) * call.sequences, copies = items;
+    int64_t entries = (dpos_w ? call.positions : 0) + (dtime_w ? call.last_bucket + 1 : 0);
+    if (entries > 0) copies = std::min(items, std::max<int64_t>(1, kTableScratch / (entries * call.heads)));
+    Scratch<float> pos_sums(dpos_w ? call.heads * copies * call.positions : 0, stream);
+    Scratch<float> time_sums(dtime_w ? call.heads * copies * (call.last_bucket + 1) : 0, stream);
+    Scratch<float> delta(softmax ? rows : 0, stream), exact_lse(softmax ? rows : 0, stream);
+    if (copies > 0 && dpos_w) pos_sums.zero();
+    if (copies > 0 && dtime_w) time_sums.zero();
+    if (softmax) {
+      bool exact = lse->dtype == Dtype::kFloat32;
+      launch(prepare_softmax_kernel<T>, dim3(unsigned(ceil_div(rows, 8))), dim3(256), 0, stream, delta.get(), exact_lse.get(), dout.as<T>(),
+             out->as<T>(), exact ? lse->as<float>() : nullptr, exact ? nullptr : lse->as<T>(), rows, int(v.shape[2]));
+    }
+    Gradients<T> gradients{dq.as<T>(), dk.as<T>(), dv.as<T>(), dout.as<T>(), exact_lse, delta, pos_sums, time_sums};
+    pick_dim(q.shape[2], v.shape[2], [&](auto dim) {
+      constexpr int kDim = decltype(dim)::value;
+      if (softmax) run<T, kDim, Mode::kSoftmax>(call, gradients, longest, copies, stream);
+      else if (pos_w || time_w) run<T, kDim, Mode::kSiluBias>(call, gradients, longest, copies, stream);
+      else run<T, kDim, Mode::kSilu>(call, gradients, longest, copies, stream);
+    });
+    if (dpos_w) reduce_table(*dpos_w, pos_sums, copies, call.heads, call.positions, stream);
+    if (dtime_w) reduce_table(*dtime_w, time_sums, copies, call.heads, call.last_bucket + 1, stream);
+  });
+}
+
+}  // namespace hstu::cuda
