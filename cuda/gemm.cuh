@@ -5,7 +5,7 @@
 #include <climits>
 
 #include "common.cuh"
-#include "vector.cuh"
+#include "row_vector.cuh"
 
 namespace hstu::cuda {
 

@@ -152,8 +152,8 @@ __device__ __forceinline__ void finish(const PartialOutput& output, float (&v)[k
 // that A comes from L2 after the first. C passes through shared memory once more, so that the epilogue is one loop over 16-byte vectors.
 template <typename T, bool kATransposed, bool kBTransposed, bool kWide, typename Output>
 __global__ void __launch_bounds__((Tile<T, kWide>::kThreads), (kWide ? 2 : 4))
-    gemm_kernel(const __grid_constant__ Output output, Matrix<T> a, Matrix<T> b, bool a_pairs, bool b_pairs, int64_t m, int64_t n, int64_t k,
-                int64_t k_per_block) {
+    gemm_kernel(const __grid_constant__ Output output, Matrix<T> a, Matrix<T> b, bool a_pairs, bool b_pairs, int64_t m, int64_t n,
+                int64_t k, int64_t k_per_block) {
   using Shape = Tile<T, kWide>;
   using Stage = Stage<T, kATransposed, kBTransposed, kWide>;
   extern __shared__ __align__(128) unsigned char gemm_shared[];
@@ -170,11 +170,12 @@ __global__ void __launch_bounds__((Tile<T, kWide>::kThreads), (kWide ? 2 : 4))
   auto fetch = [&](int step) {
     if (step < steps) {
       int slot = step % Shape::kStages, k0 = step * Shape::kDepth, left = k_here - k0;
-      Matrix<T> a_next{a.data + (kATransposed ? k0 * a.stride : k0), a.stride}, b_next{b.data + (kBTransposed ? k0 : k0 * b.stride), b.stride};
-      Stage::A::template fetch<Shape::kThreads, Shape::kCopy>(a_of(slot), a_next, kATransposed ? left : m_here, kATransposed ? m_here : left,
-                                                              a_pairs);
-      Stage::B::template fetch<Shape::kThreads, Shape::kCopy>(b_of(slot), b_next, kBTransposed ? n_here : left, kBTransposed ? left : n_here,
-                                                              b_pairs);
+      Matrix<T> a_next{a.data + (kATransposed ? k0 * a.stride : k0), a.stride};
+      Matrix<T> b_next{b.data + (kBTransposed ? k0 : k0 * b.stride), b.stride};
+      Stage::A::template fetch<Shape::kThreads, Shape::kCopy>(a_of(slot), a_next, kATransposed ? left : m_here,
+                                                              kATransposed ? m_here : left, a_pairs);
+      Stage::B::template fetch<Shape::kThreads, Shape::kCopy>(b_of(slot), b_next, kBTransposed ? n_here : left,
+                                                              kBTransposed ? left : n_here, b_pairs);
     }
     copy_async_commit();  // an empty group at the end keeps the count of pending ones right
   };

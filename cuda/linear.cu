@@ -2,6 +2,7 @@
 
 namespace hstu::cuda {
 
+// The products of all dense ops are compiled here, once.
 #define HSTU_INSTANTIATE(T)                                                                                             \
   template void gemm<T>(const GemmOutput<T>&, Matrix<T>, Matrix<T>, bool, int64_t, int64_t, int64_t, Stream);           \
   template void weight_gradient<T>(T*, Matrix<T>, Matrix<T>, int64_t, int64_t, int64_t, Stream);

@@ -5,7 +5,7 @@
 #include <algorithm>
 
 #include "column_sums.cuh"
-#include "vector.cuh"
+#include "row_vector.cuh"
 
 namespace hstu::cuda {
 

@@ -2,10 +2,11 @@
 #include "norm.cuh"
 
 namespace hstu::cuda {
+namespace {
 
 // Columns u, v, q, k of z, SiLU on all four or on u alone.
 template <typename T>
-static GemmOutput<T> split(T* u, T* v, T* q, T* k, int64_t hv, int64_t hd, bool silu_all) {
+GemmOutput<T> columns_of(T* u, T* v, T* q, T* k, int64_t hv, int64_t hd, bool silu_all) {
   GemmOutput<T> output;
   output.parts[0] = {u, 0, hv, true};
   output.parts[1] = {v, hv, hv, silu_all};
@@ -16,6 +17,8 @@ static GemmOutput<T> split(T* u, T* v, T* q, T* k, int64_t hv, int64_t hd, bool 
   return output;
 }
 
+}  // namespace
+
 // The norm is a pass of its own into scratch memory, in the operands' dtype, which the tensor cores would round it to anyway.
 void norm_linear_silu(Tensor& u, Tensor& v, Tensor& q, Tensor& k, Tensor* z, const Tensor& x, const Tensor& w, const Tensor* bias,
                       const Tensor* norm_weight, const Tensor* norm_bias, double eps, bool silu_all, Stream stream) {
@@ -25,7 +28,7 @@ void norm_linear_silu(Tensor& u, Tensor& v, Tensor& q, Tensor& k, Tensor* z, con
     int64_t hv = u.shape[1] * u.shape[2], hd = q.shape[1] * q.shape[2];
     Scratch<T> norm(rows * d, stream);  // [T, d]
     normalize_rows<T>(norm, x.as<T>(), data_or_null<T>(norm_weight), data_or_null<T>(norm_bias), rows, d, eps, stream);
-    GemmOutput<T> output = split(u.as<T>(), v.as<T>(), q.as<T>(), k.as<T>(), hv, hd, silu_all);
+    GemmOutput<T> output = columns_of(u.as<T>(), v.as<T>(), q.as<T>(), k.as<T>(), hv, hd, silu_all);
     output.bias = data_or_null<T>(bias);
     output.z = data_or_null<T>(z);
     gemm<T>(output, {norm, d}, {w.as<T>(), columns}, false, rows, columns, d, stream);
@@ -41,7 +44,7 @@ void norm_linear_silu_backward(Tensor& dx, Tensor& dw, Tensor* dbias, Tensor* dn
     int64_t rows = x.rows(), d = x.cols(), columns = w.cols();
     int64_t hv = du.shape[1] * du.shape[2], hd = dq.shape[1] * dq.shape[2];
     Scratch<T> dz(rows * columns, stream), norm(rows * d, stream);
-    GemmOutput<const T> gradient = split<const T>(du.as<T>(), dv.as<T>(), dq.as<T>(), dk.as<T>(), hv, hd, silu_all);
+    GemmOutput<const T> gradient = columns_of<const T>(du.as<T>(), dv.as<T>(), dq.as<T>(), dk.as<T>(), hv, hd, silu_all);
     activation_backward<T>(dz, gradient, z.as<T>(), rows, stream);
     normalize_rows<T>(norm, x.as<T>(), data_or_null<T>(norm_weight), data_or_null<T>(norm_bias), rows, d, eps, stream);
     weight_gradient<T>(dw.as<T>(), {norm, d}, {dz, columns}, d, columns, rows, stream);
