@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kThreads) add_positions(T* y, const T* x, cons
 // A block owns 32 kN columns of one position, a warp of it a fixed slice of the sequences, which it adds in order; the slices' sums
 // are added in order at the end.
 template <typename T, int kN>
-__global__ void __launch_bounds__(kSlices * 32) sum_positions(T* dtable, const T* dy, const int64_t* offsets, const int64_t* ids,
+__global__ void __launch_bounds__(kSlices * 32, 4) sum_positions(T* dtable, const T* dy, const int64_t* offsets, const int64_t* ids,
                                                               int64_t batch, int64_t d) {
   __shared__ Vector<float, kN> slices[kSlices][32];
   int lane = threadIdx.x % 32, slice = threadIdx.x / 32;
