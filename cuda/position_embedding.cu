@@ -72,7 +72,8 @@ void check_lengths(const char* op, const Tensor& seq_offsets, int64_t tokens, in
              ": seq_offsets must run from 0 to the ", tokens, " rows of x");
   for (int64_t b = 0; b < sequences; ++b) {
     int64_t length = offsets[b + 1] - offsets[b];
-    HSTU_CHECK(length >= 0, kInvalidArgument, op, ": seq_offsets[", b + 1, "] = ", offsets[b + 1], " is below seq_offsets[", b, "] = ", offsets[b]);
+    HSTU_CHECK(length >= 0, kInvalidArgument, op, ": seq_offsets[", b + 1, "] = ", offsets[b + 1],
+               " is below seq_offsets[", b, "] = ", offsets[b]);
     HSTU_CHECK(length <= positions, kInvalidArgument, op, ": sequence ", b, " has ", length, " rows, table has ", positions);
   }
 }
