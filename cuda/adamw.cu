@@ -56,7 +56,8 @@ void adamw(TensorList params, TensorList grads, TensorList m, TensorList v, doub
     double n = double(step);
     // 1 - beta^n without cancellation where beta is near 1
     double rate = lr / -std::expm1(n * std::log(beta1)), root = std::sqrt(-std::expm1(n * std::log(beta2)));
-    Step constants{float(beta1), float(1 - beta1), float(beta2), float(1 - beta2), float(rate), float(1 / root), float(eps), float(lr * weight_decay)};
+    Step constants{float(beta1), float(1 - beta1), float(beta2), float(1 - beta2), float(rate),
+                   float(1 / root), float(eps), float(lr * weight_decay)};
     for_each_batch<4>({&params, &grads, &m, &v}, [&](const TensorBatch<4>& batch, int blocks, int64_t) {
       launch(update_chunks<T>, unsigned(blocks), kBatchThreads, 0, stream, batch, constants);
     });

@@ -18,7 +18,8 @@ constexpr int kGatherThreads = 256;
 // y[row] = *source(row), `padding` where that is null. A row belongs to 1, 2, 4 .. 32 neighbouring lanes, as many as it has words, so
 // that rows of one id and rows of a thousand features both move in full transactions.
 template <typename Word, typename Source>
-__global__ void __launch_bounds__(kGatherThreads) gather_rows_kernel(Word* y, int64_t rows, int64_t words, int lanes, Word padding, Source source) {
+__global__ void __launch_bounds__(kGatherThreads) gather_rows_kernel(Word* y, int64_t rows, int64_t words, int lanes, Word padding,
+                                                                     Source source) {
   int lane = threadIdx.x % lanes, rows_a_block = kGatherThreads / lanes;
   int64_t step = int64_t(gridDim.x) * rows_a_block;
   for (int64_t row = int64_t(blockIdx.x) * rows_a_block + threadIdx.x / lanes; row < rows; row += step) {

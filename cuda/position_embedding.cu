@@ -35,7 +35,7 @@ __global__ void __launch_bounds__(kThreads) add_positions(T* y, const T* x, cons
 // A block owns 32 kN columns of one position, a warp of it a fixed slice of the sequences, which it adds in order; the slices' sums
 // are added in order at the end.
 template <typename T, int kN>
-__global__ void __launch_bounds__(kSlices * 32) sum_positions(T* dtable, const T* dy, const int64_t* offsets, const int64_t* ids,
+__global__ void __launch_bounds__(kSlices * 32, 4) sum_positions(T* dtable, const T* dy, const int64_t* offsets, const int64_t* ids,
                                                               int64_t batch, int64_t d) {
   __shared__ Vector<float, kN> slices[kSlices][32];
   int lane = threadIdx.x % 32, slice = threadIdx.x / 32;
@@ -72,7 +72,8 @@ void check_lengths(const char* op, const Tensor& seq_offsets, int64_t tokens, in
              ": seq_offsets must run from 0 to the ", tokens, " rows of x");
   for (int64_t b = 0; b < sequences; ++b) {
     int64_t length = offsets[b + 1] - offsets[b];
-    HSTU_CHECK(length >= 0, kInvalidArgument, op, ": seq_offsets[", b + 1, "] = ", offsets[b + 1], " is below seq_offsets[", b, "] = ", offsets[b]);
+    HSTU_CHECK(length >= 0, kInvalidArgument, op, ": seq_offsets[", b + 1, "] = ", offsets[b + 1],
+               " is below seq_offsets[", b, "] = ", offsets[b]);
     HSTU_CHECK(length <= positions, kInvalidArgument, op, ": sequence ", b, " has ", length, " rows, table has ", positions);
   }
 }
