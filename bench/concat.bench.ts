@@ -18,4 +18,5 @@ benchOp('concat', {
   run: t => concat(t.a!, t.b!, { aOffsets: t.aOffsets!, bOffsets: t.bOffsets! }).values,
   gradients: ['a', 'b'],
   bytes: c => 2 * 4 * c.B * (c.La + c.Lb) * c.d,
+  backwardFlops: c => 2 * 4 * c.B * (c.La + c.Lb) * c.d,
 })

@@ -12,4 +12,5 @@ benchOp('deinterleave', {
   run: t => deinterleave(t.y!),
   gradients: ['y'],
   bytes: c => 4 * 4 * c.T * c.d,
+  backwardFlops: c => 4 * 4 * c.T * c.d,
 })

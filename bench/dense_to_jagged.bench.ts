@@ -14,4 +14,5 @@ benchOp('dense_to_jagged', {
   run: (t, { B, N }) => denseToJagged(t.dense!, { seqOffsets: t.seqOffsets!, rows: sum(lengths(B, N)) }),
   gradients: ['dense'],
   bytes: ({ B, N, d }) => 2 * 4 * d * sum(lengths(B, N)),
+  backwardFlops: ({ B, N, d }) => 4 * d * (sum(lengths(B, N)) + B * N),
 })

@@ -11,4 +11,5 @@ benchOp('expand', {
   run: (t, { B, K }) => expand(t.x!, { offsets: t.offsets!, rows: B * K }),
   gradients: ['x'],
   bytes: ({ B, K, d }) => 4 * d * B * (K + 1),
+  backwardFlops: ({ B, K, d }) => 4 * d * B * (K + 1),
 })

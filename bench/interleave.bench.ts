@@ -12,4 +12,5 @@ benchOp('interleave', {
   run: t => interleave(t.a!, t.b!),
   gradients: ['a', 'b'],
   bytes: c => 4 * 4 * c.T * c.d,
+  backwardFlops: c => 4 * 4 * c.T * c.d,
 })

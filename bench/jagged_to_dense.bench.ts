@@ -17,4 +17,5 @@ benchOp('jagged_to_dense', {
   run: (t, { N }) => jaggedToDense(t.x!, { seqOffsets: t.seqOffsets!, maxLength: N }),
   gradients: ['x'],
   bytes: ({ B, N, d }) => 4 * d * (sum(lengths(B, N)) + B * N),
+  backwardFlops: ({ B, N, d }) => 2 * 4 * d * sum(lengths(B, N)),
 })

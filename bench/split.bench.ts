@@ -17,4 +17,5 @@ benchOp('split', {
   run: (t, { B, La }) => split(t.y!, { aOffsets: t.aOffsets!, bOffsets: t.bOffsets!, aRows: B * La }),
   gradients: ['y'],
   bytes: c => 2 * 4 * c.B * (c.La + c.Lb) * c.d,
+  backwardFlops: c => 2 * 4 * c.B * (c.La + c.Lb) * c.d,
 })

@@ -8,8 +8,8 @@
 namespace hstu::cpu {
 namespace {
 
-// m = beta1 m + gain1 g; v = beta2 v + gain2 g^2; p -= rate m / (sqrt(v) inverse_root + eps) + decay p. Made in double: 1 - beta in
-// float32 would lose digits.
+// m = beta1 m + gain1 g; v = beta2 v + gain2 g^2; p -= rate m / (sqrt(v) inverse_root + eps) + decay p. Made in double:
+// 1 - beta in float32 would lose digits.
 template <typename T>
 struct Step {
   T beta1, gain1, beta2, gain2, rate, inverse_root, eps, decay;

@@ -52,8 +52,8 @@ void embedding(Tensor& y, const Tensor& table, const Tensor& ids, Stream) {
   });
 }
 
-// A task owns kTableRows rows of dtable and adds to each the rows of dy that its id stands at. An id that stands at more than kChunk
-// positions is summed in chunks of kChunk beforehand, by all threads, so that one id may take every position and still be shared.
+// A task owns kTableRows rows of dtable and adds to each the rows of dy that its id stands at. An id that stands at more than
+// kChunk positions is summed in chunks of kChunk beforehand, so that one id may take every position and all threads still share.
 void embedding_backward(Tensor& dtable, const Tensor& dy, const Tensor& ids, Stream) {
   pick_float("embedding_backward", dy.dtype, [&](auto zero) {
     using T = decltype(zero);
@@ -74,18 +74,20 @@ void embedding_backward(Tensor& dtable, const Tensor& dy, const Tensor& ids, Str
       sum_rows<T>(partial + c * d, dy.as<T>(), groups.order + chunks[c].begin, count, d);
     });
     parallel_blocks(rows, kTableRows, [&](int64_t begin, int64_t end) {
-      for (int64_t i = begin; i < end; ++i) {
+      for (int64_t i = begin, next; i < end; i = next) {
         T* sum = dtable.as<T>() + i * d;
         int64_t count = starts[i + 1] - starts[i];
-        if (count > kChunk) {
+        next = i + 1;
+        if (count == 0) {
+          while (next < end && starts[next + 1] == starts[i]) ++next;
+          std::memset(sum, 0, size_t((next - i) * d) * sizeof(T));
+        } else if (count <= kChunk) {
+          sum_rows<T>(sum, dy.as<T>(), groups.order + starts[i], count, d);
+        } else {
           auto chunk = std::lower_bound(chunks.begin(), chunks.end(), i, [](const Chunk& a, int64_t row) { return a.row < row; });
           const T* part = partial + (chunk - chunks.begin()) * d;
           std::memcpy(sum, part, size_t(d) * sizeof(T));
           for (int64_t c = 1; c < (count + kChunk - 1) / kChunk; ++c) add_into<T>(sum, part + c * d, d);
-        } else if (count > 0) {
-          sum_rows<T>(sum, dy.as<T>(), groups.order + starts[i], count, d);
-        } else {
-          std::memset(sum, 0, size_t(d) * sizeof(T));
         }
       }
     });

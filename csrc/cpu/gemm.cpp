@@ -2,6 +2,7 @@
 
 #include <algorithm>
 #include <cstring>
+#include <utility>
 
 namespace hstu::cpu {
 namespace {
@@ -93,6 +94,42 @@ HSTU_CLONES void add_into(T* sum, const T* x, int64_t n) {
 template void add_into<float>(float*, const float*, int64_t);
 template void add_into<double>(double*, const double*, int64_t);
 
+// Swaps the off-diagonal s x s blocks of each 2s x 2s block; for s = 1, 2, 4 in turn this transposes.
+template <int s, typename Vector, typename Mask, int... lane>
+HSTU_FORCE_INLINE void swap_blocks(Vector* row, std::integer_sequence<int, lane...>) {
+  constexpr int kLanes = sizeof...(lane);
+#pragma GCC unroll 8
+  for (int i = 0; i < kLanes; ++i) {
+    if (i & s) continue;
+    Vector a = row[i], b = row[i + s];
+    row[i] = __builtin_shuffle(a, b, Mask{(lane & s ? kLanes + lane - s : lane)...});
+    row[i + s] = __builtin_shuffle(a, b, Mask{(lane & s ? kLanes + lane : lane + s)...});
+  }
+}
+
+// to[p][j] = from[j][p] for p < k and a whole panel of j: the pack of a transposed matrix, in square blocks of 32-byte rows.
+template <typename T>
+HSTU_CLONES void transpose_panel(T* to, const T* from, int64_t ld, int64_t k) {
+  using Vector = typename VectorOf<T, 32>::type;
+  using Mask = typename VectorOf<std::conditional_t<sizeof(T) == 4, int32_t, int64_t>, 32>::type;
+  constexpr int kLanes = 32 / sizeof(T);
+  for (int64_t j = 0; j < kPanel<T>; j += kLanes) {
+    int64_t p = 0;
+    for (; p + kLanes <= k; p += kLanes) {
+      Vector row[kLanes];
+      for (int i = 0; i < kLanes; ++i) row[i] = *reinterpret_cast<const Vector*>(from + (j + i) * ld + p);
+      swap_blocks<1, Vector, Mask>(row, std::make_integer_sequence<int, kLanes>{});
+      swap_blocks<2, Vector, Mask>(row, std::make_integer_sequence<int, kLanes>{});
+      if constexpr (kLanes == 8) swap_blocks<4, Vector, Mask>(row, std::make_integer_sequence<int, kLanes>{});
+      for (int i = 0; i < kLanes; ++i) *reinterpret_cast<Vector*>(to + (p + i) * kPanel<T> + j) = row[i];
+    }
+    for (; p < k; ++p)
+      for (int i = 0; i < kLanes; ++i) to[p * kPanel<T> + j + i] = from[(j + i) * ld + p];
+  }
+}
+template void transpose_panel<float>(float*, const float*, int64_t, int64_t);
+template void transpose_panel<double>(double*, const double*, int64_t, int64_t);
+
 }  // namespace
 
 template <typename T>
@@ -101,10 +138,14 @@ void pack(T* packed, Matrix<T> b, int64_t k, int64_t n) {
   for (int64_t column = 0; column < n; column += kWidth) {
     int64_t width = std::min<int64_t>(kWidth, n - column);
     const T* source = b.data + column * b.col;
-    if (b.col == 1) {
+    if (b.col == 1 && width == kWidth) {
+      for (int64_t p = 0; p < k; ++p) std::memcpy(packed + p * kWidth, source + p * b.row, kWidth * sizeof(T));
+    } else if (b.row == 1 && width == kWidth) {
+      transpose_panel<T>(packed, source, b.col, k);
+    } else if (b.col == 1) {
       for (int64_t p = 0; p < k; ++p) {
         std::memcpy(packed + p * kWidth, source + p * b.row, width * sizeof(T));
-        if (width < kWidth) std::memset(packed + p * kWidth + width, 0, (kWidth - width) * sizeof(T));
+        std::memset(packed + p * kWidth + width, 0, (kWidth - width) * sizeof(T));
       }
     } else {
       for (int64_t j = 0; j < width; ++j)

@@ -74,7 +74,8 @@ Groups::Groups(const int64_t* ids, int64_t count, int64_t num_rows) : starts(num
 void check_ids(const char* op, const char* name, const int64_t* ids, int64_t count, int64_t low, int64_t high) {
   if (low <= high && all_within(ids, count, low, high)) return;
   for (int64_t t = 0; t < count; ++t)
-    HSTU_CHECK(ids[t] >= low && ids[t] <= high, kInvalidArgument, op, ": ", name, "[", t, "] = ", ids[t], " is outside ", low, "..", high);
+    HSTU_CHECK(ids[t] >= low && ids[t] <= high, kInvalidArgument, op, ": ", name, "[", t, "] = ", ids[t], " is outside ", low,
+               "..", high);
 }
 
 }  // namespace hstu::cpu

@@ -13,6 +13,10 @@ std::vector<Sequence> sequences(const Call& call) {
   const auto *cached = data_or_null<int32_t>(call.kv_lengths), *table = data_or_null<int32_t>(call.page_table);
   const auto *tables = data_or_null<int64_t>(call.page_offsets), *times = data_or_null<int64_t>(call.time_offsets);
   const int64_t* rows = queries ? queries : keys;
+  HSTU_CHECK(keys[0] == 0 && keys[count] == call.k.shape[0] && rows[0] == 0 && rows[count] == call.q.shape[0], kInvalidArgument, call.op,
+             ": seq_offsets and q_offsets must run from 0 to the rows of k (", call.k.shape[0], ") and q (", call.q.shape[0], ")");
+  HSTU_CHECK(!times || !call.key_time || times[count] <= call.key_time->shape[0], kInvalidArgument, call.op,
+             ": time_offsets end beyond key_time");
   std::vector<Sequence> all(count);
   for (int64_t b = 0; b < count; ++b) {
     auto wants = [&](bool condition, auto... parts) {
@@ -21,7 +25,6 @@ std::vector<Sequence> sequences(const Call& call) {
     int64_t paged = cached ? cached[b] : 0, jagged = keys[b + 1] - keys[b], asked = rows[b + 1] - rows[b];
     int64_t length = paged + jagged, k = targets ? targets[b] : 0, c = contextual ? contextual[b] : call.contextual;
     wants(paged >= 0 && jagged >= 0 && asked >= 0, "offsets that decrease or a negative kv_length");
-    wants(keys[b + 1] <= call.k.shape[0] && rows[b + 1] <= call.q.shape[0], "offsets beyond the rows of k or q");
     wants(length <= call.max_seq_len, length, " keys, max_seq_len is ", call.max_seq_len);
     wants(asked <= length, asked, " queries but only ", length, " keys");
     wants(k >= 0 && k <= length, k, " targets but ", length, " keys");
@@ -29,6 +32,7 @@ std::vector<Sequence> sequences(const Call& call) {
     if (times) wants(times[b + 1] - times[b] == length, times[b + 1] - times[b], " key times but ", length, " keys");
     if (paged > 0) {
       int64_t size = call.kv_pages->shape[2], pages = (paged + size - 1) / size;
+      wants(tables[b] >= 0 && tables[b + 1] <= call.page_table->size(), "page_offsets outside page_table");
       wants(tables[b + 1] - tables[b] >= pages, tables[b + 1] - tables[b], " pages, but ", paged, " cached keys take ", pages);
       for (int64_t p = tables[b]; p < tables[b] + pages; ++p)
         wants(table[p] >= 0 && table[p] < call.kv_pages->shape[0], "page ", table[p], " of ", call.kv_pages->shape[0]);
@@ -65,7 +69,7 @@ template struct Bias<double>;
 
 // bucket(d) = floor(ln d / 0.301) for whole d, so a guess from below that is less than 1 off leaves one comparison: log2 d by the
 // exponent and the mantissa's top bits (at most 0.09 too small) times 9432 / 4096, a little less than ln 2 / 0.301.
-HSTU_CLONES static void time_buckets(uint8_t* out, int64_t query_time, const int64_t* key_time, int64_t n, int64_t last) {
+HSTU_CLONES static void time_buckets(uint8_t* __restrict out, int64_t query_time, const int64_t* __restrict key_time, int64_t n, int64_t last) {
   for (int64_t j = 0; j < n; ++j) {
     uint64_t a = uint64_t(query_time), b = uint64_t(key_time[j]), d = query_time > key_time[j] ? a - b : b - a;
     d = d > 1 ? d : 1;
@@ -118,7 +122,7 @@ HSTU_CLONES void add_scaled(T* sum, T factor, const T* x, int64_t n) {
 }
 
 template <typename T>
-HSTU_CLONES void score_row(T* s, T alpha, const T* pos, const T* time, const uint8_t* bucket, int64_t n) {
+HSTU_CLONES void score_row(T* __restrict s, T alpha, const T* __restrict pos, const T* __restrict time, const uint8_t* __restrict bucket, int64_t n) {
   if (pos && time)
     for (int64_t j = 0; j < n; ++j) s[j] = alpha * s[j] + pos[j] + time[bucket[j]];
   else if (pos)

@@ -11,14 +11,21 @@ namespace {
 constexpr int64_t kRows = 128;  // rows a task takes
 constexpr int kLanes = 16;      // partial sums of a row
 
-// Sum of a b over a row in float64, so that no finite float32 row overflows or underflows; fixed lanes, then a tree.
+// Sum of a b over a row in float64, so that no finite float32 row overflows or underflows; fixed lanes, then a tree. The last group
+// of lanes ends at n and overlaps the one before, whose elements it leaves out.
 template <typename T>
 HSTU_VECTOR_INLINE double dot(const T* a, const T* b, int64_t n) {
   double lanes[kLanes] = {};
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes)
     for (int l = 0; l < kLanes; ++l) lanes[l] += double(a[i + l]) * double(b[i + l]);
-  for (int l = 0; i + l < n; ++l) lanes[l] += double(a[i + l]) * double(b[i + l]);
+  if (i == 0) {
+    for (int l = 0; l < int(n); ++l) lanes[l] = double(a[l]) * double(b[l]);
+  } else if (i < n) {
+    const T *tail_a = a + n - kLanes, *tail_b = b + n - kLanes;
+    int known = kLanes - int(n - i);
+    for (int l = 0; l < kLanes; ++l) lanes[l] += l < known ? 0 : double(tail_a[l]) * double(tail_b[l]);
+  }
 #pragma GCC unroll 4
   for (int half = kLanes / 2; half > 0; half /= 2)
     for (int l = 0; l < half; ++l) lanes[l] += lanes[l + half];

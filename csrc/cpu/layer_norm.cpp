@@ -12,7 +12,8 @@ void layer_norm(Tensor& y, const Tensor& x, const Tensor* weight, const Tensor* 
     parallel_blocks(x.rows(), kNormRows, [&](int64_t begin, int64_t end) {
       for (int64_t i = begin; i < end; ++i) {
         const T* row = x.as<T>() + i * n;
-        normalize_row<T>(y.as<T>() + i * n, row, row_statistics<T>(row, n, eps), data_or_null<T>(weight), data_or_null<T>(bias), n);
+        normalize_row<T>(y.as<T>() + i * n, row, row_statistics<T>(row, n, eps), data_or_null<T>(weight), data_or_null<T>(bias),
+                         n);
       }
     });
   });

@@ -7,6 +7,8 @@
 namespace hstu::cpu {
 namespace {
 
+#define HSTU_LAMBDA_INLINE __attribute__((always_inline))
+
 template <typename T>
 constexpr int kLanes = 128 / sizeof(T);
 
@@ -18,18 +20,32 @@ HSTU_VECTOR_INLINE T sum_of_lanes(T* lanes) {
   return lanes[0];
 }
 
-template <typename T>
-HSTU_CLONES RowStatistics<T> statistics_of(const T* x, int64_t n, T eps) {
+// Calls add(lane, element, counts) for every element of a row of n, by whole groups of lanes. The last group ends at n and overlaps the
+// one before, whose elements do not count (no partial vector passes through memory); a row shorter than the lanes is one short group.
+template <typename T, typename Add>
+HSTU_VECTOR_INLINE void for_lanes(int64_t n, Add add) {
   constexpr int kWidth = kLanes<T>;
-  T sum[kWidth] = {}, squares[kWidth] = {};
+  if (n < kWidth) {
+    for (int l = 0; l < int(n); ++l) add(l, int64_t(l), true);
+    return;
+  }
   int64_t i = 0;
   for (; i + kWidth <= n; i += kWidth)
-    for (int l = 0; l < kWidth; ++l) sum[l] += x[i + l];
-  for (int l = 0; i + l < n; ++l) sum[l] += x[i + l];
+    for (int l = 0; l < kWidth; ++l) add(l, i + l, true);
+  if (i == n) return;
+  int known = kWidth - int(n - i);
+  for (int l = 0; l < kWidth; ++l) add(l, n - kWidth + l, l >= known);
+}
+
+template <typename T>
+HSTU_CLONES RowStatistics<T> statistics_of(const T* x, int64_t n, T eps) {
+  T sum[kLanes<T>] = {}, squares[kLanes<T>] = {};
+  for_lanes<T>(n, [&](int l, int64_t i, bool counts) HSTU_LAMBDA_INLINE { sum[l] += counts ? x[i] : T(0); });
   T mean = sum_of_lanes(sum) / T(n);
-  for (i = 0; i + kWidth <= n; i += kWidth)
-    for (int l = 0; l < kWidth; ++l) squares[l] += (x[i + l] - mean) * (x[i + l] - mean);
-  for (int l = 0; i + l < n; ++l) squares[l] += (x[i + l] - mean) * (x[i + l] - mean);
+  for_lanes<T>(n, [&](int l, int64_t i, bool counts) HSTU_LAMBDA_INLINE {
+    T distance = counts ? x[i] - mean : T(0);
+    squares[l] += distance * distance;
+  });
   return {mean, T(1) / std::sqrt(sum_of_lanes(squares) / T(n) + eps)};
 }
 
@@ -43,26 +59,9 @@ HSTU_CLONES void normalize(T* y, const T* x, T mean, T rstd, const T* weight, co
     for (int64_t i = 0; i < n; ++i) y[i] = (x[i] - mean) * rstd;
 }
 
-// lanes of sum g and of sum g xhat, g = dy weight.
-template <typename T, bool kWeighted>
-HSTU_VECTOR_INLINE void gradient_sums(T* plain, T* scaled, const T* dy, const T* x, T mean, T rstd, const T* weight, int64_t n) {
-  constexpr int kWidth = kLanes<T>;
-  int64_t i = 0;
-  for (; i + kWidth <= n; i += kWidth)
-    for (int l = 0; l < kWidth; ++l) {
-      T g = kWeighted ? dy[i + l] * weight[i + l] : dy[i + l];
-      plain[l] += g;
-      scaled[l] += g * ((x[i + l] - mean) * rstd);
-    }
-  for (int l = 0; i + l < n; ++l) {
-    T g = kWeighted ? dy[i + l] * weight[i + l] : dy[i + l];
-    plain[l] += g;
-    scaled[l] += g * ((x[i + l] - mean) * rstd);
-  }
-}
-
 template <typename T, bool kWeighted, bool kAccumulate>
-HSTU_VECTOR_INLINE void gradient_row(T* dx, const T* dy, const T* x, T mean, T rstd, const T* weight, T mean_g, T mean_gx, int64_t n) {
+HSTU_VECTOR_INLINE void gradient_row(T* dx, const T* dy, const T* x, T mean, T rstd, const T* weight, T mean_g, T mean_gx,
+                                     int64_t n) {
 #pragma GCC ivdep
   for (int64_t i = 0; i < n; ++i) {
     T g = kWeighted ? dy[i] * weight[i] : dy[i];
@@ -74,7 +73,11 @@ HSTU_VECTOR_INLINE void gradient_row(T* dx, const T* dy, const T* x, T mean, T r
 template <typename T, bool kWeighted, bool kAccumulate>
 HSTU_CLONES void backward(T* dx, T* dweight, T* dbias, const T* dy, const T* x, T mean, T rstd, const T* weight, int64_t n) {
   T plain[kLanes<T>] = {}, scaled[kLanes<T>] = {};
-  gradient_sums<T, kWeighted>(plain, scaled, dy, x, mean, rstd, weight, n);
+  for_lanes<T>(n, [&](int l, int64_t i, bool counts) HSTU_LAMBDA_INLINE {
+    T g = kWeighted ? dy[i] * weight[i] : dy[i];
+    plain[l] += counts ? g : T(0);
+    scaled[l] += counts ? g * ((x[i] - mean) * rstd) : T(0);
+  });
   if (dweight)
 #pragma GCC ivdep
     for (int64_t i = 0; i < n; ++i) {

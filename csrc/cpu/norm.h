@@ -1,5 +1,5 @@
-// Layer norm of one row, shared by the ops that contain one. A row's sums run over a fixed number of lanes that are then added as a
-// tree, so its bits depend on the row alone.
+// Layer norm of one row, shared by the ops that contain one. A row's sums run over a fixed number of lanes that are then added as
+// a tree, so its bits depend on the row alone.
 #pragma once
 #include <cstdint>
 

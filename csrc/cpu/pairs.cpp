@@ -4,26 +4,28 @@
 #include <cmath>
 
 #include "threads.h"
+#include "vector_math.h"
 
 namespace hstu::cpu {
 namespace {
 
-#define HSTU_FORCE_INLINE inline __attribute__((always_inline))
-
-// 32 bytes in every clone: on AVX-512 hosts two of them a cycle keep up with the loads, and d = 50 wastes 6 lanes instead of 14.
+// 32 bytes in every clone: on AVX-512 hosts two of them a cycle keep up with the loads, and d = 50 wastes 6 lanes
+// instead of 14.
 template <typename T>
 struct VectorOf {
   typedef T type __attribute__((vector_size(32), aligned(sizeof(T)), may_alias));
 };
 
 template <typename T>
-HSTU_FORCE_INLINE typename VectorOf<T>::type load(const T* x) {
+HSTU_VECTOR_INLINE typename VectorOf<T>::type load(const T* x) {
   return *reinterpret_cast<const typename VectorOf<T>::type*>(x);
 }
 
 // Stores the vector as four sums.
-HSTU_FORCE_INLINE void store_four(double* out, const VectorOf<double>::type& v) { *reinterpret_cast<VectorOf<double>::type*>(out) = v; }
-HSTU_FORCE_INLINE void store_four(float* out, const VectorOf<float>::type& v) {
+HSTU_VECTOR_INLINE void store_four(double* out, const VectorOf<double>::type& v) {
+  *reinterpret_cast<VectorOf<double>::type*>(out) = v;
+}
+HSTU_VECTOR_INLINE void store_four(float* out, const VectorOf<float>::type& v) {
   typedef float Half __attribute__((vector_size(16), aligned(4), may_alias));
   Half half[2];
   std::memcpy(half, &v, sizeof half);
@@ -33,7 +35,7 @@ HSTU_FORCE_INLINE void store_four(float* out, const VectorOf<float>::type& v) {
 constexpr int kDots = 64;  // dot products whose four partial sums wait on the stack
 
 template <typename T, int kRows>
-HSTU_FORCE_INLINE void partial_dots(T* partial, const T* query, const T* rows, int64_t width, const int32_t* ids) {
+HSTU_VECTOR_INLINE void partial_dots(T* partial, const T* query, const T* rows, int64_t width, const int32_t* ids) {
   typename VectorOf<T>::type sum[kRows] = {};
   const T* row[kRows];
 #pragma GCC unroll 4
@@ -54,7 +56,8 @@ HSTU_CLONES void dots_kernel(T* out, const T* query, const T* rows, int64_t widt
     int64_t n = std::min<int64_t>(kDots, count - first), i = 0;
     for (; i + 4 <= n; i += 4) partial_dots<T, 4>(partial + 4 * i, query, rows, width, ids + first + i);
     for (; i < n; ++i) partial_dots<T, 1>(partial + 4 * i, query, rows, width, ids + first + i);
-    for (i = 0; i < n; ++i) out[first + i] = (partial[4 * i] + partial[4 * i + 1]) + (partial[4 * i + 2] + partial[4 * i + 3]);
+    for (i = 0; i < n; ++i)
+      out[first + i] = (partial[4 * i] + partial[4 * i + 1]) + (partial[4 * i + 2] + partial[4 * i + 3]);
   }
 }
 template void dots_kernel<float>(float*, const float*, const float*, int64_t, const int32_t*, int64_t);
@@ -62,7 +65,7 @@ template void dots_kernel<double>(double*, const double*, const double*, int64_t
 
 // kVectors vectors of the sum in registers while all terms go by.
 template <typename T, int kVectors>
-HSTU_FORCE_INLINE void add_columns(T* sum, const T* rows, int64_t width, const Term<T>* terms, int64_t count) {
+HSTU_VECTOR_INLINE void add_columns(T* sum, const T* rows, int64_t width, const Term<T>* terms, int64_t count) {
   typename VectorOf<T>::type total[kVectors];
 #pragma GCC unroll 8
   for (int v = 0; v < kVectors; ++v) total[v] = load(sum + v * kLanes<T>);
@@ -140,8 +143,8 @@ void add_terms(T* sum, const T* rows, int64_t width, const Term<T>* terms, int64
   add_terms_kernel<T>(sum, rows, width, terms, count);
 }
 
-// A stable counting sort in blocks of sources: each block counts its groups, the counts become places (by group, then by block), and
-// each block puts its terms there. As many blocks as keep the counts no larger than the terms.
+// A stable counting sort in blocks of sources: each block counts its groups, the counts become places (by group, then
+// by block), and each block puts its terms there. As many blocks as keep the counts no larger than the terms.
 template <typename T>
 GroupedTerms<T>::GroupedTerms(const Term<T>* terms, int64_t sources, int64_t each, int64_t groups)
     : terms_(sources * each), begin_(groups + 1) {

@@ -1,5 +1,5 @@
-// Weighted sums of rows named by index: the gathers and scatters of the losses. Rows are padded with zeros to whole vectors, so that
-// no kernel has a tail; every sum adds in one fixed order, whatever the number of threads.
+// Weighted sums of rows named by index: the gathers and scatters of the losses. Rows are padded with zeros to whole
+// vectors, so that no kernel has a tail; every sum adds in one fixed order, whatever the number of threads.
 #pragma once
 #include <cstdint>
 
@@ -10,8 +10,8 @@ namespace hstu::cpu {
 template <typename T>
 constexpr int kLanes = 32 / sizeof(T);
 
-// rows[i] = x[pick[i]] (x[i] without pick), divided by max(|row|, eps) where `normalize`.  x [., d], rows [count, width].
-// Where nothing has to be changed the rows are x itself.
+// rows[i] = x[pick[i]] (x[i] without pick), divided by max(|row|, eps) where `normalize`.  x [., d], rows [count,
+// width]. Where nothing has to be changed the rows are x itself.
 template <typename T>
 class PaddedRows {
  public:
@@ -42,8 +42,8 @@ struct Term {
 template <typename T>
 void add_terms(T* sum, const T* rows, int64_t width, const Term<T>* terms, int64_t count);
 
-// The transpose of a table of terms: terms [sources, each] name a group in `row`; the terms of one group stand together in order of
-// source, `row` then being the source. At most 2^31 - 1 terms.
+// The transpose of a table of terms: terms [sources, each] name a group in `row`; the terms of one group stand together
+// in order of source, `row` then being the source. At most 2^31 - 1 terms.
 template <typename T>
 class GroupedTerms {
  public:

@@ -11,10 +11,12 @@ namespace {
 
 constexpr int kBlocks = 8;            // Philox blocks side by side
 constexpr int kWords = 4 * kBlocks;   // words of one group of blocks
+constexpr int64_t kGroups = 16;       // groups of one vector step
 constexpr int64_t kBuffer = 16 * kWords;
 
 // Words of `groups` groups of blocks from `counter`. Arrays of lanes, products split in high and low halves: the form that becomes
-// 32 x 32 -> 64 bit vector multiplies in every clone (one 64-bit lane a block needs twice the time under AVX2).
+// 32 x 32 -> 64 bit vector multiplies in every clone (one 64-bit lane a block needs twice the time under AVX2). The vectors run across
+// groups, and fewer than kGroups of them would be left to a scalar loop ten times slower than single_blocks.
 HSTU_CLONES void groups_of_blocks(uint32_t* words, int64_t groups, uint64_t key, uint64_t counter) {
   for (int64_t group = 0; group < groups; ++group, counter += kBlocks, words += kWords) {
     uint32_t c0[kBlocks], c1[kBlocks], c2[kBlocks] = {}, c3[kBlocks] = {};
@@ -44,6 +46,13 @@ HSTU_CLONES void groups_of_blocks(uint32_t* words, int64_t groups, uint64_t key,
   }
 }
 
+HSTU_CLONES void single_blocks(uint32_t* words, int64_t blocks, uint64_t key, uint64_t counter) {
+  for (int64_t block = 0; block < blocks; ++block) {
+    Philox4 random = philox4x32(key, counter + uint64_t(block));
+    for (int k = 0; k < 4; ++k) words[4 * block + k] = random.word[k];
+  }
+}
+
 template <typename T>
 HSTU_CLONES void keep_or_zero(T* y, const T* x, const uint32_t* words, uint32_t threshold, T scale, int64_t n) {
 #pragma GCC ivdep
@@ -58,23 +67,21 @@ template void keep_or_zero<double>(double*, const double*, const uint32_t*, uint
 }  // namespace
 
 void philox_words(uint32_t* words, int64_t first, int64_t n, uint64_t seed, uint64_t offset) {
-  uint32_t group[kWords];
+  uint32_t block[4];
   uint64_t counter = offset + uint64_t(first) / 4;
   int64_t skip = first % 4;
-  for (int64_t i = 0; i < n;) {
-    if (int64_t whole = skip == 0 ? (n - i) / kWords : 0) {
-      groups_of_blocks(words + i, whole, seed, counter);
-      counter += uint64_t(whole) * kBlocks;
-      i += whole * kWords;
-      continue;
-    }
-    groups_of_blocks(group, 1, seed, counter);
-    int64_t taken = std::min(n - i, skip == 0 ? kWords : 4 - skip);  // a partial block, then whole groups
-    std::memcpy(words + i, group + skip, size_t(taken) * sizeof(uint32_t));
-    counter += 1;
-    i += taken;
-    skip = 0;
-  }
+  auto part = [&](int64_t begin, int64_t count) {  // of the block at the counter
+    single_blocks(block, 1, seed, counter++);
+    std::memcpy(words, block + begin, size_t(count) * sizeof(uint32_t));
+    words += count, n -= count;
+  };
+  if (skip > 0 && n > 0) part(skip, std::min(n, 4 - skip));
+  int64_t groups = n / (kGroups * kWords) * kGroups, blocks = n / 4 - groups * kBlocks;
+  groups_of_blocks(words, groups, seed, counter);
+  single_blocks(words + groups * kWords, blocks, seed, counter + uint64_t(groups) * kBlocks);
+  int64_t done = groups * kWords + blocks * 4;
+  words += done, n -= done, counter += uint64_t(done) / 4;
+  if (n > 0) part(0, n);
 }
 
 template <typename T>

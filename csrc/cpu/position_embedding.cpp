@@ -39,7 +39,8 @@ void check_offsets(const char* op, const Tensor& seq_offsets, int64_t tokens, in
              ": seq_offsets must run from 0 to the ", tokens, " rows of x");
   for (int64_t b = 0; b < sequences; ++b) {
     int64_t length = offsets[b + 1] - offsets[b];
-    HSTU_CHECK(length >= 0, kInvalidArgument, op, ": seq_offsets[", b + 1, "] = ", offsets[b + 1], " is below seq_offsets[", b, "] = ", offsets[b]);
+    HSTU_CHECK(length >= 0, kInvalidArgument, op, ": seq_offsets[", b + 1, "] = ", offsets[b + 1], " is below seq_offsets[", b,
+               "] = ", offsets[b]);
     HSTU_CHECK(length <= positions, kInvalidArgument, op, ": sequence ", b, " has ", length, " rows, table has ", positions);
   }
 }
@@ -48,8 +49,8 @@ int64_t rows_a_task(int64_t d) { return std::max<int64_t>(1, kTask / std::max<in
 
 }  // namespace
 
-void position_embedding(Tensor& y, const Tensor& x, const Tensor& table, const Tensor& seq_offsets, const Tensor* ids, double scale,
-                        Stream) {
+void position_embedding(Tensor& y, const Tensor& x, const Tensor& table, const Tensor& seq_offsets, const Tensor* ids,
+                        double scale, Stream) {
   pick_float("position_embedding", y.dtype, [&](auto zero) {
     using T = decltype(zero);
     int64_t d = x.cols(), tokens = x.rows(), sequences = seq_offsets.size() - 1;

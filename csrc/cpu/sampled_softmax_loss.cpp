@@ -3,6 +3,8 @@
 
 #include "../dispatch.h"
 #include "../math.h"
+#include "group_by.h"
+#include "philox.h"
 #include "softmax.h"
 #include "threads.h"
 
@@ -10,21 +12,10 @@ namespace hstu::cpu {
 namespace {
 
 constexpr double kCollision = -5e4;  // logit of a negative that is the positive
-constexpr int kBlocks = 16;          // Philox blocks computed side by side
 
-// ids[j] = random_id of element index + j of the draw.
-HSTU_CLONES void draw(int32_t* ids, int64_t index, int64_t count, uint64_t seed, uint64_t offset, int64_t low, int64_t range) {
-  uint32_t words[kBlocks * 4];
-  int64_t skip = index % 4;
-  uint64_t counter = offset + uint64_t(index / 4);
-  for (int64_t done = -skip; done < count; done += kBlocks * 4, counter += kBlocks) {
-    for (int block = 0; block < kBlocks; ++block) {
-      Philox4 random = philox4x32(seed, counter + uint64_t(block));
-      for (int k = 0; k < 4; ++k) words[4 * block + k] = uint32_t(random_id(random.word[k], low, range));
-    }
-    int64_t from = std::max<int64_t>(0, -done), to = std::min<int64_t>(kBlocks * 4, count - done);
-    for (int64_t j = from; j < to; ++j) ids[done + j] = int32_t(words[j]);
-  }
+// Random words to ids, in place.
+HSTU_CLONES void words_to_ids(int32_t* ids, int64_t count, int64_t low, int64_t range) {
+  for (int64_t j = 0; j < count; ++j) ids[j] = int32_t(random_id(uint32_t(ids[j]), low, range));
 }
 
 // Where the negatives of a position come from: a draw, or ids [T, R].
@@ -35,7 +26,10 @@ class Negatives {
 
   // A given id outside the items is replaced and remembered: check() throws once all threads are back.
   void fill(int32_t* ids, int64_t t) {
-    if (!given_) return draw(ids, t * count_, count_, uint64_t(seed_), uint64_t(offset_), first_, items_ - first_);
+    if (!given_) {
+      philox_words(reinterpret_cast<uint32_t*>(ids), t * count_, count_, uint64_t(seed_), uint64_t(offset_));
+      return words_to_ids(ids, count_, first_, items_ - first_);
+    }
     for (int64_t j = t * count_; j < (t + 1) * count_; ++j, ++ids) {
       bool inside = given_[j] >= first_ && given_[j] < items_;
       *ids = int32_t(inside ? given_[j] : first_);
@@ -57,22 +51,20 @@ class Negatives {
   std::atomic<int64_t> bad_{INT64_MAX};
 };
 
-// Negatives that all positions share: ids [R] as int32, each checked.
+// Negatives that all positions share.
 void shared_ids(int32_t* ids, const char* op, const Tensor& given, int64_t first, int64_t items) {
-  for (int64_t r = 0; r < given.size(); ++r) {
-    int64_t id = given.as<int64_t>()[r];
-    HSTU_CHECK(id >= first && id < items, kInvalidArgument, op, ": negative_ids[", r, "] = ", id, " is outside ", first,
-               "..", items - 1);
-    ids[r] = int32_t(id);
-  }
+  const int64_t* values = given.as<int64_t>();
+  check_ids(op, "negative_ids", values, given.size(), first, items - 1);
+  std::copy(values, values + given.size(), ids);
 }
 
 constexpr int64_t kRows = 64;  // positions a task takes
 
 }  // namespace
 
-// Negatives of its own: a task draws the ids of a block of positions, row by row, and takes dot products with the items' rows; the
-// logits never leave the cache. Shared negatives are a small matrix of candidates and go through the matrix product.
+// Negatives of its own: a task draws the ids of a block of positions, row by row, and takes dot products with the
+// items' rows; the logits never leave the cache. Shared negatives are a small matrix of candidates and go through the
+// matrix product.
 void sampled_softmax_loss(Tensor& loss, Tensor& lse, const Tensor& query, const Tensor& table, const Tensor& positive_ids,
                           const Tensor* weights, const Tensor* negative_ids, int num_negatives, int first_id,
                           bool normalize_items, double temperature, double eps, int64_t seed, int64_t offset, Stream) {
@@ -100,7 +92,7 @@ void sampled_softmax_loss(Tensor& loss, Tensor& lse, const Tensor& query, const 
           dots<T>(&positive, batch.query.row(i), rows.data(), rows.width, batch.positive + i, 1);
           negatives.fill(ids, batch.position[i]);
           dots<T>(s, batch.query.row(i), rows.data(), rows.width, ids, each);
-          RowSum<T> row(positive * scale);
+          RowSum<T> row{positive * scale, positive * scale, 0};
           row.absorb(s, each, ids, batch.positive[i], scale, T(kCollision));
           row.finish(row_lse[i], losses[i]);
         }
@@ -111,8 +103,8 @@ void sampled_softmax_loss(Tensor& loss, Tensor& lse, const Tensor& query, const 
   });
 }
 
-// The first pass writes dquery and, for each (position, item) pair, the coefficient that the item's gradient gets; the pairs are then
-// grouped by item, and a task sums those of a block of items in order of position.
+// The first pass writes dquery and, for each (position, item) pair, the coefficient that the item's gradient gets; the
+// pairs are then grouped by item, and a task sums those of a block of items in order of position.
 void sampled_softmax_loss_backward(Tensor& dquery, Tensor& dtable, const Tensor& dloss, const Tensor& lse, const Tensor& query,
                                    const Tensor& table, const Tensor& positive_ids, const Tensor* weights,
                                    const Tensor* negative_ids, int num_negatives, int first_id, bool normalize_items,
@@ -151,7 +143,8 @@ void sampled_softmax_loss_backward(Tensor& dquery, Tensor& dtable, const Tensor&
         T weight = T(gain * double(batch.weight[i]));
         negatives.fill(ids, batch.position[i]);
         dots<T>(s, batch.query.row(i), rows.data(), rows.width, ids, each);
-        T sum = softmax_gradient<T>(s, each, ids, batch.positive[i], scale, T(kCollision), lse.as<T>()[batch.position[i]], weight);
+        T row_lse = lse.as<T>()[batch.position[i]];
+        T sum = softmax_gradient<T>(s, each, ids, batch.positive[i], scale, T(kCollision), row_lse, weight);
         row[0] = {batch.positive[i], -weight * sum};  // 1 - p of the positive is the sum of the others: no cancellation
         for (int64_t j = 0; j < each; ++j) row[j + 1] = {ids[j], s[j]};
         std::fill(dq.get(), dq + rows.width, T(0));

@@ -10,7 +10,7 @@
 namespace hstu::cpu {
 
 template <typename T>
-constexpr int64_t kQueryBlock = 4 * kPanel<T>;  // queries of a task: the stride of a block of scores
+constexpr int64_t kQueryBlock = 4 * kPanel<T>;  // most queries of a task, and the stride of a block of scores
 constexpr int64_t kItemBlock = 256;             // items of a block: scores and rows stay in the second-level cache
 
 // Up to kQueryBlock rows of `query`, packed, with room for one block of scores.
@@ -71,11 +71,26 @@ class Exclusions {
   const int64_t* offsets_ = nullptr;
 };
 
-// Ranges that the items are cut into, so that few queries still occupy many threads; `least` items or more in each.
-inline int64_t item_splits(int64_t query_blocks, int64_t items, int64_t least) {
-  constexpr int64_t kTasks = 64;
-  int64_t wanted = query_blocks ? (kTasks + query_blocks - 1) / query_blocks : 1;
-  return std::max<int64_t>(1, std::min(wanted, items / std::max<int64_t>(least, 1)));
-}
+// How a call is cut into tasks: blocks of queries by ranges of items, `least` items or more in each. Few queries get smaller blocks
+// and several ranges, so that they still occupy many threads. A score does not depend on it.
+template <typename T>
+struct ScoreTasks {
+  static constexpr int64_t kWanted = 32;
+  int64_t batch, first_id, items, queries, blocks, splits;
+
+  ScoreTasks(int64_t batch, int64_t first_id, int64_t rows, int64_t least)
+      : batch(batch), first_id(first_id), items(std::max<int64_t>(0, rows - first_id)),
+        queries(batch < kWanted * kQueryBlock<T> ? 32 : kQueryBlock<T>), blocks((batch + queries - 1) / queries),
+        splits(std::clamp<int64_t>(items / least, 1, blocks < kWanted ? kWanted / std::max<int64_t>(1, blocks) : 1)) {}
+
+  // body(first query, queries, split, first item, end of the items) for every task.
+  template <typename Body>
+  void run(Body&& body) const {
+    parallel_for(blocks * splits, [&](int64_t task) {
+      int64_t split = task % splits, first = task / splits * queries;
+      body(first, std::min(queries, batch - first), split, first_id + items * split / splits, first_id + items * (split + 1) / splits);
+    });
+  }
+};
 
 }  // namespace hstu::cpu

@@ -178,32 +178,27 @@ template <typename T>
 void Candidates<T>::forward(const LossRows<T>& batch, double* losses, T* lse) const {
   int64_t d = items.d, width = items.width;
   parallel_blocks(batch.count, kRowBlock, [&](int64_t begin, int64_t end) {
-    Scratch<T> s(kRowBlock * kStride<T>), positive(kRowBlock), maximum(kRowBlock), sum(kRowBlock);
+    Scratch<T> s(kRowBlock * kStride<T>);
+    Scratch<RowSum<T>> sums(kRowBlock);
     for (int64_t i = begin; i < end; ++i) {
-      dots<T>(positive + (i - begin), batch.query.row(i), items.data(), width, batch.positive + i, 1);
-      maximum[i - begin] = positive[i - begin] *= scale;
-      sum[i - begin] = 0;
+      T positive;
+      dots<T>(&positive, batch.query.row(i), items.data(), width, batch.positive + i, 1);
+      sums[i - begin] = {positive * scale, positive * scale, 0};
     }
     for (int64_t c = 0; c < count; c += kChunk) {
       int64_t n = std::min(kChunk, count - c);
-      multiply<T>(s, kStride<T>, Matrix<T>{batch.query.row(begin), width, 1}, by_column + c * d, end - begin, n, d, false);
-      for (int64_t i = begin; i < end; ++i) {
-        RowSum<T> row(positive[i - begin]);
-        row.maximum = maximum[i - begin], row.negatives = sum[i - begin];
-        row.absorb(s + (i - begin) * kStride<T>, n, ids + c, batch.positive[i], scale, collision);
-        maximum[i - begin] = row.maximum, sum[i - begin] = row.negatives;
-      }
+      Matrix<T> rows{batch.query.row(begin), width, 1};
+      multiply<T>(s, kStride<T>, rows, by_column + c * d, end - begin, n, d, false);
+      for (int64_t i = begin; i < end; ++i)
+        sums[i - begin].absorb(s + (i - begin) * kStride<T>, n, ids + c, batch.positive[i], scale, collision);
     }
-    for (int64_t i = begin; i < end; ++i) {
-      RowSum<T> row(positive[i - begin]);
-      row.maximum = maximum[i - begin], row.negatives = sum[i - begin];
-      row.finish(lse[i], losses[i]);
-    }
+    for (int64_t i = begin; i < end; ++i) sums[i - begin].finish(lse[i], losses[i]);
   });
 }
 
-// A task owns a run of row blocks and a partial drows of its own; the partials are added in order. Within it the chunks come first,
-// so that a chunk's two packings and its gradient stay in cache while the rows go by. The number of runs depends on the shapes alone.
+// A task owns a run of row blocks and a partial drows of its own; the partials are added in order. Within it the chunks
+// come first, so that a chunk's two packings and its gradient stay in cache while the rows go by. The number of runs
+// depends on the shapes alone.
 template <typename T>
 void Candidates<T>::backward(T* dquery, T* drows, Term<T>* positives, const LossRows<T>& batch, const T* lse, double gain) const {
   constexpr int64_t kMaxRuns = 32, kMaxPartials = int64_t(1) << 25;
@@ -219,7 +214,8 @@ void Candidates<T>::backward(T* dquery, T* drows, Term<T>* positives, const Loss
   parallel_blocks(batch.count, grain, [&](int64_t begin, int64_t end) {
     int64_t run_rows = end - begin, run_blocks = (run_rows + kRowBlock - 1) / kRowBlock;
     T* gradients = partial + begin / grain * count * width;
-    Scratch<T> s(kRowBlock * kStride<T>), queries(run_blocks * block_size), dq(run_rows * width, true), sums(run_rows, true);
+    Scratch<T> s(kRowBlock * kStride<T>), queries(run_blocks * block_size);
+    Scratch<T> dq(run_rows * width, true), sums(run_rows, true);
     for (int64_t row = 0; row < run_rows; row += kRowBlock)
       pack<T>(queries + row / kRowBlock * block_size, Matrix<T>{batch.query.row(begin + row), width, 1},
               std::min(kRowBlock, run_rows - row), width);
@@ -229,11 +225,13 @@ void Candidates<T>::backward(T* dquery, T* drows, Term<T>* positives, const Loss
         int64_t m = std::min(kRowBlock, run_rows - row), first = begin + row;
         multiply<T>(s, kStride<T>, Matrix<T>{batch.query.row(first), width, 1}, by_column + c * d, m, n, d, false);
         for (int64_t i = 0; i < m; ++i)
-          sums[row + i] += softmax_gradient<T>(s + i * kStride<T>, n, ids + c, batch.positive[first + i], scale, collision,
-                                               lse[batch.position[first + i]], T(gain * double(batch.weight[first + i])));
-        multiply<T>(dq + row * width, width, Matrix<T>{s, kStride<T>, 1}, by_row + c / kChunk * chunk_size, m, width, n, true);
-        multiply<T>(gradients + c * width, width, Matrix<T>{s, 1, kStride<T>}, queries + row / kRowBlock * block_size, n, width,
-                    m, row > 0);
+          sums[row + i] +=
+              softmax_gradient<T>(s + i * kStride<T>, n, ids + c, batch.positive[first + i], scale, collision,
+                                  lse[batch.position[first + i]], T(gain * double(batch.weight[first + i])));
+        const T* chunk = by_row + c / kChunk * chunk_size;
+        const T* block = queries + row / kRowBlock * block_size;
+        multiply<T>(dq + row * width, width, Matrix<T>{s, kStride<T>, 1}, chunk, m, width, n, true);
+        multiply<T>(gradients + c * width, width, Matrix<T>{s, 1, kStride<T>}, block, n, width, m, row > 0);
       }
     }
     for (int64_t i = 0; i < run_rows; ++i) {

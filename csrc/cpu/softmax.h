@@ -1,12 +1,13 @@
-// What the softmax losses share: the rows that count, the online log-sum-exp of a row, the product with candidates that all rows
-// share, and the table's gradient.
+// What the softmax losses share: the rows that count, the online log-sum-exp of a row, the product with candidates that
+// all rows share, and the table's gradient.
 #pragma once
 #include "../ops.h"
 #include "pairs.h"
 
 namespace hstu::cpu {
 
-// The rows of a call whose weight is not 0, packed: row i stands for position `position[i]`. Positive ids of the others are not read.
+// The rows of a call whose weight is not 0, packed: row i stands for position `position[i]`. Positive ids of the others
+// are not read.
 template <typename T>
 struct LossRows {
   LossRows(const char* op, const Tensor& query, const Tensor& positive_ids, const Tensor* weights, int first_id, int64_t items);
@@ -32,16 +33,17 @@ struct LossRows {
 // Log-sum-exp of one row, block by block: {positive} first, then the negatives that absorb() is shown.
 template <typename T>
 struct RowSum {
-  explicit RowSum(T positive) : positive(positive), maximum(positive) {}
-  // s[n]: products <query, item>; they are overwritten. One whose id is `id` has logit `collision` instead of s * scale.
+  // s[n]: products <query, item>; they are overwritten. One whose id is `id` has logit `collision` instead of s *
+  // scale.
   void absorb(T* s, int64_t n, const int32_t* ids, int32_t id, T scale, T collision);
   // lse and lse - positive; the latter keeps its precision where the positive outweighs everything.
   void finish(T& lse, double& loss) const;
 
-  T positive, maximum, negatives = 0;  // negatives: sum of exp(logit - maximum)
+  T positive, maximum, negatives;  // begins as {positive, positive, 0}; negatives: sum of exp(logit - maximum)
 };
 
-// s[j] = gain * exp(logit_j - lse), 0 at collisions, logits as in absorb. Returns the sum of the probabilities, collisions included.
+// s[j] = gain * exp(logit_j - lse), 0 at collisions, logits as in absorb. Returns the sum of the probabilities,
+// collisions included.
 template <typename T>
 T softmax_gradient(T* s, int64_t n, const int32_t* ids, int32_t id, T scale, T collision, T lse, T gain);
 
@@ -51,8 +53,8 @@ struct Candidates {
   Candidates(const int32_t* ids, const T* rows, int64_t count, const PaddedRows<T>& items, T scale, T collision);
 
   void forward(const LossRows<T>& batch, double* losses, T* lse) const;
-  // Writes the gradients of the batch's rows to dquery [T, d], of the candidates' rows to drows [count, width], and for each row of
-  // the batch the term that its positive's item gets.
+  // Writes the gradients of the batch's rows to dquery [T, d], of the candidates' rows to drows [count, width], and for
+  // each row of the batch the term that its positive's item gets.
   void backward(T* dquery, T* drows, Term<T>* positives, const LossRows<T>& batch, const T* lse, double gain) const;
 
   const int32_t* ids;

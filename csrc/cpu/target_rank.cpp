@@ -7,7 +7,7 @@
 namespace hstu::cpu {
 namespace {
 
-constexpr int64_t kLeastItems = 512;
+constexpr int64_t kLeastItems = 1024;
 
 // above[q] += items that score at or above targets[q], nans[q] += scores that are NaN.
 template <typename T>
@@ -35,20 +35,17 @@ void target_rank(Tensor& rank, const Tensor& query, const Tensor& table, const T
   pick_float("target_rank", query.dtype, [&](auto zero) {
     using T = decltype(zero);
     int64_t batch = query.rows(), dims = query.cols();
-    int64_t items = std::max<int64_t>(0, table.rows() - first_id), blocks = (batch + kQueryBlock<T> - 1) / kQueryBlock<T>;
     const int64_t* target = target_ids.as<int64_t>();
     for (int64_t b = 0; b < batch; ++b)
       HSTU_CHECK(target[b] >= first_id && target[b] < table.rows(), kInvalidArgument, "target_rank: target_ids[", b, "] = ",
                  target[b], " is outside ", first_id, "..", table.rows() - 1);
     Exclusions excluded("target_rank", exclude_ids, exclude_offsets);
-    int64_t splits = item_splits(blocks, items, kLeastItems);
-    Scratch<int64_t> counts(splits * batch), nans(splits * batch);
-    parallel_for(blocks * splits, [&](int64_t task) {
-      int64_t split = task % splits, first = task / splits * kQueryBlock<T>, count = std::min(kQueryBlock<T>, batch - first);
+    ScoreTasks<T> tasks(batch, first_id, table.rows(), kLeastItems);
+    Scratch<int64_t> counts(tasks.splits * batch), nans(tasks.splits * batch);
+    tasks.run([&](int64_t first, int64_t count, int64_t split, int64_t begin, int64_t end) {
       Scorer<T> scorer(query.as<T>() + first * dims, count, dims);
       alignas(64) T targets[kQueryBlock<T>] = {};
       scorer.score_pairs(targets, table.as<T>(), target + first);
-      int64_t begin = first_id + items * split / splits, end = first_id + items * (split + 1) / splits;
       int64_t above[kQueryBlock<T>] = {}, unordered[kQueryBlock<T>] = {};
       const int64_t* cursors[kQueryBlock<T>];
       for (int64_t q = 0; q < count; ++q) cursors[q] = excluded.from(first + q, begin);
@@ -72,7 +69,7 @@ void target_rank(Tensor& rank, const Tensor& query, const Tensor& table, const T
     });
     for (int64_t b = 0; b < batch; ++b) {
       int64_t above = 0, unordered = 0;
-      for (int64_t split = 0; split < splits; ++split) above += counts[split * batch + b], unordered += nans[split * batch + b];
+      for (int64_t split = 0; split < tasks.splits; ++split) above += counts[split * batch + b], unordered += nans[split * batch + b];
       rank.as<int64_t>()[b] = unordered ? 0 : above;  // the target counts itself: that is the 1 of the rank
     }
   });

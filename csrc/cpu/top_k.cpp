@@ -10,7 +10,7 @@
 namespace hstu::cpu {
 namespace {
 
-constexpr int64_t kLeastItems = 1024;
+constexpr int64_t kLeastItems = 4096;
 
 // An item with its score as one unsigned number that is larger for a better item: the score's bits in numeric order (-0 as 0, NaN as
 // -infinity) over the complement of the id. The order is total, so the best k are the same in whatever order they are found.
@@ -55,19 +55,18 @@ int64_t prune(Key<T>* keys, int64_t size, int64_t k) {
 
 // masks[i][q / 32], bit q % 32: item i may enter query q's list. A NaN limit lets everything in, a NaN score is always let in.
 template <typename T>
-HSTU_CLONES void find_entrants(uint32_t* masks, const T* scores, const T* limits, int64_t items) {
-  constexpr int64_t kWords = kQueryBlock<T> / 32;
+HSTU_CLONES void find_entrants(uint32_t* masks, const T* scores, const T* limits, int64_t items, int64_t words) {
   for (int64_t i = 0; i < items; ++i)
-    for (int64_t word = 0; word < kWords; ++word) {
+    for (int64_t word = 0; word < words; ++word) {
       const T* score = scores + i * kQueryBlock<T> + word * 32;
       const T* limit = limits + word * 32;
       uint32_t mask = 0;
       for (uint32_t q = 0; q < 32; ++q) mask |= score[q] <= limit[q] ? 0u : 1u << q;
-      masks[i * kWords + word] = mask;
+      masks[i * words + word] = mask;
     }
 }
-template void find_entrants<float>(uint32_t*, const float*, const float*, int64_t);
-template void find_entrants<double>(uint32_t*, const double*, const double*, int64_t);
+template void find_entrants<float>(uint32_t*, const float*, const float*, int64_t, int64_t);
+template void find_entrants<double>(uint32_t*, const double*, const double*, int64_t, int64_t);
 
 // One task: items [begin, end) for a block of queries; lists[q], `capacity` > k long, ends with up to k keys of query q's best items in
 // no order, sizes[q] of them. A list takes what is above its limit and is pruned when it is full, which costs a constant an entrant.
@@ -75,18 +74,18 @@ template void find_entrants<double>(uint32_t*, const double*, const double*, int
 template <typename T>
 void search(Key<T>* lists, int64_t* sizes, int64_t k, int64_t capacity, Scorer<T>& scorer, const T* table, int64_t begin,
             int64_t end, const Exclusions& excluded, int64_t first_query, int64_t queries) {
-  constexpr int64_t kWords = kQueryBlock<T> / 32;
-  uint32_t masks[kItemBlock * kWords];
+  const int64_t words = (queries + 31) / 32;
+  uint32_t masks[kItemBlock * kQueryBlock<T> / 32];
   alignas(64) T limits[kQueryBlock<T>];
   const int64_t* cursors[kQueryBlock<T>];
   std::fill(limits, limits + kQueryBlock<T>, std::numeric_limits<T>::infinity());
   std::fill(limits, limits + queries, std::numeric_limits<T>::quiet_NaN());
   for (int64_t q = 0; q < queries; ++q) cursors[q] = excluded.from(first_query + q, begin), sizes[q] = 0;
   scorer.score_items(table, begin, end, [&](int64_t first, int64_t count, const T* scores) {
-    find_entrants<T>(masks, scores, limits, count);
+    find_entrants<T>(masks, scores, limits, count, words);
     for (int64_t i = 0; i < count; ++i)
-      for (int64_t word = 0; word < kWords; ++word)
-        for (uint32_t mask = masks[i * kWords + word]; mask; mask &= mask - 1) {
+      for (int64_t word = 0; word < words; ++word)
+        for (uint32_t mask = masks[i * words + word]; mask; mask &= mask - 1) {
           int64_t q = word * 32 + std::countr_zero(mask), id = first + i;
           T score = scores[i * kQueryBlock<T> + q];
           if (score <= limits[q]) continue;  // the limit has risen since the masks were made
@@ -121,20 +120,18 @@ void top_k(Tensor& scores, Tensor& ids, const Tensor& query, const Tensor& table
     using T = decltype(zero);
     int64_t batch = query.rows(), dims = query.cols(), k = scores.cols();
     HSTU_CHECK(table.rows() <= int64_t(1) << 32, kInvalidArgument, "top_k: at most 2^32 items, got ", table.rows());
-    int64_t items = std::max<int64_t>(0, table.rows() - first_id), blocks = (batch + kQueryBlock<T> - 1) / kQueryBlock<T>;
-    int64_t best = std::min(k, items), capacity = best + std::max<int64_t>(best, 64);
+    int64_t best = std::clamp<int64_t>(table.rows() - first_id, 0, k), capacity = best + std::max<int64_t>(best, 64);
+    ScoreTasks<T> tasks(batch, first_id, table.rows(), std::max(kLeastItems, 8 * best));
+    int64_t splits = tasks.splits, parts = splits > 1 ? batch * splits : 0;
     Exclusions excluded("top_k", exclude_ids, exclude_offsets);
-    int64_t splits = item_splits(blocks, items, std::max(kLeastItems, 8 * best)), parts = splits > 1 ? batch * splits : 0;
     Scratch<Key<T>> part_lists(parts * best);
     Scratch<int64_t> part_sizes(parts);
-    parallel_for(items ? blocks * splits : 0, [&](int64_t task) {
-      int64_t split = task % splits, first = task / splits * kQueryBlock<T>, count = std::min(kQueryBlock<T>, batch - first);
-      Scorer<T> scorer(query.as<T>() + first * dims, count, dims);
-      Scratch<Key<T>> lists(count * capacity);
+    tasks.run([&](int64_t first, int64_t queries, int64_t split, int64_t begin, int64_t end) {
+      Scorer<T> scorer(query.as<T>() + first * dims, queries, dims);
+      Scratch<Key<T>> lists(queries * capacity);
       int64_t sizes[kQueryBlock<T>];
-      search<T>(lists, sizes, best, capacity, scorer, table.as<T>(), first_id + items * split / splits,
-                first_id + items * (split + 1) / splits, excluded, first, count);
-      for (int64_t q = 0; q < count; ++q) {
+      search<T>(lists, sizes, best, capacity, scorer, table.as<T>(), begin, end, excluded, first, queries);
+      for (int64_t q = 0; q < queries; ++q) {
         Key<T>* list = lists + q * capacity;
         int64_t part = (first + q) * splits + split;
         if (splits == 1)
@@ -143,15 +140,15 @@ void top_k(Tensor& scores, Tensor& ids, const Tensor& query, const Tensor& table
           std::copy(list, list + sizes[q], part_lists + part * best), part_sizes[part] = sizes[q];
       }
     });
-    if (items > 0 && splits == 1) return;
-    parallel_blocks(batch, 8, [&](int64_t begin, int64_t end) {
-      for (int64_t b = begin; b < end; ++b) {
-        Key<T>*list = part_lists + b * splits * best, *last = list;
-        for (int64_t part = b * splits; items > 0 && part < (b + 1) * splits; ++part)
-          last = std::copy(part_lists + part * best, part_lists + part * best + part_sizes[part], last);
-        write<T>(scores.as<T>() + b * k, ids.as<int64_t>() + b * k, list, last - list, k);
-      }
-    });
+    if (splits > 1)
+      parallel_blocks(batch, 8, [&](int64_t begin, int64_t end) {
+        for (int64_t b = begin; b < end; ++b) {
+          Key<T>*list = part_lists + b * splits * best, *last = list;
+          for (int64_t part = b * splits; part < (b + 1) * splits; ++part)
+            last = std::copy(part_lists + part * best, part_lists + part * best + part_sizes[part], last);
+          write<T>(scores.as<T>() + b * k, ids.as<int64_t>() + b * k, list, last - list, k);
+        }
+      });
   });
 }
 

@@ -56,7 +56,7 @@ export interface HstuAttentionOptions {
  * @param k [Tk, H, D]
  * @param v [Tk, H, V]; D and V at most 256
  * @returns [Tq, H, V]; a row that sees nothing gives 0
- * @throws HstuError ERR_HSTU_SHAPE, ERR_HSTU_DTYPE, ERR_HSTU_INVALID_ARGUMENT (more targets, queries or keys than a sequence may have).
+ * @throws HstuError ERR_HSTU_SHAPE, ERR_HSTU_DTYPE, ERR_HSTU_INVALID_ARGUMENT (also for more targets or queries than keys).
  */
 export function hstuAttention(q: Tensor, k: Tensor, v: Tensor, options: HstuAttentionOptions): Tensor {
   const op = 'hstu_attention'
@@ -68,65 +68,47 @@ export function hstuAttention(q: Tensor, k: Tensor, v: Tensor, options: HstuAtte
   const scales = scale instanceof Tensor ? scale : null
   const contextualLengths = contextual instanceof Tensor ? contextual : null
 
+  const wants = (condition: boolean, message: string) => argument(op, condition, () => message)
   const dims = shapes(op, { q: [q, ['Tq', 'H', 'D']], k: [k, ['Tk', 'H', 'D']], v: [v, ['Tk', 'H', 'V']] })
-  argument(
-    op,
-    dims.D >= 1 && dims.D <= 256 && dims.V >= 1 && dims.V <= 256,
-    () => `D=${dims.D} and V=${dims.V} must be 1 to 256`,
-  )
+  wants(Math.min(dims.D, dims.V) >= 1 && Math.max(dims.D, dims.V) <= 256, `D=${dims.D}, V=${dims.V} must be 1 to 256`)
   shapes(op, { seqOffsets: [seqOffsets, ['B + 1']] })
-  argument(op, seqOffsets.size >= 1, () => 'seqOffsets must have B + 1 entries, got none')
+  wants(seqOffsets.size >= 1, 'seqOffsets must have B + 1 entries, got none')
   const B = seqOffsets.size - 1
-  const times = [seqOffsets.size]
-  shapes(op, { qOffsets: [qOffsets, times], pageOffsets: [pageOffsets, times], timeOffsets: [timeOffsets, times] })
+  const edges = [seqOffsets.size]
+  shapes(op, { qOffsets: [qOffsets, edges], pageOffsets: [pageOffsets, edges], timeOffsets: [timeOffsets, edges] })
   shapes(op, { numTargets: [numTargets, [B]], contextual: [contextualLengths, [B]], kvLengths: [kvLengths, [B]] })
   shapes(op, { scale: [scales, [dims.Tq]], queryTime: [queryTime, [dims.Tq]], pageTable: [pageTable, ['n']] })
   shapes(op, { keyTime: [keyTime, paged ? ['all keys'] : [dims.Tk]], posW: [posW, ['Hr', 'P']] })
   shapes(op, { timeW: [timeW, ['Hr', 'NB + 1']], pages: [pages, ['pages', 2, 'S', dims.H, Math.max(dims.D, dims.V)]] })
-  for (const [name, table] of Object.entries({ posW, timeW }))
-    argument(op, !table || ((table.shape[0] === 1 || table.shape[0] === dims.H) && table.shape[1]! >= 1), () => {
-      return `${name} must have shape [1 or ${dims.H}, at least 1], got [${table!.shape.join(', ')}]`
-    })
+  for (const [name, table] of Object.entries({ posW, timeW })) {
+    const fits = !table || ((table.shape[0] === 1 || table.shape[0] === dims.H) && table.shape[1]! >= 1)
+    wants(fits, `${name} must have shape [1 or ${dims.H}, at least 1], got [${table?.shape.join(', ')}]`)
+  }
   dtypes(op, { q, k, v, posW, timeW, pages })
   dtypes(op, { seqOffsets, qOffsets, queryTime, keyTime, pageOffsets, timeOffsets }, 'int64')
   dtypes(op, { numTargets, contextual: contextualLengths, pageTable, kvLengths }, 'int32')
   dtypes(op, { scale: scales }, 'float32')
   const softmax = activation === 'softmax'
-  argument(
-    op,
-    softmax || scale !== undefined,
-    () => 'scale is required for silu (usually 1 / N with N fixed by the model)',
-  )
-  argument(op, !timeW || (queryTime !== null && keyTime !== null), () => 'timeW needs queryTime and keyTime')
-  argument(op, !timeW || !paged || timeOffsets !== null, () => 'timeW with paged needs paged.timeOffsets')
-  argument(op, !paged || pages!.shape[2]! >= 1, () => 'pages must hold at least one slot')
-  argument(
-    op,
-    dropout >= 0 && dropout < 1 && (softmax || dropout === 0),
-    () => `dropout ${dropout} must be in [0, 1), 0 for silu`,
-  )
-  for (const [name, [value, least]] of Object.entries({
-    maxSeqLen: [maxSeqLen, 0],
-    contextual: [typeof contextual === 'number' ? contextual : 0, 0],
-    maxAttnLen: [maxAttnLen, 0],
-    minFullAttnSeqLen: [minFullAttnSeqLen, 0],
-    targetGroupSize: [targetGroupSize, 1],
-  } as const))
-    argument(
-      op,
-      Number.isSafeInteger(value) && value >= least,
-      () => `${name} must be an integer from ${least}, got ${value}`,
-    )
-  argument(
-    op,
-    !paged || !isTracked(q, k, v, posW, timeW),
-    () => 'paged history takes no gradient: call it outside valueAndGrad',
-  )
+  const tracks = isTracked(q, k, v, posW, timeW)
+  const fixed = typeof contextual === 'number' ? contextual : 0
+  wants(softmax || scale !== undefined, 'scale is required for silu (usually 1 / N with N fixed by the model)')
+  wants(!timeW || (queryTime !== null && keyTime !== null), 'timeW needs queryTime and keyTime')
+  wants(!timeW || !paged || timeOffsets !== null, 'timeW with paged needs paged.timeOffsets')
+  wants(!paged || pages!.shape[2]! >= 1, 'pages must hold at least one slot')
+  wants(!paged || !tracks, 'paged history takes no gradient: call it outside valueAndGrad')
+  wants(dropout >= 0 && dropout < 1 && (softmax || dropout === 0), `dropout ${dropout} must be in [0, 1), 0 for silu`)
+  for (const [name, count] of Object.entries({
+    maxSeqLen,
+    contextual: fixed,
+    maxAttnLen,
+    minFullAttnSeqLen,
+    targetGroupSize,
+  }))
+    wants(Number.isSafeInteger(count) && count >= Number(name === 'targetGroupSize'), `${name} ${count} is no count`)
 
   const factor = typeof scale === 'number' ? scale : 1
-  const fixed = typeof contextual === 'number' ? contextual : 0
   const out = Tensor.empty([dims.Tq, dims.H, dims.V], q)
-  const lse = softmax && isTracked(q, k, v, posW, timeW) ? Tensor.empty([dims.Tq, dims.H], q) : null
+  const lse = softmax && tracks ? Tensor.empty([dims.Tq, dims.H], q) : null
   // biome-ignore format: one line a group of ops.h
   native.hstu_attention(out, lse, q, k, v, seqOffsets, qOffsets, numTargets, contextualLengths, posW, timeW, queryTime, keyTime, scales,
     pages, pageTable, pageOffsets, kvLengths, timeOffsets, BigInt(maxSeqLen), fixed, maxAttnLen, minFullAttnSeqLen, targetGroupSize,

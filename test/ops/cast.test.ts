@@ -43,16 +43,14 @@ const tables = Object.fromEntries(
 
 const infinityBits = { bfloat16: 0x7f80, float16: 0x7c00 }
 
-/** Bits of the nearest value, ties to the even one, by search among all values; infinity counts as the next power of two. */
+/** Bits of the nearest value, ties to the even one, by search among all values. */
 function nearestHalf(x: number, format: Half, exact?: bigint): number {
   if (Number.isNaN(x)) return NaN
   const table = tables[format]
   const sign = x < 0 || Object.is(x, -0) ? 0x8000 : 0
   const infinity = infinityBits[format]
-  const top = 2 * table[infinity - 1]! - table[infinity - 2]!
-  const finite =
-    top < 2 * table[infinity - 1]! ? table[infinity - 1]! + (table[infinity - 1]! - table[infinity - 2]!) : top
-  const value = (bits: number) => (bits === infinity ? finite : table[bits]!)
+  const beyond = 2 * table[infinity - 1]! - table[infinity - 2]! // infinity as the next step of the table
+  const value = (bits: number) => (bits === infinity ? beyond : table[bits]!)
   const above = (bits: number) => {
     // Whether |x| is above (1), at (0) or below (-1) the middle of `bits` and the next value.
     const middle = value(bits) / 2 + value(bits + 1) / 2
