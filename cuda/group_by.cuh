@@ -1,0 +1,24 @@
+// Occurrences grouped by id: what an op that scatters by id sums over, in order of position.
+#pragma once
+#include "common.cuh"
+
+namespace hstu::cuda {
+
+// CSR form, on the device: order[starts[i]] .. order[starts[i + 1] - 1] are the positions t with ids[t] = i, ascending.
+// count < 2^32, num_rows < 2^32. An id outside 0 .. num_rows - 1 is in no group (starts[num_rows] counts the others; their positions
+// end the order).
+struct Groups {
+  Groups(const int64_t* ids, int64_t count, int64_t num_rows, Stream stream);
+  Scratch<int64_t> starts;  // [num_rows + 1]
+  Scratch<uint32_t> order;  // [count]
+};
+
+inline Groups group_by_id(const int64_t* ids, int64_t count, int64_t num_rows, Stream stream) {
+  return Groups(ids, count, num_rows, stream);
+}
+
+// Under HSTU_DEBUG=1 alone, for it waits: throws "op: name[12] = 99 is outside low..high" for the first id outside low .. high (both
+// legal).
+void check_ids(const char* op, const char* name, const int64_t* ids, int64_t count, int64_t low, int64_t high, Stream stream);
+
+}  // namespace hstu::cuda
