@@ -10,10 +10,11 @@ __global__ void __launch_bounds__(kRowThreads) score_rows(float* losses, T* lse,
   int64_t i = int64_t(blockIdx.x) * (kRowThreads / 32) + threadIdx.x / 32;
   if (i >= in.totals->count) return;
   int64_t position = in.positions[i];
-  RowSum row = score_row<kVector>(in, position, [](int64_t, int32_t, float) {});
+  float positive;
+  RowSum row = score_row<kVector>(in, position, positive, [](int64_t, int32_t, float) {});
   if (threadIdx.x % 32 == 0) {
-    losses[i] = row.loss();
-    lse[position] = from_float<T>(row.lse());
+    losses[i] = row.loss(positive);
+    lse[position] = from_float<T>(row.lse(positive));
   }
 }
 

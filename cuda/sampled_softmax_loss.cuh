@@ -102,13 +102,13 @@ struct SampledInputs {
 };
 
 // The log-sum-exp of a row, by its warp: element 0 is the positive, element 1 + r negative r. visit(element, id, logit) sees each once, 32
-// at a time, element 32 n + l by lane l. An id that names no item scores NaN, so that the loss tells of it, and stands as the first item.
+// at a time, element 32 n + l by lane l; `positive` becomes the logit of element 0. An id that names no item scores NaN, so that the loss tells of it, and stands as the first item.
 template <int kVector, typename T, typename Visit>
-__device__ __forceinline__ RowSum score_row(const SampledInputs<T>& in, int64_t position, Visit&& visit) {
+__device__ __forceinline__ RowSum score_row(const SampledInputs<T>& in, int64_t position, float& positive, Visit&& visit) {
   const int lane = threadIdx.x % 32;
   const Negatives& negatives = in.negatives;
   int64_t positive_id = in.positive_ids[position];
-  RowSum row;
+  RowSum row{0.f, 0.f};
   for (int64_t first = 0; first <= negatives.count; first += 32) {
     int64_t element = first + lane;
     int64_t id = element == 0 || element > negatives.count ? positive_id : negatives(position, element - 1);
@@ -116,7 +116,7 @@ __device__ __forceinline__ RowSum score_row(const SampledInputs<T>& in, int64_t 
     int32_t item = int32_t(known ? id : negatives.first);
     float logit = dots<T, kVector>(in.query + position * in.dims, in.table, in.dims, item);
     logit = known ? logit * factor_of(in.factors, item) * in.scale : NAN;
-    if (first == 0) row.positive = row.maximum = __shfl_sync(kFullWarp, logit, 0), row.others = 0.f;
+    if (first == 0) positive = __shfl_sync(kFullWarp, logit, 0), row = {positive, 0.f};
     if (element > negatives.count) continue;
     if (element > 0) {
       if (id == positive_id) logit = kCollision;

@@ -22,11 +22,12 @@ __global__ void __launch_bounds__(kRowThreads) make_pairs(int64_t* ids, float* c
     return;
   }
   int64_t position = in.positions[i];
-  RowSum row = score_row<kVector>(in, position, [&](int64_t e, int32_t item, float logit) {
+  float positive;
+  RowSum row = score_row<kVector>(in, position, positive, [&](int64_t e, int32_t item, float logit) {
     ids[e] = item;
     coefficients[e] = logit;
   });
-  float weight = weight_of(in.weights, position), inverse = 1.f / (expf(row.positive - row.maximum) + row.others);
+  float weight = weight_of(in.weights, position), inverse = 1.f / (expf(positive - row.maximum) + row.others);
   int64_t positive_id = in.positive_ids[position];
   for (int64_t e = lane; e < pairs; e += 32) {  // the elements that this lane wrote
     float p = expf(coefficients[e] - row.maximum) * inverse;

@@ -104,9 +104,9 @@ __global__ void __launch_bounds__(kCollectThreads) finish_loss(T* loss, const fl
   if (threadIdx.x == 0) *loss = from_float<T>(totals->weight_sum == 0 ? 0.f : float(sum / totals->weight_sum));
 }
 
-// Log-sum-exp online: {positive} first, then the others that absorb() is shown. Lanes each keep one and are merged in a fixed order.
+// Log-sum-exp online: the positive first, then the others that absorb() is shown. Lanes each keep one and are merged in a fixed order.
 struct RowSum {
-  float positive, maximum, others;  // begins as {positive, positive, 0}; others: sum of exp(logit - maximum)
+  float maximum, others;  // begins as {positive, 0}; others: sum of exp(logit - maximum)
 
   __device__ __forceinline__ void absorb(float logit) {
     if (logit > maximum) {
@@ -120,11 +120,11 @@ struct RowSum {
     maximum = to;
   }
   // lse - positive; it keeps its precision where the positive outweighs everything.
-  __device__ __forceinline__ float loss() const {
+  __device__ __forceinline__ float loss(float positive) const {
     float above = maximum - positive;
     return above > 0 ? above + logf(expf(-above) + others) : above + log1pf(others);
   }
-  __device__ __forceinline__ float lse() const {
+  __device__ __forceinline__ float lse(float positive) const {
     float above = maximum - positive;
     return maximum + (above > 0 ? logf(expf(-above) + others) : log1pf(others));
   }
