@@ -6,7 +6,7 @@ import Benchmark from 'benchmark'
 import { record, valueAndGrad } from '#lib/autograd.js'
 import { native, packageRoot } from '#lib/native.js'
 import { Random } from '#lib/random.js'
-import { emptyLike, scope, Tensor } from '#lib/tensor.js'
+import { type Device, emptyLike, scope, Tensor } from '#lib/tensor.js'
 import type { Values } from '../test/harness.js'
 
 type Scalar = number | string | boolean | undefined
@@ -46,8 +46,29 @@ export interface Result {
 
 const registered: { op: string; run: (ceiling: Result['ceiling']) => Row[] }[] = []
 
+/** Where the benches of this run compute. */
+const device: Device = 'cpu'
+
+/** Seconds a call takes on CUDA: enough calls to fill 50 ms between two waits for the device, the median of seven such runs. */
+function deviceSeconds(fn: () => void): number {
+  const wait = Tensor.zeros([1], { device })
+  const run = (count: number) => {
+    wait.dataSync()
+    const start = performance.now()
+    for (let i = 0; i < count; i++) fn()
+    wait.dataSync()
+    return (performance.now() - start) / 1e3
+  }
+  run(3)
+  const count = Math.max(1, Math.ceil(0.05 / run(1)))
+  const samples = Array.from({ length: 7 }, () => run(count) / count).sort((a, b) => a - b)
+  wait.dispose()
+  return samples[3]!
+}
+
 /** Seconds a call takes: the median of Benchmark's samples. */
 function seconds(name: string, fn: () => void): number {
+  if (device !== 'cpu') return deviceSeconds(fn)
   const bench = new Benchmark(name, fn, { minSamples: 5, maxTime: 1 })
   bench.run()
   if (bench.error) throw bench.error

@@ -4,9 +4,9 @@ import { native } from '#lib/native.js'
 import { Random } from '#lib/random.js'
 import { type Device, type Dtype, memory, scope, Tensor } from '#lib/tensor.js'
 
-/** An input of an op test: floats are cast to the dtype under test, integers keep theirs. */
+/** An input of an op test: 'float' is cast to the dtype under test, 'wide' to float32 where that has 16 bits; others keep theirs. */
 export type Values =
-  | { shape: readonly number[]; data: Float64Array; kind: 'float' | 'float32' }
+  | { shape: readonly number[]; data: Float64Array; kind: 'float' | 'wide' | 'float32' }
   | { shape: readonly number[]; data: BigInt64Array; kind: 'int64' }
   | { shape: readonly number[]; data: Int32Array; kind: 'int32' }
 
@@ -88,7 +88,7 @@ export function assertClose(
 const list = (out: Tensor | readonly Tensor[]): readonly Tensor[] => (out instanceof Tensor ? [out] : out)
 
 /** Rounds to the dtype's values (to nearest even), as the tensors of that dtype hold them. */
-function rounded(data: Float64Array, dtype: Dtype): Float64Array {
+export function rounded(data: Float64Array, dtype: Dtype): Float64Array {
   if (dtype === 'float64') return data
   const single = Float32Array.from(data)
   if (dtype === 'float32') return Float64Array.from(single)
@@ -96,7 +96,7 @@ function rounded(data: Float64Array, dtype: Dtype): Float64Array {
 }
 
 /** Values of a float tensor of any dtype. */
-function decoded(tensor: Tensor): Float64Array {
+export function decoded(tensor: Tensor): Float64Array {
   if (tensor.dtype === 'float32' || tensor.dtype === 'float64')
     return Float64Array.from(tensor.dataSync() as Float64Array)
   const bits = Tensor.from(tensor.dataSync(), tensor.shape, { dtype: tensor.dtype })
@@ -110,22 +110,27 @@ function castOnCpu(x: Tensor, dtype: Dtype): Tensor {
 }
 
 /** A tensor of the dtype on the device. */
-function placed(data: Float64Array, shape: readonly number[], dtype: Dtype, device: Device): Tensor {
+export function placed(data: Float64Array, shape: readonly number[], dtype: Dtype, device: Device): Tensor {
   if (dtype === 'float64') return Tensor.from(data, shape, { device })
   const single = Float32Array.from(data)
   if (dtype === 'float32') return Tensor.from(single, shape, { device })
   return Tensor.from(castOnCpu(Tensor.from(single, shape), dtype).dataSync(), shape, { dtype, device })
 }
 
+function dtypeOf(values: Values, dtype: Dtype): Dtype | null {
+  if (values.kind === 'float') return dtype
+  if (values.kind === 'wide') return dtype === 'float64' ? dtype : 'float32'
+  return values.kind === 'float32' ? 'float32' : null
+}
+
 function toTensors(inputs: Inputs, dtype: Dtype, device: Device = 'cpu'): Tensors {
   const tensors: Tensors = {}
   for (const [name, values] of Object.entries(inputs)) {
     if (!values) continue
-    const as = values.kind === 'float32' && dtype !== 'float64' ? 'float32' : dtype
-    tensors[name] =
-      values.kind === 'float' || values.kind === 'float32'
-        ? placed(values.data, values.shape, as, device)
-        : Tensor.from(values.data, values.shape, { device })
+    const as = dtypeOf(values, dtype)
+    tensors[name] = as
+      ? placed(values.data as Float64Array, values.shape, as, device)
+      : Tensor.from(values.data, values.shape, { device })
   }
   return tensors
 }
@@ -135,11 +140,10 @@ function toArrays(inputs: Inputs, dtype: Dtype): Arrays {
   const arrays: Arrays = {}
   for (const [name, values] of Object.entries(inputs)) {
     if (!values) continue
-    const as = values.kind === 'float32' && dtype !== 'float64' ? 'float32' : dtype
-    arrays[name] =
-      values.kind === 'float' || values.kind === 'float32'
-        ? rounded(values.data, as)
-        : Float64Array.from(values.data as ArrayLike<bigint | number>, Number)
+    const as = dtypeOf(values, dtype)
+    arrays[name] = as
+      ? rounded(values.data as Float64Array, as)
+      : Float64Array.from(values.data as ArrayLike<bigint | number>, Number)
   }
   return arrays
 }
@@ -315,10 +319,7 @@ function checkCudaCase<C>(test: OpTest<C>, c: C & { name: string }, seed: number
 function roundedInputs(inputs: Inputs, dtype: Dtype): Inputs {
   const arrays = toArrays(inputs, dtype)
   const round = ([name, values]: [string, Values | null]): [string, Values | null] => {
-    return [
-      name,
-      values && (values.kind === 'float' || values.kind === 'float32') ? { ...values, data: arrays[name]! } : values,
-    ]
+    return [name, values && dtypeOf(values, dtype) ? ({ ...values, data: arrays[name]! } as Values) : values]
   }
   return Object.fromEntries(Object.entries(inputs).map(round))
 }
@@ -365,8 +366,8 @@ export function describeOp<C>(op: string, test: OpTest<C>): void {
 }
 
 /** Further checks of an op (errors, invariances) that its table cannot say; also run by `hstu selftest`. */
-export function itOp(op: string, name: string, run: () => void | Promise<void>): void {
-  register(op, [{ name, device: 'cpu', run }])
+export function itOp(op: string, name: string, run: () => void | Promise<void>, device: 'cpu' | 'cuda' = 'cpu'): void {
+  register(op, [{ name, device, run }])
 }
 
 /** Asserts that `fn` throws an HstuError with this code and a message that matches. */

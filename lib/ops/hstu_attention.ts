@@ -100,6 +100,7 @@ export function hstuAttention(q: Tensor, k: Tensor, v: Tensor, options: HstuAtte
   for (const [name, n] of Object.entries(counts))
     wants(Number.isSafeInteger(n) && n >= Number(name === 'targetGroupSize'), `${name} ${n} is no count`)
 
+  const sums = { dtype: q.dtype === 'float64' ? q.dtype : 'float32', device: q.device } as const // of the tables' gradients
   const factor = typeof scale === 'number' ? scale : 1
   const out = Tensor.empty([dims.Tq, dims.H, dims.V], q)
   const lse = softmax && tracks ? Tensor.empty([dims.Tq, dims.H], q) : null
@@ -109,12 +110,21 @@ export function hstuAttention(q: Tensor, k: Tensor, v: Tensor, options: HstuAtte
     causal, contextualFull, activation, alpha, factor, dropout, seed, offset)
   return record(op, out, [q, k, v, posW, timeW], dout => {
     const [dq, dk, dv] = [emptyLike(q), emptyLike(k), emptyLike(v)]
-    const dpos = posW && isTracked(posW) ? emptyLike(posW) : null
-    const dtime = timeW && isTracked(timeW) ? emptyLike(timeW) : null
+    const [dpos, dtime] = [posW, timeW].map(table =>
+      table && isTracked(table) ? Tensor.empty(table.shape, sums) : null,
+    )
     // biome-ignore format: as above
-    native.hstu_attention_backward(dq, dk, dv, dpos, dtime, dout!, q, k, v, lse && out, lse, seqOffsets, qOffsets, numTargets,
+    native.hstu_attention_backward(dq, dk, dv, dpos!, dtime!, dout!, q, k, v, lse && out, lse, seqOffsets, qOffsets, numTargets,
       contextualLengths, posW, timeW, queryTime, keyTime, scales, BigInt(maxSeqLen), fixed, maxAttnLen, minFullAttnSeqLen,
       targetGroupSize, causal, contextualFull, activation, alpha, factor, dropout, seed, offset, deterministic)
-    return [dq, dk, dv, dpos, dtime]
+    return [dq, dk, dv, like(posW, dpos!), like(timeW, dtime!)]
   })
+}
+
+/** A table's gradient, summed in float32, in the table's dtype. */
+function like(table: Tensor | null, sum: Tensor | null): Tensor | null {
+  if (!table || !sum || table.dtype === sum.dtype) return sum
+  const gradient = emptyLike(table)
+  native.cast(gradient, sum)
+  return gradient
 }

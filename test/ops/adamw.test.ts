@@ -13,7 +13,7 @@ interface Case {
   lr?: number
 }
 
-const copy = (tensor: Tensor) => Tensor.from(tensor.dataSync(), tensor.shape)
+const copy = (tensor: Tensor) => Tensor.from(tensor.dataSync(), tensor.shape, tensor)
 
 describeOp<Case>('adamw', {
   cases: [

@@ -24,7 +24,7 @@ describeOp<Case>('global_norm_clip', {
   ],
   inputs: (c, random) => Object.fromEntries(c.sizes.map((size, i) => [`g${i}`, normal(random, [size], c.scale)])),
   run: (t, c) => {
-    const grads = c.sizes.map((_, i) => Tensor.from(t[`g${i}`]!.dataSync()))
+    const grads = c.sizes.map((_, i) => Tensor.from(t[`g${i}`]!.dataSync(), t[`g${i}`]!.shape, t[`g${i}`]!))
     return [globalNormClip(grads, c.maxNorm), ...grads]
   },
   reference: (x, c) => {
