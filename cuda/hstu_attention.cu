@@ -16,8 +16,13 @@ constexpr int kRows = 16 * kWarps<T> * kRowTiles<T, kDim>;
 template <typename T, int kDim>
 struct Shared {
   alignas(16) T q[kRows<T, kDim> * kPitch<T, kDim>];
-  alignas(16) T k[kKeys<T> * kPitch<T, kDim>];
-  alignas(16) T v[kKeys<T> * kPitch<T, kDim>];
+  union {
+    struct {
+      alignas(16) T k[kKeys<T> * kPitch<T, kDim>];
+      alignas(16) T v[kKeys<T> * kPitch<T, kDim>];
+    };
+    Slab<kDim> slabs[kWarps<T>];  // after the last tile
+  };
   Rows<T> keys, values;
   VisibleKeys seen[kRows<T, kDim>];
   int span[3][kWarps<T>];
@@ -138,7 +143,7 @@ __global__ void __launch_bounds__(32 * kWarps<T>) hstu_attention_kernel(const Ca
           most[m][half] = now, total[m][half] *= factor;
 #pragma unroll
           for (int x = 0; x < kX; ++x) sums[m][x][2 * half] *= factor, sums[m][x][2 * half + 1] *= factor;
-          uint32_t keep = kept_columns<kN>(p, s.index, head, i0 + r, j0);
+          uint32_t keep = kept_columns<kN>(p, s.index, head, [&](int c) { return int2{i0 + r, j0 + c}; });
 #pragma unroll
           for (int x = 0; x < kN; ++x)
 #pragma unroll
@@ -154,46 +159,53 @@ __global__ void __launch_bounds__(32 * kWarps<T>) hstu_attention_kernel(const Ca
   copy_async_wait<0>();
   __syncthreads();
 
-#pragma unroll
-  for (int m = 0; m < kM; ++m)
-#pragma unroll
+  Slab<kDim>& slab = shared.slabs[warp];
+#pragma unroll 1
+  for (int m = 0; m < kM; ++m) {
+    if (m == 0) fill_slab<kDim>(slab, sums[0]);
+    else fill_slab<kDim>(slab, sums[kM - 1]);
+#pragma unroll 1
     for (int half = 0; half < 2; ++half) {
       int r = row0 + 16 * m + 8 * half, i = i0 + r, own = shared.seen[r].own, count = r < rows ? i + 1 - own : 0;
+      float *row = slab[lane / 4 + 8 * half], row_most = 0, row_total = 0;
       if constexpr (kSoftmax) {
-        total[m][half] += __shfl_xor_sync(kFullWarp, total[m][half], 1);
-        total[m][half] += __shfl_xor_sync(kFullWarp, total[m][half], 2);
+        row_most = half ? (m ? most[kM - 1][1] : most[0][1]) : (m ? most[kM - 1][0] : most[0][0]);
+        row_total = half ? (m ? total[kM - 1][1] : total[0][1]) : (m ? total[kM - 1][0] : total[0][0]);
+        row_total += __shfl_xor_sync(kFullWarp, row_total, 1);
+        row_total += __shfl_xor_sync(kFullWarp, row_total, 2);
       }
+#pragma unroll 1
       for (int x = 0, longest = __reduce_max_sync(kFullWarp, count); x < longest; ++x) {
         bool active = x < count;
         int j = active ? own + x : 0, bucket;
         float score = p.alpha * quad_dot(shared.q + r * kPitch<T, kDim>, active ? shared.keys.at(j) : nullptr, p.key_dim, active);
         if (!active) continue;
         if constexpr (kBias) score = shared.bias.own(score, p, s, head, shared.bias.query_time[r], j, bucket);
-        float weight;
+        float weight, decay = 1;
         if constexpr (kSoftmax) {
-          float now = fmaxf(most[m][half], score), factor = exponential<T>(most[m][half] - now);
-          most[m][half] = now, weight = exponential<T>(score - now), total[m][half] = total[m][half] * factor + weight;
-          for (int y = 0; y < kX; ++y) sums[m][y][2 * half] *= factor, sums[m][y][2 * half + 1] *= factor;
+          float now = fmaxf(row_most, score);
+          decay = exponential<T>(row_most - now), weight = exponential<T>(score - now);
+          row_most = now, row_total = row_total * decay + weight;
           if (p.dropout && !kept(p, s.index, head, i, j)) weight = 0.f;
         } else {
           weight = weight_of<T>(score);
         }
-        add_row(sums[m], half, weight, shared.values.at(j), p.value_dim);
+        add_row(row, decay, weight, shared.values.at(j), p.value_dim);
       }
-      if (r >= rows) continue;
-      float factor;
+      if (r >= rows || lane % 4 > 0) continue;
       if constexpr (kSoftmax) {
-        float sum = total[m][half];
-        factor = sum == 0.f ? 0.f : p.keep_scale / sum;
-        float value = sum == 0.f ? -kInfinity : most[m][half] + logf(sum);
-        int64_t at = (query + r) * p.heads + head;
-        if (lse && lane % 4 == 0) lse[at] = value;
-        if (lse_rounded && lane % 4 == 0) lse_rounded[at] = from_float<T>(value);
+        row[kDim] = row_total == 0.f ? 0.f : p.keep_scale / row_total;
+        float value = row_total == 0.f ? -kInfinity : row_most + logf(row_total);
+        if (lse) lse[(query + r) * p.heads + head] = value;
+        if (lse_rounded) lse_rounded[(query + r) * p.heads + head] = from_float<T>(value);
       } else {
-        factor = p.scales ? p.scales[query + r] : p.scale;
+        row[kDim] = p.scales ? p.scales[query + r] : p.scale;
       }
-      store_row(out + ((query + r) * p.heads + head) * p.value_dim, sums[m], half, factor, p.value_dim, p.value_dim % 2 == 0);
     }
+    int start = warp * 16 * kM + 16 * m;
+    store_slab<kDim>(out + ((query + start) * p.heads + head) * p.value_dim, int64_t(p.heads) * p.value_dim, slab, min(rows - start, 16),
+                     p.value_dim);
+  }
 }
 
 template <typename T, int kDim, Mode kMode>
@@ -235,8 +247,8 @@ void hstu_attention(Tensor& out, Tensor* lse, const Tensor& q, const Tensor& k, 
     pick_dim(q.shape[2], v.shape[2], [&](auto dim) {
       constexpr int kDim = decltype(dim)::value;
       if (softmax) run<T, kDim, Mode::kSoftmax>(call, out.as<T>(), exact, rounded, longest, stream);
-      else if (pos_w || time_w) run<T, kDim, Mode::kSiluBias>(call, out.as<T>(), exact, rounded, longest, stream);
-      else run<T, kDim, Mode::kSilu>(call, out.as<T>(), exact, rounded, longest, stream);
+      else if (pos_w || time_w || !kPlain<T, kDim>) run<T, kDim, Mode::kSiluBias>(call, out.as<T>(), exact, rounded, longest, stream);
+      else if constexpr (kPlain<T, kDim>) run<T, kDim, Mode::kSilu>(call, out.as<T>(), exact, rounded, longest, stream);
     });
   });
 }

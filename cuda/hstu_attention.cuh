@@ -159,6 +159,8 @@ __device__ __forceinline__ Rows<T> rows_of(const Call<T>& p, const Sequence& s, 
 
 template <typename T>
 constexpr bool kIsHalf = sizeof(T) == 2;
+template <typename T, int kDim>
+constexpr bool kPlain = kIsHalf<T> && (kDim == 64 || kDim == 128);  // has kernels of its own for silu without a bias
 template <typename T>
 constexpr int kKeys = kIsHalf<T> ? 64 : 32;  // keys of a tile
 template <typename T, int kDim>
@@ -283,29 +285,41 @@ __device__ __forceinline__ float quad_dot(const T* a, const T* b, int n, bool ac
   return sum + __shfl_xor_sync(kFullWarp, sum, 2);
 }
 
-// This thread's columns of accumulator row `half`: sum += factor * row, and row = factor * sum.
-template <typename T, int kX>
-__device__ __forceinline__ void add_row(float (&sum)[kX][4], int half, float factor, const T* row, int dim) {
+// A warp's 16 rows of sums on their way out: in shared memory a quad adds a target's own group to its row by plain loops, and rows are
+// written whole. Column kDim holds the factor of the row. Pitch 4 mod 32: a column of eight rows by four lanes meets 32 banks.
+template <int kDim>
+using Slab = float[16][kDim + 4];
+
+template <int kDim>
+__device__ __forceinline__ void fill_slab(Slab<kDim>& slab, const float (&sums)[kDim / 8][4]) {
+  int row = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
 #pragma unroll
-  for (int x = 0; x < kX; ++x)
-#pragma unroll
-    for (int e = 0; e < 2; ++e)
-      if (int d = 8 * x + threadIdx.x % 4 * 2 + e; d < dim) sum[x][2 * half + e] = fmaf(factor, to_float(row[d]), sum[x][2 * half + e]);
-}
-template <typename T, int kX>
-__device__ __forceinline__ void store_row(T* row, const float (&sum)[kX][4], int half, float factor, int dim, bool vector) {
-#pragma unroll
-  for (int x = 0; x < kX; ++x) {
-    int d = 8 * x + threadIdx.x % 4 * 2;
-    float first = factor * sum[x][2 * half], second = factor * sum[x][2 * half + 1];
-    if (vector && d < dim) {
-      if constexpr (kIsHalf<T>) *reinterpret_cast<uint32_t*>(row + d) = pack_pair<T>(first, second);
-      else *reinterpret_cast<float2*>(row + d) = float2{first, second};
-      continue;
-    }
-    if (d < dim) row[d] = from_float<T>(first);
-    if (d + 1 < dim) row[d + 1] = from_float<T>(second);
+  for (int x = 0; x < kDim / 8; ++x) {
+    *reinterpret_cast<float2*>(&slab[row][8 * x + column]) = float2{sums[x][0], sums[x][1]};
+    *reinterpret_cast<float2*>(&slab[row + 8][8 * x + column]) = float2{sums[x][2], sums[x][3]};
   }
+  __syncwarp();
+}
+// row = decay * row + factor * x, by a quad.
+template <typename T>
+__device__ __forceinline__ void add_row(float* row, float decay, float factor, const T* x, int dim) {
+  for (int d = threadIdx.x % 4; d < dim; d += 4) row[d] = fmaf(factor, to_float(x[d]), decay * row[d]);
+}
+// Rows 0 .. rows - 1 of the slab, `stride` elements apart in memory, each times its factor.
+template <int kDim, typename T>
+__device__ __forceinline__ void store_slab(T* out, int64_t stride, const Slab<kDim>& slab, int rows, int dim) {
+  __syncwarp();
+  int lane = threadIdx.x % 32;
+  for (int r = 0; r < rows; ++r) {
+    float factor = slab[r][kDim];
+    T* row = out + r * stride;
+    if (kIsHalf<T> && dim % 2 == 0)
+      for (int d = 2 * lane; d < dim; d += 64)
+        *reinterpret_cast<uint32_t*>(row + d) = pack_pair<std::conditional_t<kIsHalf<T>, T, __half>>(factor * slab[r][d], factor * slab[r][d + 1]);
+    else
+      for (int d = lane; d < dim; d += 32) row[d] = from_float<T>(factor * slab[r][d]);
+  }
+  __syncwarp();
 }
 
 // ---- Scores ------------------------------------------------------------------------------------------------------------------
@@ -404,14 +418,17 @@ __device__ __forceinline__ bool kept(const Call<T>& p, int b, int head, int i, i
   return philox_word(p.seed, p.offset, element) >= p.dropout;
 }
 
-// Bit 2 n + e: whether dropout keeps this thread's column 8 n + 2 t + e of row i in the tile from key j0 on. The loop stays a loop: the
-// ten rounds unrolled over all columns would be most of a kernel's code.
-template <int kN, typename T>
-__device__ __forceinline__ uint32_t kept_columns(const Call<T>& p, int b, int head, int i, int j0) {
+// Bit 2 n + e: whether dropout keeps column 8 n + 2 t + e of this thread's row, pair(column) giving query and key. The loop stays a loop:
+// ten rounds for each column would be most of a kernel's code.
+template <int kN, typename T, typename Element>
+__device__ __forceinline__ uint32_t kept_columns(const Call<T>& p, int b, int head, Element&& element) {
   if (!p.dropout) return ~0u;
   uint32_t bits = 0;
 #pragma unroll 1
-  for (int x = 0; x < 2 * kN; ++x) bits |= uint32_t(kept(p, b, head, i, j0 + x / 2 * 8 + threadIdx.x % 4 * 2 + x % 2)) << x;
+  for (int x = 0; x < 2 * kN; ++x) {
+    int2 pair = element(x / 2 * 8 + int(threadIdx.x % 4) * 2 + x % 2);
+    bits |= uint32_t(kept(p, b, head, pair.x, pair.y)) << x;
+  }
   return bits;
 }
 

@@ -59,10 +59,15 @@ struct SharedQueries {
   static constexpr int kTile = kQueries<T>, kStep = kPitch<T, kDim>, kWarps = kTile / 16;
   alignas(16) T q[kTile * kStep];
   alignas(16) T dout[kTile * kStep];
-  alignas(16) T k[kTile * kStep];
   union {
-    alignas(16) T v[kTile * kStep];
-    float ds[kTile][kTile + 1];  // once V has been read
+    struct {
+      alignas(16) T k[kTile * kStep];
+      union {
+        alignas(16) T v[kTile * kStep];
+        float ds[kTile][kTile + 1];  // once V has been read
+      };
+    };
+    Slab<kDim> slabs[kWarps];  // after the last tile
   };
   Rows<T> keys, values;
   VisibleKeys seen[kTile];
@@ -187,6 +192,7 @@ __global__ void __launch_bounds__(2 * kQueries<T>) hstu_attention_dq_kernel(cons
     if (gap >= resume) gap = resume = -1;
 
     float sums[1][kX][4] = {}, scale[2], lse[2] = {}, delta[2] = {}, own_sum = 0;
+#pragma unroll
     for (int half = 0; half < 2; ++half) {
       int64_t row = query + min(row0 + 8 * half, rows - 1);
       scale[half] = kSoftmax ? 1.f : p.scales ? p.scales[row] : p.scale;
@@ -217,7 +223,7 @@ __global__ void __launch_bounds__(2 * kQueries<T>) hstu_attention_dq_kernel(cons
       for (int half = 0; half < 2; ++half) {
         int r = row0 + 8 * half;
         VisibleKeys seen = shared.seen[r];
-        uint32_t keep = kSoftmax && any ? kept_columns<kN>(p, s.index, head, i0 + r, j0) : ~0u;
+        uint32_t keep = kSoftmax && any ? kept_columns<kN>(p, s.index, head, [&](int c) { return int2{i0 + r, j0 + c}; }) : ~0u;
 #pragma unroll
         for (int x = 0; x < kN; ++x)
 #pragma unroll
@@ -249,9 +255,12 @@ __global__ void __launch_bounds__(2 * kQueries<T>) hstu_attention_dq_kernel(cons
     copy_async_wait<0>();
     __syncthreads();
 
-#pragma unroll
+    Slab<kDim>& slab = shared.slabs[warp];
+    fill_slab<kDim>(slab, sums[0]);
+#pragma unroll 1
     for (int half = 0; half < 2; ++half) {
       int r = row0 + 8 * half, i = i0 + r, own = shared.seen[r].own, count = r < rows ? i + 1 - own : 0;
+      float *row = slab[lane / 4 + 8 * half], row_scale = half ? scale[1] : scale[0];
 #pragma unroll 1
       for (int x = 0, longest = __reduce_max_sync(kFullWarp, count); x < longest; ++x) {
         bool active = x < count;
@@ -262,19 +271,20 @@ __global__ void __launch_bounds__(2 * kQueries<T>) hstu_attention_dq_kernel(cons
         if (active) {
           if constexpr (kBias) score = shared.bias.own(score, p, s, head, shared.bias.query_time[r], j, bucket);
           bool keeps = !p.dropout || kept(p, s.index, head, i, j);
-          gradient = pair_of<T, kSoftmax>(score, dweight, keeps, p.keep_scale, lse[half], delta[half]).ds;
-          add_row(sums[0], half, gradient, key, p.key_dim);
+          gradient = pair_of<T, kSoftmax>(score, dweight, keeps, p.keep_scale, half ? lse[1] : lse[0], half ? delta[1] : delta[0]).ds;
+          add_row(row, 1.f, gradient, key, p.key_dim);
         }
-        float once = lane % 4 == 0 ? scale[half] * gradient : 0.f;
+        float once = lane % 4 == 0 ? row_scale * gradient : 0.f;
         own_sum += once;
         if constexpr (kBias)
           if (time_sums) run.add(shared.time_sums[warp], active && lane % 4 == 0 ? bucket : run.bucket, once);
       }
       if constexpr (kBias)
         if (time_sums) run.add(shared.time_sums[warp], -1, 0.f);
-      if (r < rows)
-        store_row(g.dq + ((query + r) * p.heads + head) * p.key_dim, sums[0], half, p.alpha * scale[half], p.key_dim, p.key_dim % 2 == 0);
+      if (lane % 4 == 0) row[kDim] = p.alpha * row_scale;
     }
+    store_slab<kDim>(g.dq + ((query + warp * 16) * p.heads + head) * p.key_dim, int64_t(p.heads) * p.key_dim, slab, min(rows - warp * 16, 16),
+                     p.key_dim);
     if constexpr (kBias) {
       own_sum = warp_sum(own_sum);
       if (lane == 0) shared.own[warp] = own_sum;
@@ -319,10 +329,15 @@ constexpr int kKeyThreads = 2 * kKeys<T> * (kSplit<kDim> ? 2 : 1);
 template <typename T, int kDim>
 struct SharedKeys {
   static constexpr int kTile = kKeys<T>, kStep = kPitch<T, kDim>;
-  alignas(16) T q[kTile * kStep];
-  alignas(16) T dout[kTile * kStep];
-  alignas(16) T k[kTile * kStep];
-  alignas(16) T v[kTile * kStep];
+  union {
+    struct {
+      alignas(16) T q[kTile * kStep];
+      alignas(16) T dout[kTile * kStep];
+      alignas(16) T k[kTile * kStep];
+      alignas(16) T v[kTile * kStep];
+    };
+    Slab<kDim> slabs[2][kTile / 16];  // of dK and dV, after the last tile
+  };
   VisibleKeys seen[kTile];
   float scale[kTile], lse[kTile], delta[kTile], most[33];
 };
@@ -401,6 +416,10 @@ __global__ void __launch_bounds__(kKeyThreads<T, kDim>) hstu_attention_dkv_kerne
     float w[1][kN][4] = {}, ds[1][kN][4] = {};
     multiply_rows<T, kDim>(w, shared.k + key_warp * 16 * kPitch<T, kDim>, shared.q);
     if (wants_dk) multiply_rows<T, kDim>(ds, shared.v + key_warp * 16 * kPitch<T, kDim>, shared.dout);
+    uint32_t keep[2] = {~0u, ~0u};
+    if constexpr (kSoftmax)
+      for (int half = 0; half < 2; ++half)
+        keep[half] = kept_columns<kN>(p, s.index, head, [&](int r) { return int2{i0 + r, j0 + row0 + 8 * half}; });
 #pragma unroll
     for (int x = 0; x < kN; ++x)
 #pragma unroll
@@ -413,7 +432,7 @@ __global__ void __launch_bounds__(kKeyThreads<T, kDim>) hstu_attention_dkv_kerne
           int c = row0 + 8 * half;
           float &weight = w[0][x][2 * half + e], &gradient = ds[0][x][2 * half + e], score = p.alpha * weight;
           if constexpr (kBias) score = shared.bias.at(score, p, s, i0, j0, r, c, bucket);
-          bool keeps = !kSoftmax || !p.dropout || kept(p, s.index, head, i0 + r, j0 + c);
+          bool keeps = keep[half] >> (2 * x + e) & 1;
           Pair pair = pair_of<T, kSoftmax>(score, gradient, keeps, p.keep_scale, lse, delta);
           bool hidden = !all && !row.has(j0 + c);
           weight = hidden ? 0.f : scale * pair.weight;
@@ -426,9 +445,12 @@ __global__ void __launch_bounds__(kKeyThreads<T, kDim>) hstu_attention_dkv_kerne
   copy_async_wait<0>();
   __syncthreads();
 
-#pragma unroll
+  Slab<kDim>&dk_slab = shared.slabs[0][key_warp], &dv_slab = shared.slabs[1][key_warp];
+  if (wants_dk) fill_slab<kDim>(dk_slab, dk[0]);
+  if (wants_dv) fill_slab<kDim>(dv_slab, dv[0]);
+#pragma unroll 1
   for (int half = 0; half < 2; ++half) {
-    int j = j0 + row0 + 8 * half, count = 0, from = max(j, s.shift);
+    int at = lane / 4 + 8 * half, j = j0 + row0 + 8 * half, count = 0, from = max(j, s.shift);
     if (j >= s.history && j < s.length) {
       int64_t end = int64_t(j) - (j - s.history) % p.group + p.group;
       count = max(int(min(end, int64_t(s.length))) - from, 0);
@@ -447,14 +469,18 @@ __global__ void __launch_bounds__(kKeyThreads<T, kDim>) hstu_attention_dkv_kerne
       float lse = kSoftmax ? g.lse[row * p.heads + head] : 0.f, delta = kSoftmax ? g.delta[row * p.heads + head] : 0.f;
       Pair pair = pair_of<T, kSoftmax>(score, dweight, keeps, p.keep_scale, lse, delta);
       float scale = !kSoftmax && p.scales ? p.scales[row] / largest : 1.f;
-      if (wants_dv) add_row(dv[0], half, scale * pair.weight, dout, p.value_dim);
-      if (wants_dk) add_row(dk[0], half, scale * pair.ds, query, p.key_dim);
+      if (wants_dv) add_row(dv_slab[at], 1.f, scale * pair.weight, dout, p.value_dim);
+      if (wants_dk) add_row(dk_slab[at], 1.f, scale * pair.ds, query, p.key_dim);
     }
-    if (j >= s.length) continue;
-    int64_t at = (s.key + j) * p.heads + head;
-    if (wants_dk) store_row(g.dk + at * p.key_dim, dk[0], half, p.alpha * largest, p.key_dim, p.key_dim % 2 == 0);
-    if (wants_dv) store_row(g.dv + at * p.value_dim, dv[0], half, largest, p.value_dim, p.value_dim % 2 == 0);
+    if (lane % 4 == 0) {
+      if (wants_dk) dk_slab[at][kDim] = p.alpha * largest;
+      if (wants_dv) dv_slab[at][kDim] = largest;
+    }
   }
+  int first = j0 + key_warp * 16, rows = min(s.length - first, 16);
+  int64_t at = (s.key + first) * p.heads + head;
+  if (wants_dk) store_slab<kDim>(g.dk + at * p.key_dim, int64_t(p.heads) * p.key_dim, dk_slab, rows, p.key_dim);
+  if (wants_dv) store_slab<kDim>(g.dv + at * p.value_dim, int64_t(p.heads) * p.value_dim, dv_slab, rows, p.value_dim);
 }
 
 // ---- Launches ------------------------------------------------------------------------------------------------------------------
@@ -517,8 +543,8 @@ void hstu_attention_backward(Tensor& dq, Tensor& dk, Tensor& dv, Tensor* dpos_w,
     pick_dim(q.shape[2], v.shape[2], [&](auto dim) {
       constexpr int kDim = decltype(dim)::value;
       if (softmax) run<T, kDim, Mode::kSoftmax>(call, gradients, longest, copies, stream);
-      else if (pos_w || time_w) run<T, kDim, Mode::kSiluBias>(call, gradients, longest, copies, stream);
-      else run<T, kDim, Mode::kSilu>(call, gradients, longest, copies, stream);
+      else if (pos_w || time_w || !kPlain<T, kDim>) run<T, kDim, Mode::kSiluBias>(call, gradients, longest, copies, stream);
+      else if constexpr (kPlain<T, kDim>) run<T, kDim, Mode::kSilu>(call, gradients, longest, copies, stream);
     });
     if (dpos_w) reduce_table(*dpos_w, pos_sums, copies, call.heads, call.positions, stream);
     if (dtime_w) reduce_table(*dtime_w, time_sums, copies, call.heads, call.last_bucket + 1, stream);
