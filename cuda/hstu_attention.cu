@@ -1,5 +1,6 @@
 // HSTU attention, forward: out = scale sum_j silu(alpha q k^T + bias) v, or softmax, over jagged sequences with history in pages or not.
 #include "hstu_attention.cuh"
+#include "relative_bias.cuh"
 
 namespace hstu::cuda {
 namespace attention {
@@ -13,30 +14,41 @@ constexpr int kWarps = kIsHalf<T> ? 4 : 2;
 template <typename T, int kDim>
 constexpr int kRows = 16 * kWarps<T> * kRowTiles<T, kDim>;
 
+// Tiles of K and V in shared memory at once, and how many keys of a tile have their scores in registers at once.
+template <typename T, int kDim>
+constexpr int kStages = kDim <= 128 ? 2 : 1;
+template <typename T, int kDim>
+constexpr int kStep = kIsHalf<T> && kDim == 128 ? 32 : kKeys<T>;
+
 template <typename T, int kDim>
 struct Shared {
+  static constexpr int kSize = kKeys<T> * kPitch<T, kDim>;
   alignas(16) T q[kRows<T, kDim> * kPitch<T, kDim>];
-  alignas(16) T k[kKeys<T> * kPitch<T, kDim>];
-  alignas(16) T v[kKeys<T> * kPitch<T, kDim>];
+  union {
+    struct {
+      alignas(16) T k[kStages<T, kDim>][kSize];
+      alignas(16) T v[kStages<T, kDim>][kSize];
+    };
+    Slab<kDim> slabs[kWarps<T>];  // after the last tile
+  };
   Rows<T> keys, values;
-  VisibleKeys seen[kRows<T, kDim>];
-  int span[3][kWarps<T>];
+  SeenKeys<kRows<T, kDim>, kWarps<T>> seen;
 };
 template <typename T, int kDim>
 struct SharedWithBias : Shared<T, kDim> {
-  BiasTile<kRows<T, kDim>, kKeys<T>> bias;
+  BiasTile<kRows<T, kDim>, kKeys<T>, kStages<T, kDim>> bias;
 };
 
 // A block owns kRows query rows of one head of one sequence, a warp 16 or 32 of them, a quad of lanes a row (accumulator layout). It
 // walks the key tiles that any of its rows sees, in ascending order: scores by mma (float32: FMA), bias, mask and activation in registers,
-// weights times values by mma with the weights still in registers. K of the next tile and V of this one are under way while the other
-// is computed with. A tile that no row of a warp sees is skipped, one that all see is not masked. Targets' own groups come last, in
+// weights times values by mma with the weights still in registers. The next tile is under way while this one is computed with. A tile that no row of a warp sees is skipped, one that all see is not masked. Targets' own groups come last, in
 // float32, a quad a row. Blocks of late rows, which see most, start first.
 // A row's bits depend on the order of its keys and the 64-key (float32: 32-key) tiles counted from key 0 alone: the products of other
 // rows, hidden keys and skipped tiles add exact zeros.
 template <typename T, int kDim, Mode kMode>
-__global__ void __launch_bounds__(32 * kWarps<T>) hstu_attention_kernel(const Call<T> p, T* out, float* lse, T* lse_rounded, int tiles) {
-  constexpr int kM = kRowTiles<T, kDim>, kN = kKeys<T> / 8, kX = kDim / 8, kThreads = 32 * kWarps<T>, kTile = kKeys<T>;
+__global__ void __launch_bounds__(32 * kWarps<T>, 2) hstu_attention_kernel(const Call<T> p, T* out, float* lse, T* lse_rounded, int tiles) {
+  constexpr int kM = kRowTiles<T, kDim>, kX = kDim / 8, kThreads = 32 * kWarps<T>, kTile = kKeys<T>;
+  constexpr int kColumns = kStep<T, kDim>, kN = kColumns / 8, kPrefetch = kStages<T, kDim> - 1;
   constexpr bool kSoftmax = kMode == Mode::kSoftmax, kBias = kMode != Mode::kSilu;
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<std::conditional_t<kBias, SharedWithBias<T, kDim>, Shared<T, kDim>>*>(memory);
@@ -48,152 +60,148 @@ __global__ void __launch_bounds__(32 * kWarps<T>) hstu_attention_kernel(const Ca
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row0 = warp * 16 * kM + lane / 4, column0 = lane % 4 * 2;
   int64_t query = s.query + first;
 
-  int prefix = 0, begin = INT_MAX, end = 0, all_prefix = INT_MAX, all_begin = 0, all_end = INT_MAX;
-#pragma unroll
-  for (int m = 0; m < kM; ++m)
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      int r = row0 + 16 * m + 8 * half;
-      VisibleKeys row = r < rows ? visible_keys(p, s, i0 + r) : VisibleKeys{0, 0, 0, i0 + r + 1};
-      shared.seen[r] = row;  // by the four lanes of a quad alike
-      prefix = max(prefix, row.prefix), all_prefix = min(all_prefix, row.prefix);
-      all_begin = max(all_begin, row.begin), all_end = min(all_end, row.end);
-      if (row.begin < row.end) begin = min(begin, row.begin), end = max(end, row.end);
-    }
-  VisibleKeys warp_all{__reduce_min_sync(kFullWarp, all_prefix), __reduce_max_sync(kFullWarp, all_begin),
-                       __reduce_min_sync(kFullWarp, all_end), 0};
-  VisibleKeys warp_any{__reduce_max_sync(kFullWarp, prefix), __reduce_min_sync(kFullWarp, begin), __reduce_max_sync(kFullWarp, end), 0};
-  if (lane == 0) shared.span[0][warp] = warp_any.prefix, shared.span[1][warp] = warp_any.begin, shared.span[2][warp] = warp_any.end;
+  shared.seen.stage(p, s, i0, rows);
   if (threadIdx.x == 0) {
     shared.keys = rows_of(p, s, head, p.k, p.key_dim, false);
     shared.values = rows_of(p, s, head, p.v, p.value_dim, true);
   }
-  if constexpr (kBias) {
-    shared.bias.template stage_table<kThreads>(p, head);
-    shared.bias.template stage_queries<kThreads>(p, s, i0);
-  }
+  if constexpr (kBias) shared.bias.template stage_table<kThreads>(p, head);
   load_tile<kRows<T, kDim>, kDim, kThreads>(shared.q, rows, p.key_dim, p.vector_keys,
                                             [&](int r) { return p.q + ((query + r) * p.heads + head) * p.key_dim; });
   copy_async_commit();
   __syncthreads();
-  for (int w = 0; w < kWarps<T>; ++w)
-    prefix = max(prefix, shared.span[0][w]), begin = min(begin, shared.span[1][w]), end = max(end, shared.span[2][w]);
-  // Tiles [0, gap) and [resume, last): the gap between what all rows see as contextual and where the earliest window begins.
-  int gap = (prefix + kTile - 1) / kTile, resume = end > 0 ? begin / kTile : 0, last = (end + kTile - 1) / kTile;
-  if (gap >= resume) gap = resume = -1;
-  auto next = [&](int n) { return n == gap ? resume : n; };
+  KeyTiles key_tiles = shared.seen.tiles(kTile);
 
-  auto load = [&](T* target, const Rows<T>& source, int dim, bool vector, int j0) {
-    load_tile<kTile, kDim, kThreads>(target, s.history - j0, dim, vector, [&](int c) { return source.at(j0 + c); });
+  auto load = [&](int stage, int j0) {
+    load_tile<kTile, kDim, kThreads>(shared.k[stage], s.history - j0, p.key_dim, p.vector_keys, [&](int c) { return shared.keys.at(j0 + c); });
+    load_tile<kTile, kDim, kThreads>(shared.v[stage], s.history - j0, p.value_dim, p.vector_values,
+                                     [&](int c) { return shared.values.at(j0 + c); });
     copy_async_commit();
+    if constexpr (kBias) {
+      shared.bias.template stage_keys<kThreads>(p, s, stage, j0);
+      shared.bias.template stage_positions<kThreads>(p, s, head, i0, stage, j0);
+    }
   };
   float sums[kM][kX][4] = {}, most[kM][2], total[kM][2] = {};
+#pragma unroll
   for (int m = 0; m < kM; ++m) most[m][0] = most[m][1] = -kInfinity;
 
-  if (next(0) < last) load(shared.k, shared.keys, p.key_dim, p.vector_keys, next(0) * kTile);
-  for (int n = next(0); n < last; n = next(n + 1)) {
+  if constexpr (kBias) shared.bias.template stage_queries<kThreads>(p, s, i0);
+  if (kPrefetch && key_tiles.from(0) < key_tiles.last) load(0, key_tiles.from(0) * kTile);
+  for (int n = key_tiles.from(0), stage = 0; n < key_tiles.last; n = key_tiles.from(n + 1), stage ^= kPrefetch) {
     int j0 = n * kTile;
-    copy_async_wait<0>();
-    __syncthreads();  // K is there, and nobody reads the last tile's V and bias any more
-    load(shared.v, shared.values, p.value_dim, p.vector_values, j0);
-    if constexpr (kBias) {
-      shared.bias.template stage_keys<kThreads>(p, s, j0);
-      shared.bias.template stage_positions<kThreads>(p, s, head, i0, j0);
+    if (!kPrefetch) {
+      __syncthreads();
+      load(0, j0);
     }
-    bool any = warp_any.any(j0, j0 + kTile), all = warp_all.all(j0, j0 + kTile);
-    float w[kM][kN][4] = {};
-    if (any) multiply_rows<T, kDim>(w, shared.q + warp * 16 * kM * kPitch<T, kDim>, shared.k);
     copy_async_wait<0>();
-    __syncthreads();  // V and the bias are there, and nobody reads K any more
-    if (next(n + 1) < last) load(shared.k, shared.keys, p.key_dim, p.vector_keys, next(n + 1) * kTile);
-    if (!any) continue;
+    __syncthreads();  // this tile is there, and nobody reads the last one any more
+    if (int next = key_tiles.from(n + 1); kPrefetch && next < key_tiles.last) load(stage ^ 1, next * kTile);
+    if (!shared.seen.any[warp].any(j0, j0 + kTile)) continue;
+    bool all = shared.seen.all[warp].all(j0, j0 + kTile);
+#pragma unroll 1
+    for (int c0 = 0; c0 < kTile; c0 += kColumns) {
+      uint32_t keep[kM][2];  // before the scores take registers
+      if constexpr (kSoftmax)
 #pragma unroll
-    for (int m = 0; m < kM; ++m)
+        for (int r = 0; r < 2 * kM; ++r)
+          keep[r / 2][r % 2] = kept_columns<kN>(p, s.index, head, [&](int c) { return int2{i0 + row0 + 8 * r, j0 + c0 + c}; });
+      float w[kM][kN][4] = {};
+      multiply_rows<T, kDim>(w, shared.q + warp * 16 * kM * kPitch<T, kDim>, shared.k[stage] + c0 * kPitch<T, kDim>);
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        int r = row0 + 16 * m + 8 * half;
-        VisibleKeys seen = shared.seen[r];
-        float tile_most = -kInfinity;
+      for (int m = 0; m < kM; ++m)
 #pragma unroll
-        for (int x = 0; x < kN; ++x)
-#pragma unroll
-          for (int e = 0; e < 2; ++e) {
-            int c = 8 * x + column0 + e, bucket;
-            float& weight = w[m][x][2 * half + e];
-            float score = p.alpha * weight;
-            if constexpr (kBias) score = shared.bias.at(score, p, s, i0, j0, r, c, bucket);
-            bool hidden = !all && !seen.has(j0 + c);
-            if constexpr (kSoftmax) {
-              weight = hidden ? -kInfinity : score;
-              tile_most = fmaxf(tile_most, weight);
-            } else {
-              weight = hidden ? 0.f : weight_of<T>(score);
-            }
-          }
-        if constexpr (kSoftmax) {
-          tile_most = fmaxf(tile_most, __shfl_xor_sync(kFullWarp, tile_most, 1));
-          tile_most = fmaxf(tile_most, __shfl_xor_sync(kFullWarp, tile_most, 2));
-          float now = fmaxf(most[m][half], tile_most), reference = now == -kInfinity ? 0.f : now;
-          float factor = exponential<T>(most[m][half] - reference);
-          most[m][half] = now, total[m][half] *= factor;
-#pragma unroll
-          for (int x = 0; x < kX; ++x) sums[m][x][2 * half] *= factor, sums[m][x][2 * half + 1] *= factor;
-          uint32_t keep = kept_columns<kN>(p, s.index, head, i0 + r, j0);
+        for (int half = 0; half < 2; ++half) {
+          int r = row0 + 16 * m + 8 * half;
+          VisibleKeys seen = shared.seen.row[r];
+          float tile_most = -kInfinity;
 #pragma unroll
           for (int x = 0; x < kN; ++x)
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
+              int c = c0 + 8 * x + column0 + e, bucket;
               float& weight = w[m][x][2 * half + e];
-              weight = exponential<T>(weight - reference), total[m][half] += weight;
-              weight = keep >> (2 * x + e) & 1 ? weight : 0.f;
+              float score = p.alpha * weight;
+              if constexpr (kBias) score = shared.bias.at(score, p, s, i0, stage, j0, r, c, bucket);
+              bool hidden = !all && !seen.has(j0 + c);
+              if constexpr (kSoftmax) {
+                weight = hidden ? -kInfinity : score;
+                tile_most = fmaxf(tile_most, weight);
+              } else {
+                weight = hidden ? 0.f : weight_of<T>(score);
+              }
             }
+          if constexpr (kSoftmax) {
+            tile_most = fmaxf(tile_most, __shfl_xor_sync(kFullWarp, tile_most, 1));
+            tile_most = fmaxf(tile_most, __shfl_xor_sync(kFullWarp, tile_most, 2));
+            float now = fmaxf(most[m][half], tile_most), reference = now == -kInfinity ? 0.f : now;
+            float decay = exponential<T>(most[m][half] - reference);
+            most[m][half] = now, total[m][half] *= decay;
+#pragma unroll
+            for (int x = 0; x < kX; ++x) sums[m][x][2 * half] *= decay, sums[m][x][2 * half + 1] *= decay;
+#pragma unroll
+            for (int x = 0; x < kN; ++x)
+#pragma unroll
+              for (int e = 0; e < 2; ++e) {
+                float& weight = w[m][x][2 * half + e];
+                weight = exponential<T>(weight - reference), total[m][half] += weight;
+                weight = keep[m][half] >> (2 * x + e) & 1 ? weight : 0.f;
+              }
+          }
         }
-      }
-    multiply_weights<T, kDim>(sums, w, shared.v);
+      multiply_weights<T, kDim>(sums, w, shared.v[stage] + c0 * kPitch<T, kDim>);
+    }
   }
   copy_async_wait<0>();
   __syncthreads();
 
-#pragma unroll
-  for (int m = 0; m < kM; ++m)
-#pragma unroll
+  Slab<kDim>& slab = shared.slabs[warp];
+#pragma unroll 1
+  for (int m = 0; m < kM; ++m) {
+    if (m == 0) fill_slab<kDim>(slab, sums[0]);
+    else fill_slab<kDim>(slab, sums[kM - 1]);
+#pragma unroll 1
     for (int half = 0; half < 2; ++half) {
-      int r = row0 + 16 * m + 8 * half, i = i0 + r, own = shared.seen[r].own, count = r < rows ? i + 1 - own : 0;
+      int r = row0 + 16 * m + 8 * half, i = i0 + r, own = shared.seen.row[r].own, count = r < rows ? i + 1 - own : 0;
+      float *row = slab[lane / 4 + 8 * half], row_most = 0, row_total = 0;
       if constexpr (kSoftmax) {
-        total[m][half] += __shfl_xor_sync(kFullWarp, total[m][half], 1);
-        total[m][half] += __shfl_xor_sync(kFullWarp, total[m][half], 2);
+        row_most = half ? (m ? most[kM - 1][1] : most[0][1]) : (m ? most[kM - 1][0] : most[0][0]);
+        row_total = half ? (m ? total[kM - 1][1] : total[0][1]) : (m ? total[kM - 1][0] : total[0][0]);
+        row_total += __shfl_xor_sync(kFullWarp, row_total, 1);
+        row_total += __shfl_xor_sync(kFullWarp, row_total, 2);
       }
+#pragma unroll 1
       for (int x = 0, longest = __reduce_max_sync(kFullWarp, count); x < longest; ++x) {
         bool active = x < count;
         int j = active ? own + x : 0, bucket;
         float score = p.alpha * quad_dot(shared.q + r * kPitch<T, kDim>, active ? shared.keys.at(j) : nullptr, p.key_dim, active);
         if (!active) continue;
         if constexpr (kBias) score = shared.bias.own(score, p, s, head, shared.bias.query_time[r], j, bucket);
-        float weight;
+        float weight, decay = 1;
         if constexpr (kSoftmax) {
-          float now = fmaxf(most[m][half], score), factor = exponential<T>(most[m][half] - now);
-          most[m][half] = now, weight = exponential<T>(score - now), total[m][half] = total[m][half] * factor + weight;
-          for (int y = 0; y < kX; ++y) sums[m][y][2 * half] *= factor, sums[m][y][2 * half + 1] *= factor;
+          float now = fmaxf(row_most, score);
+          decay = exponential<T>(row_most - now), weight = exponential<T>(score - now);
+          row_most = now, row_total = row_total * decay + weight;
           if (p.dropout && !kept(p, s.index, head, i, j)) weight = 0.f;
         } else {
           weight = weight_of<T>(score);
         }
-        add_row(sums[m], half, weight, shared.values.at(j), p.value_dim);
+        add_row(row, decay, weight, shared.values.at(j), p.value_dim);
       }
-      if (r >= rows) continue;
-      float factor;
+      if (r >= rows || lane % 4 > 0) continue;
       if constexpr (kSoftmax) {
-        float sum = total[m][half];
-        factor = sum == 0.f ? 0.f : p.keep_scale / sum;
-        float value = sum == 0.f ? -kInfinity : most[m][half] + logf(sum);
-        int64_t at = (query + r) * p.heads + head;
-        if (lse && lane % 4 == 0) lse[at] = value;
-        if (lse_rounded && lane % 4 == 0) lse_rounded[at] = from_float<T>(value);
+        row[kDim] = row_total == 0.f ? 0.f : p.keep_scale / row_total;
+        float value = row_total == 0.f ? -kInfinity : row_most + logf(row_total);
+        if (lse) lse[(query + r) * p.heads + head] = value;
+        if (lse_rounded) lse_rounded[(query + r) * p.heads + head] = from_float<T>(value);
       } else {
-        factor = p.scales ? p.scales[query + r] : p.scale;
+        row[kDim] = p.scales ? p.scales[query + r] : p.scale;
       }
-      store_row(out + ((query + r) * p.heads + head) * p.value_dim, sums[m], half, factor, p.value_dim, p.value_dim % 2 == 0);
     }
+    int start = warp * 16 * kM + 16 * m;
+    store_slab<kDim>(out + ((query + start) * p.heads + head) * p.value_dim, int64_t(p.heads) * p.value_dim, slab, min(rows - start, 16),
+                     p.value_dim);
+  }
 }
 
 template <typename T, int kDim, Mode kMode>
@@ -235,8 +243,8 @@ void hstu_attention(Tensor& out, Tensor* lse, const Tensor& q, const Tensor& k, 
     pick_dim(q.shape[2], v.shape[2], [&](auto dim) {
       constexpr int kDim = decltype(dim)::value;
       if (softmax) run<T, kDim, Mode::kSoftmax>(call, out.as<T>(), exact, rounded, longest, stream);
-      else if (pos_w || time_w) run<T, kDim, Mode::kSiluBias>(call, out.as<T>(), exact, rounded, longest, stream);
-      else run<T, kDim, Mode::kSilu>(call, out.as<T>(), exact, rounded, longest, stream);
+      else if (pos_w || time_w || !kPlain<T, kDim>) run<T, kDim, Mode::kSiluBias>(call, out.as<T>(), exact, rounded, longest, stream);
+      else if constexpr (kPlain<T, kDim>) run<T, kDim, Mode::kSilu>(call, out.as<T>(), exact, rounded, longest, stream);
     });
   });
 }

@@ -1,5 +1,5 @@
 // What the forward and the backward of HSTU attention share: one call's arguments, the geometry of a sequence, the visible keys of a row
-// as intervals, tiles in shared memory, warp-level products, the relative bias of a tile, dropout bits.
+// as intervals, tiles in shared memory, warp-level products, dropout bits.
 //
 // Positions fit in 32 bits, row offsets are 64-bit. A warp's scores stand in the accumulator layout of mma m16n8 (PTX ISA, "Matrix
 // fragments for mma.m16n8k16"): with quad = lane / 4 and t = lane % 4, element [n][2 half + e] is row quad + 8 half, column 8 n + 2 t + e.
@@ -127,6 +127,43 @@ __device__ __forceinline__ VisibleKeys visible_keys(const Call<T>& p, const Sequ
   return {prefix, int(begin), end, own};
 }
 
+// Key tiles [0, gap) and [resume, last): the gap lies between what rows see as contextual and where the earliest window begins.
+struct KeyTiles {
+  int gap, resume, last;
+  __device__ __forceinline__ int from(int n) const { return n == gap ? resume : n; }
+};
+
+// What the query rows of a block see, in shared memory; a warp has kRows / kWarps rows in turn.
+template <int kRows, int kWarps>
+struct SeenKeys {
+  VisibleKeys row[kRows], any[kWarps], all[kWarps];  // any, all: tiles that some or all rows of a warp see
+
+  template <typename T>
+  __device__ __forceinline__ void stage(const Call<T>& p, const Sequence& s, int i0, int rows) {
+    constexpr int kEach = kRows / kWarps;
+    static_assert(kEach <= 32);
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, r = warp * kEach + lane;
+    VisibleKeys keys{0, 0, 0, i0 + r + 1}, some{0, INT_MAX, 0, 0}, every{INT_MAX, 0, INT_MAX, 0};
+    if (lane < kEach) {
+      if (r < rows) keys = visible_keys(p, s, i0 + r);
+      row[r] = every = keys;
+      some.prefix = keys.prefix;
+      if (keys.begin < keys.end) some.begin = keys.begin, some.end = keys.end;
+    }
+    some = {__reduce_max_sync(kFullWarp, some.prefix), __reduce_min_sync(kFullWarp, some.begin), __reduce_max_sync(kFullWarp, some.end), 0};
+    every = {__reduce_min_sync(kFullWarp, every.prefix), __reduce_max_sync(kFullWarp, every.begin), __reduce_min_sync(kFullWarp, every.end), 0};
+    if (lane == 0) any[warp] = some, all[warp] = every;
+  }
+  // After a barrier.
+  __device__ __forceinline__ KeyTiles tiles(int size) const {
+    int prefix = 0, begin = INT_MAX, end = 0;
+    for (int w = 0; w < kWarps; ++w) prefix = max(prefix, any[w].prefix), begin = min(begin, any[w].begin), end = max(end, any[w].end);
+    KeyTiles tiles{(prefix + size - 1) / size, end > 0 ? begin / size : 0, (end + size - 1) / size};
+    if (tiles.gap >= tiles.resume) tiles.gap = -1;
+    return tiles;
+  }
+};
+
 // Rows of one head's keys or values by key position.
 template <typename T>
 struct Rows {
@@ -159,6 +196,8 @@ __device__ __forceinline__ Rows<T> rows_of(const Call<T>& p, const Sequence& s, 
 
 template <typename T>
 constexpr bool kIsHalf = sizeof(T) == 2;
+template <typename T, int kDim>
+constexpr bool kPlain = kIsHalf<T> && (kDim == 64 || kDim == 128);  // has kernels of its own for silu without a bias
 template <typename T>
 constexpr int kKeys = kIsHalf<T> ? 64 : 32;  // keys of a tile
 template <typename T, int kDim>
@@ -283,110 +322,44 @@ __device__ __forceinline__ float quad_dot(const T* a, const T* b, int n, bool ac
   return sum + __shfl_xor_sync(kFullWarp, sum, 2);
 }
 
-// This thread's columns of accumulator row `half`: sum += factor * row, and row = factor * sum.
-template <typename T, int kX>
-__device__ __forceinline__ void add_row(float (&sum)[kX][4], int half, float factor, const T* row, int dim) {
+// A warp's 16 rows of sums on their way out: in shared memory a quad adds a target's own group to its row by plain loops, and rows are
+// written whole. Column kDim holds the factor of the row. Pitch 4 mod 32: a column of eight rows by four lanes meets 32 banks.
+template <int kDim>
+using Slab = float[16][kDim + 4];
+
+template <int kDim>
+__device__ __forceinline__ void fill_slab(Slab<kDim>& slab, const float (&sums)[kDim / 8][4]) {
+  int row = threadIdx.x % 32 / 4, column = threadIdx.x % 4 * 2;
 #pragma unroll
-  for (int x = 0; x < kX; ++x)
-#pragma unroll
-    for (int e = 0; e < 2; ++e)
-      if (int d = 8 * x + threadIdx.x % 4 * 2 + e; d < dim) sum[x][2 * half + e] = fmaf(factor, to_float(row[d]), sum[x][2 * half + e]);
-}
-template <typename T, int kX>
-__device__ __forceinline__ void store_row(T* row, const float (&sum)[kX][4], int half, float factor, int dim, bool vector) {
-#pragma unroll
-  for (int x = 0; x < kX; ++x) {
-    int d = 8 * x + threadIdx.x % 4 * 2;
-    float first = factor * sum[x][2 * half], second = factor * sum[x][2 * half + 1];
-    if (vector && d < dim) {
-      if constexpr (kIsHalf<T>) *reinterpret_cast<uint32_t*>(row + d) = pack_pair<T>(first, second);
-      else *reinterpret_cast<float2*>(row + d) = float2{first, second};
-      continue;
-    }
-    if (d < dim) row[d] = from_float<T>(first);
-    if (d + 1 < dim) row[d + 1] = from_float<T>(second);
+  for (int x = 0; x < kDim / 8; ++x) {
+    *reinterpret_cast<float2*>(&slab[row][8 * x + column]) = float2{sums[x][0], sums[x][1]};
+    *reinterpret_cast<float2*>(&slab[row + 8][8 * x + column]) = float2{sums[x][2], sums[x][3]};
   }
+  __syncwarp();
+}
+// row = decay * row + factor * x, by a quad.
+template <typename T>
+__device__ __forceinline__ void add_row(float* row, float decay, float factor, const T* x, int dim) {
+  for (int d = threadIdx.x % 4; d < dim; d += 4) row[d] = fmaf(factor, to_float(x[d]), decay * row[d]);
+}
+// Rows 0 .. rows - 1 of the slab, `stride` elements apart in memory, each times its factor.
+template <int kDim, typename T>
+__device__ __forceinline__ void store_slab(T* out, int64_t stride, const Slab<kDim>& slab, int rows, int dim) {
+  __syncwarp();
+  int lane = threadIdx.x % 32;
+  for (int r = 0; r < rows; ++r) {
+    float factor = slab[r][kDim];
+    T* row = out + r * stride;
+    if (kIsHalf<T> && dim % 2 == 0)
+      for (int d = 2 * lane; d < dim; d += 64)
+        *reinterpret_cast<uint32_t*>(row + d) = pack_pair<std::conditional_t<kIsHalf<T>, T, __half>>(factor * slab[r][d], factor * slab[r][d + 1]);
+    else
+      for (int d = lane; d < dim; d += 32) row[d] = from_float<T>(factor * slab[r][d]);
+  }
+  __syncwarp();
 }
 
 // ---- Scores ------------------------------------------------------------------------------------------------------------------
-
-struct TimeThresholds {
-  int64_t at[kTimeThresholds];
-};
-constexpr TimeThresholds time_thresholds() {
-  TimeThresholds copy{};
-  for (int x = 0; x < kTimeThresholds; ++x) copy.at[x] = kTimeThreshold[x];
-  return copy;
-}
-static __constant__ TimeThresholds kThresholds = time_thresholds();
-
-// time_bucket() of mask.h. bucket(d) = floor(ln d / 0.301) for whole d, so a guess from below that is less than 1 off leaves one
-// comparison: log2 d by a truncated float's exponent and mantissa (at most 0.09 too small) times 9432 / 4096, a little less than
-// ln 2 / 0.301.
-__device__ __forceinline__ int bucket_of(int64_t query_time, int64_t key_time, const int64_t* thresholds, int last) {
-  uint64_t a = uint64_t(query_time), b = uint64_t(key_time), d = query_time > key_time ? a - b : b - a;
-  float x = d >> 32 ? __ull2float_rz(d) : __uint2float_rz(max(uint32_t(d), 1u));
-  uint32_t log = __float_as_uint(x) - (127u << 23);
-  int guess = min(int(__umulhi(log, 9432u / 8)), kTimeThresholds - 1);
-  return min(guess + int(d >= uint64_t(thresholds[guess])), last);
-}
-
-// The relative bias of kQueries queries from key position i0 on against a tile of keys from j0 on, in shared memory.
-template <int kQueries, int kTileKeys>
-struct BiasTile {
-  int64_t threshold[kTimeThresholds + 1], query_time[kQueries], key_time[kTileKeys];
-  float pos[kQueries + kTileKeys];  // by pos(i) - j
-  float time[kTimeThresholds + 1];  // time_w of the head
-
-  template <int kThreads, typename T>
-  __device__ __forceinline__ void stage_table(const Call<T>& p, int head) {
-    for (int x = threadIdx.x; x <= p.last_bucket; x += kThreads)
-      time[x] = to_float(p.time_w[(p.time_per_head ? head * p.time_width : 0) + x]);
-    for (int x = threadIdx.x; p.last_bucket >= 0 && x < kTimeThresholds; x += kThreads) threshold[x] = kThresholds.at[x];
-  }
-  template <int kThreads, typename T>
-  __device__ __forceinline__ void stage_queries(const Call<T>& p, const Sequence& s, int i0) {
-    for (int r = threadIdx.x; p.last_bucket >= 0 && r < kQueries; r += kThreads)
-      query_time[r] = i0 + r < s.length ? p.query_time[s.query + i0 + r - s.shift] : 0;
-  }
-  template <int kThreads, typename T>
-  __device__ __forceinline__ void stage_keys(const Call<T>& p, const Sequence& s, int j0) {
-    for (int c = threadIdx.x; p.last_bucket >= 0 && c < kTileKeys; c += kThreads)
-      key_time[c] = j0 + c < s.history ? p.key_time[s.time + j0 + c] : 0;
-  }
-  template <int kThreads, typename T>
-  __device__ __forceinline__ void stage_positions(const Call<T>& p, const Sequence& s, int head, int i0, int j0) {
-    if (!p.positions) return;
-    int nearest = min(i0, s.history) - j0 - (kTileKeys - 1);
-    const T* table = p.pos_w + (p.pos_per_head ? int64_t(head) * p.positions : 0);
-    for (int x = threadIdx.x; x < kQueries + kTileKeys - 1; x += kThreads)
-      pos[x] = to_float(table[min(abs(nearest + x), p.positions - 1)]);
-  }
-
-  // Of query r and key c; `bucket` gets the time bucket, -1 where there is no time term.
-  template <typename T>
-  __device__ __forceinline__ float at(float score, const Call<T>& p, const Sequence& s, int i0, int j0, int r, int c, int& bucket) const {
-    bucket = -1;
-    if (p.positions) score += pos[min(r, max(s.history - i0, 0)) - c + kTileKeys - 1];
-    if (p.last_bucket >= 0 && i0 + r >= s.contextual && j0 + c >= s.contextual) {
-      bucket = bucket_of(query_time[r], key_time[c], threshold, p.last_bucket);
-      score += time[bucket];
-    }
-    return score;
-  }
-  // Of target i = i0 + r and a key j of its own group.
-  template <typename T>
-  __device__ __forceinline__ float own(float score, const Call<T>& p, const Sequence& s, int head, int64_t query_time, int j,
-                                       int& bucket) const {
-    bucket = -1;
-    if (p.positions) score += to_float(p.pos_w[p.pos_per_head ? int64_t(head) * p.positions : 0]);
-    if (p.last_bucket >= 0) {
-      bucket = bucket_of(query_time, p.key_time[s.time + j], threshold, p.last_bucket);
-      score += time[bucket];
-    }
-    return score;
-  }
-};
 
 // float32 keeps the exact functions; the others round the weight to 8 or 11 bits.
 template <typename T>
@@ -401,17 +374,22 @@ __device__ __forceinline__ float weight_of(float score) {
 template <typename T>
 __device__ __forceinline__ bool kept(const Call<T>& p, int b, int head, int i, int j) {
   uint64_t element = ((uint64_t(b) * p.heads + head) * p.max_seq_len + i) * p.max_seq_len + j;
-  return philox_word(p.seed, p.offset, element) >= p.dropout;
+  Philox4 four = philox4x32(p.seed, p.offset + element / 4);
+  uint32_t low = element & 1 ? four.word[1] : four.word[0], high = element & 1 ? four.word[3] : four.word[2];
+  return (element & 2 ? high : low) >= p.dropout;  // no indexing: that would put the words in local memory
 }
 
-// Bit 2 n + e: whether dropout keeps this thread's column 8 n + 2 t + e of row i in the tile from key j0 on. The loop stays a loop: the
-// ten rounds unrolled over all columns would be most of a kernel's code.
-template <int kN, typename T>
-__device__ __forceinline__ uint32_t kept_columns(const Call<T>& p, int b, int head, int i, int j0) {
+// Bit 2 n + e: whether dropout keeps column 8 n + 2 t + e of this thread's row, pair(column) giving query and key. The loop stays a loop:
+// ten rounds for each column would be most of a kernel's code.
+template <int kN, typename T, typename Element>
+__device__ __forceinline__ uint32_t kept_columns(const Call<T>& p, int b, int head, Element&& element) {
   if (!p.dropout) return ~0u;
   uint32_t bits = 0;
 #pragma unroll 1
-  for (int x = 0; x < 2 * kN; ++x) bits |= uint32_t(kept(p, b, head, i, j0 + x / 2 * 8 + threadIdx.x % 4 * 2 + x % 2)) << x;
+  for (int x = 0; x < 2 * kN; ++x) {
+    int2 pair = element(x / 2 * 8 + int(threadIdx.x % 4) * 2 + x % 2);
+    bits |= uint32_t(kept(p, b, head, pair.x, pair.y)) << x;
+  }
   return bits;
 }
 

@@ -1,6 +1,7 @@
 // HSTU attention, backward: dQ with the table gradients by tiles of queries, dK and dV by tiles of keys. Scores are computed again in
 // both: seven products instead of the five that one pass with atomic dQ would take, and the same bits from run to run.
 #include "hstu_attention.cuh"
+#include "relative_bias.cuh"
 
 namespace hstu::cuda {
 namespace attention {
@@ -52,78 +53,30 @@ __global__ void __launch_bounds__(256) prepare_softmax_kernel(float* delta, floa
 
 // ---- dQ and the tables ---------------------------------------------------------------------------------------------------------
 
-constexpr int kTimeColumns = 8;
-
 template <typename T, int kDim>
 struct SharedQueries {
   static constexpr int kTile = kQueries<T>, kStep = kPitch<T, kDim>, kWarps = kTile / 16;
   alignas(16) T q[kTile * kStep];
   alignas(16) T dout[kTile * kStep];
-  alignas(16) T k[kTile * kStep];
   union {
-    alignas(16) T v[kTile * kStep];
-    float ds[kTile][kTile + 1];  // once V has been read
+    struct {
+      alignas(16) T k[kTile * kStep];
+      union {
+        alignas(16) T v[kTile * kStep];
+        float ds[kTile][kTile + 1];  // once V has been read
+      };
+    };
+    Slab<kDim> slabs[kWarps];  // after the last tile
   };
   Rows<T> keys, values;
-  VisibleKeys seen[kTile];
-  int span[3][kWarps];
+  SeenKeys<kTile, kWarps> seen;
 };
 template <typename T, int kDim>
 struct SharedQueriesWithBias : SharedQueries<T, kDim> {
-  BiasTile<kQueries<T>, kQueries<T>> bias;
+  BiasTile<kQueries<T>, kQueries<T>, 1> bias;
   float diagonal[2 * kQueries<T>], own[kQueries<T> / 16];
   float time_sums[kQueries<T> / 16][kTimeThresholds + 1][kTimeColumns];
 };
-
-// A lane's run of equal time buckets. Eight lanes at a time add to their own columns, in a fixed order.
-struct TimeRun {
-  int bucket = -1;
-  float sum = 0;
-  __device__ __forceinline__ void add(float (*columns)[kTimeColumns], int next, float value) {
-    int lane = threadIdx.x % 32;
-    if (__any_sync(kFullWarp, next != bucket)) {
-      bool ends = next != bucket && bucket >= 0;
-#pragma unroll 1
-      for (int turn = 0; turn < 32 / kTimeColumns; ++turn) {
-        if (ends && lane / kTimeColumns == turn) columns[bucket][lane % kTimeColumns] += sum;
-        __syncwarp();
-      }
-      if (next != bucket) bucket = next, sum = 0;
-    }
-    sum += value;
-  }
-};
-
-// Adds a tile's dS to the sums by position difference: each thread owns a diagonal of the tile, then each entry of the table has one
-// owner: the diagonals +d and -d belong to the thread of +d, those beyond the table to warp 0.
-template <int kTile, int kThreads>
-__device__ __forceinline__ void add_positions(float* sums, const float (*ds)[kTile + 1], float* diagonal, int positions, int history_rows,
-                                              int nearest) {
-  constexpr int kDiagonals = 2 * kTile - 1;
-  static_assert(kDiagonals <= kThreads);
-  int x = threadIdx.x, distance = nearest + x;  // of diagonal x
-  if (x < kDiagonals) {
-    float sum = 0;
-    for (int r = max(0, x - kTile + 1); r < min(history_rows, x + 1); ++r) sum += ds[r][r + kTile - 1 - x];
-    int c = history_rows + kTile - 1 - x;  // all targets stand at one position
-    for (int r = history_rows; r < kTile && c >= 0 && c < kTile; ++r) sum += ds[r][c];
-    diagonal[x] = sum;
-  }
-  __syncthreads();
-  if (x < kDiagonals && abs(distance) < positions - 1) {
-    int opposite = x - 2 * distance;
-    bool paired = distance != 0 && opposite >= 0 && opposite < kDiagonals;
-    if (!paired) sums[abs(distance)] += diagonal[x];
-    else if (distance > 0) sums[distance] += diagonal[x] + diagonal[opposite];
-  }
-  if (x < 32) {
-    float sum = 0;
-    for (int y = x; y < kDiagonals; y += 32) sum += abs(nearest + y) >= positions - 1 ? diagonal[y] : 0.f;
-    bool some = max(abs(nearest), abs(nearest + kDiagonals - 1)) >= positions - 1;
-    if (some) sum = warp_sum(sum);
-    if (some && x == 0) sums[positions - 1] += sum;
-  }
-}
 
 // A block owns tiles of queries (64, float32: 32) of one head: those whose number is `copy` modulo `copies`; a warp owns 16 rows. It walks
 // the key tiles its rows see, recomputes scores, forms dS in registers and adds dS K. Row scales and alpha are applied at the end.
@@ -157,11 +110,7 @@ __global__ void __launch_bounds__(2 * kQueries<T>) hstu_attention_dq_kernel(cons
       shared.keys = rows_of(p, s, head, p.k, p.key_dim, false);
       shared.values = rows_of(p, s, head, p.v, p.value_dim, true);
     }
-    if (threadIdx.x < kTile) {
-      int r = threadIdx.x;
-      VisibleKeys row = r < rows ? visible_keys(p, s, i0 + r) : VisibleKeys{0, 0, 0, i0 + r + 1};
-      shared.seen[r] = row;
-    }
+    shared.seen.stage(p, s, i0, rows);
     if constexpr (kBias) shared.bias.template stage_queries<kThreads>(p, s, i0);
     load_tile<kTile, kDim, kThreads>(shared.q, rows, p.key_dim, p.vector_keys,
                                      [&](int r) { return row_of(p.q, p, query + r, head, p.key_dim); });
@@ -169,31 +118,17 @@ __global__ void __launch_bounds__(2 * kQueries<T>) hstu_attention_dq_kernel(cons
                                      [&](int r) { return row_of(g.dout, p, query + r, head, p.value_dim); });
     copy_async_commit();
     __syncthreads();
-    int prefix = 0, begin = INT_MAX, end = 0, all_prefix = INT_MAX, all_begin = 0, all_end = INT_MAX;
-    for (int half = 0; half < 2; ++half) {
-      VisibleKeys row = shared.seen[row0 + 8 * half];
-      prefix = max(prefix, row.prefix), all_prefix = min(all_prefix, row.prefix);
-      all_begin = max(all_begin, row.begin), all_end = min(all_end, row.end);
-      if (row.begin < row.end) begin = min(begin, row.begin), end = max(end, row.end);
-    }
-    VisibleKeys warp_all{__reduce_min_sync(kFullWarp, all_prefix), __reduce_max_sync(kFullWarp, all_begin),
-                         __reduce_min_sync(kFullWarp, all_end), 0};
-    VisibleKeys warp_any{__reduce_max_sync(kFullWarp, prefix), __reduce_min_sync(kFullWarp, begin), __reduce_max_sync(kFullWarp, end), 0};
-    if (lane == 0) shared.span[0][warp] = warp_any.prefix, shared.span[1][warp] = warp_any.begin, shared.span[2][warp] = warp_any.end;
-    __syncthreads();
-    for (int w = 0; w < kWarps; ++w)
-      prefix = max(prefix, shared.span[0][w]), begin = min(begin, shared.span[1][w]), end = max(end, shared.span[2][w]);
-    int gap = (prefix + kTile - 1) / kTile, resume = end > 0 ? begin / kTile : 0, last = (end + kTile - 1) / kTile;
-    if (gap >= resume) gap = resume = -1;
+    KeyTiles key_tiles = shared.seen.tiles(kTile);
 
     float sums[1][kX][4] = {}, scale[2], lse[2] = {}, delta[2] = {}, own_sum = 0;
+#pragma unroll
     for (int half = 0; half < 2; ++half) {
       int64_t row = query + min(row0 + 8 * half, rows - 1);
       scale[half] = kSoftmax ? 1.f : p.scales ? p.scales[row] : p.scale;
       if (kSoftmax) lse[half] = g.lse[row * p.heads + head], delta[half] = g.delta[row * p.heads + head];
     }
     TimeRun run;
-    for (int n = gap == 0 ? resume : 0; n < last; n = n + 1 == gap ? resume : n + 1) {
+    for (int n = key_tiles.from(0); n < key_tiles.last; n = key_tiles.from(n + 1)) {
       int j0 = n * kTile;
       __syncthreads();
       load_tile<kTile, kDim, kThreads>(shared.k, s.history - j0, p.key_dim, p.vector_keys, [&](int c) { return shared.keys.at(j0 + c); });
@@ -201,12 +136,17 @@ __global__ void __launch_bounds__(2 * kQueries<T>) hstu_attention_dq_kernel(cons
                                        [&](int c) { return shared.values.at(j0 + c); });
       copy_async_commit();
       if constexpr (kBias) {
-        shared.bias.template stage_keys<kThreads>(p, s, j0);
-        shared.bias.template stage_positions<kThreads>(p, s, head, i0, j0);
+        shared.bias.template stage_keys<kThreads>(p, s, 0, j0);
+        shared.bias.template stage_positions<kThreads>(p, s, head, i0, 0, j0);
       }
       copy_async_wait<0>();
       __syncthreads();
-      bool any = warp_any.any(j0, j0 + kTile), all = warp_all.all(j0, j0 + kTile);
+      bool any = shared.seen.any[warp].any(j0, j0 + kTile), all = shared.seen.all[warp].all(j0, j0 + kTile);
+      uint32_t keep[2] = {~0u, ~0u};
+      if (kSoftmax && any)
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          keep[half] = kept_columns<kN>(p, s.index, head, [&](int c) { return int2{i0 + row0 + 8 * half, j0 + c}; });
       float w[1][kN][4] = {}, ds[1][kN][4] = {};
       if (any) {
         multiply_rows<T, kDim>(w, shared.q + warp * 16 * kPitch<T, kDim>, shared.k);
@@ -216,8 +156,7 @@ __global__ void __launch_bounds__(2 * kQueries<T>) hstu_attention_dq_kernel(cons
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
         int r = row0 + 8 * half;
-        VisibleKeys seen = shared.seen[r];
-        uint32_t keep = kSoftmax && any ? kept_columns<kN>(p, s.index, head, i0 + r, j0) : ~0u;
+        VisibleKeys seen = shared.seen.row[r];
 #pragma unroll
         for (int x = 0; x < kN; ++x)
 #pragma unroll
@@ -226,8 +165,8 @@ __global__ void __launch_bounds__(2 * kQueries<T>) hstu_attention_dq_kernel(cons
             float& gradient = ds[0][x][2 * half + e];
             if (any) {
               float score = p.alpha * w[0][x][2 * half + e];
-              if constexpr (kBias) score = shared.bias.at(score, p, s, i0, j0, r, c, bucket);
-              bool hidden = !all && !seen.has(j0 + c), keeps = keep >> (2 * x + e) & 1;
+              if constexpr (kBias) score = shared.bias.at(score, p, s, i0, 0, j0, r, c, bucket);
+              bool hidden = !all && !seen.has(j0 + c), keeps = keep[half] >> (2 * x + e) & 1;
               gradient = hidden ? 0.f : pair_of<T, kSoftmax>(score, gradient, keeps, p.keep_scale, lse[half], delta[half]).ds;
               if constexpr (kBias)
                 if (time_sums) run.add(shared.time_sums[warp], hidden ? run.bucket : bucket, scale[half] * gradient);
@@ -249,9 +188,12 @@ __global__ void __launch_bounds__(2 * kQueries<T>) hstu_attention_dq_kernel(cons
     copy_async_wait<0>();
     __syncthreads();
 
-#pragma unroll
+    Slab<kDim>& slab = shared.slabs[warp];
+    fill_slab<kDim>(slab, sums[0]);
+#pragma unroll 1
     for (int half = 0; half < 2; ++half) {
-      int r = row0 + 8 * half, i = i0 + r, own = shared.seen[r].own, count = r < rows ? i + 1 - own : 0;
+      int r = row0 + 8 * half, i = i0 + r, own = shared.seen.row[r].own, count = r < rows ? i + 1 - own : 0;
+      float *row = slab[lane / 4 + 8 * half], row_scale = half ? scale[1] : scale[0];
 #pragma unroll 1
       for (int x = 0, longest = __reduce_max_sync(kFullWarp, count); x < longest; ++x) {
         bool active = x < count;
@@ -262,19 +204,20 @@ __global__ void __launch_bounds__(2 * kQueries<T>) hstu_attention_dq_kernel(cons
         if (active) {
           if constexpr (kBias) score = shared.bias.own(score, p, s, head, shared.bias.query_time[r], j, bucket);
           bool keeps = !p.dropout || kept(p, s.index, head, i, j);
-          gradient = pair_of<T, kSoftmax>(score, dweight, keeps, p.keep_scale, lse[half], delta[half]).ds;
-          add_row(sums[0], half, gradient, key, p.key_dim);
+          gradient = pair_of<T, kSoftmax>(score, dweight, keeps, p.keep_scale, half ? lse[1] : lse[0], half ? delta[1] : delta[0]).ds;
+          add_row(row, 1.f, gradient, key, p.key_dim);
         }
-        float once = lane % 4 == 0 ? scale[half] * gradient : 0.f;
+        float once = lane % 4 == 0 ? row_scale * gradient : 0.f;
         own_sum += once;
         if constexpr (kBias)
           if (time_sums) run.add(shared.time_sums[warp], active && lane % 4 == 0 ? bucket : run.bucket, once);
       }
       if constexpr (kBias)
         if (time_sums) run.add(shared.time_sums[warp], -1, 0.f);
-      if (r < rows)
-        store_row(g.dq + ((query + r) * p.heads + head) * p.key_dim, sums[0], half, p.alpha * scale[half], p.key_dim, p.key_dim % 2 == 0);
+      if (lane % 4 == 0) row[kDim] = p.alpha * row_scale;
     }
+    store_slab<kDim>(g.dq + ((query + warp * 16) * p.heads + head) * p.key_dim, int64_t(p.heads) * p.key_dim, slab, min(rows - warp * 16, 16),
+                     p.key_dim);
     if constexpr (kBias) {
       own_sum = warp_sum(own_sum);
       if (lane == 0) shared.own[warp] = own_sum;
@@ -294,20 +237,6 @@ __global__ void __launch_bounds__(2 * kQueries<T>) hstu_attention_dq_kernel(cons
   }
 }
 
-// table [Hr, width] = sums over `copies` rows [copies, entries] of each of its rows, 0 from `entries` on. A block owns 32 entries, a thread
-// every 32nd copy of one; sums in float64, in a fixed order.
-__global__ void __launch_bounds__(1024) reduce_table_kernel(float* table, const float* sums, int64_t copies, int entries, int64_t width) {
-  __shared__ double parts[32][33];
-  int64_t entry = int64_t(blockIdx.x) * 32 + threadIdx.x, row = blockIdx.y;
-  double sum = 0;
-  for (int64_t copy = threadIdx.y; entry < entries && copy < copies; copy += 32) sum += sums[(row * copies + copy) * entries + entry];
-  parts[threadIdx.y][threadIdx.x] = sum;
-  __syncthreads();
-  if (threadIdx.y > 0 || entry >= width) return;
-  for (int y = 1; y < 32; ++y) sum += parts[y][threadIdx.x];
-  table[row * width + entry] = float(sum);
-}
-
 // ---- dK and dV -----------------------------------------------------------------------------------------------------------------
 
 // With 256 columns the sums of both do not fit in a warp's registers: then half of the warps own dV, half dK, and both compute scores.
@@ -316,19 +245,28 @@ constexpr bool kSplit = kDim == 256;
 template <typename T, int kDim>
 constexpr int kKeyThreads = 2 * kKeys<T> * (kSplit<kDim> ? 2 : 1);
 
+// How many queries of a tile have their scores in registers at once.
+template <typename T, int kDim>
+constexpr int kStep = kIsHalf<T> && kDim >= 128 ? 32 : kKeys<T>;
+
 template <typename T, int kDim>
 struct SharedKeys {
   static constexpr int kTile = kKeys<T>, kStep = kPitch<T, kDim>;
-  alignas(16) T q[kTile * kStep];
-  alignas(16) T dout[kTile * kStep];
-  alignas(16) T k[kTile * kStep];
-  alignas(16) T v[kTile * kStep];
+  union {
+    struct {
+      alignas(16) T q[kTile * kStep];
+      alignas(16) T dout[kTile * kStep];
+      alignas(16) T k[kTile * kStep];
+      alignas(16) T v[kTile * kStep];
+    };
+    Slab<kDim> slabs[2][kTile / 16];  // of dK and dV, after the last tile
+  };
   VisibleKeys seen[kTile];
   float scale[kTile], lse[kTile], delta[kTile], most[33];
 };
 template <typename T, int kDim>
 struct SharedKeysWithBias : SharedKeys<T, kDim> {
-  BiasTile<kKeys<T>, kKeys<T>> bias;
+  BiasTile<kKeys<T>, kKeys<T>, 1> bias;
 };
 
 // A block owns a tile of keys (64, float32: 32) of one head of one sequence, a warp 16 of them. It walks the tiles of queries that see any
@@ -337,7 +275,7 @@ struct SharedKeysWithBias : SharedKeys<T, kDim> {
 // quad a key, in float32.
 template <typename T, int kDim, Mode kMode>
 __global__ void __launch_bounds__(kKeyThreads<T, kDim>) hstu_attention_dkv_kernel(const Call<T> p, const Gradients<T> g, int tiles) {
-  constexpr int kTile = kKeys<T>, kN = kTile / 8, kX = kDim / 8, kThreads = kKeyThreads<T, kDim>;
+  constexpr int kTile = kKeys<T>, kColumns = kStep<T, kDim>, kN = kColumns / 8, kX = kDim / 8, kThreads = kKeyThreads<T, kDim>;
   constexpr bool kSoftmax = kMode == Mode::kSoftmax, kBias = kMode != Mode::kSilu;
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<std::conditional_t<kBias, SharedKeysWithBias<T, kDim>, SharedKeys<T, kDim>>*>(memory);
@@ -365,7 +303,8 @@ __global__ void __launch_bounds__(kKeyThreads<T, kDim>) hstu_attention_dkv_kerne
   }
   if constexpr (kBias) {
     shared.bias.template stage_table<kThreads>(p, head);
-    shared.bias.template stage_keys<kThreads>(p, s, j0);
+    __syncthreads();
+    shared.bias.template stage_keys<kThreads>(p, s, 0, j0);
   }
 
   float sums[kSplit<kDim> ? 1 : 2][1][kX][4] = {};
@@ -394,41 +333,51 @@ __global__ void __launch_bounds__(kKeyThreads<T, kDim>) hstu_attention_dkv_kerne
     }
     if constexpr (kBias) {
       shared.bias.template stage_queries<kThreads>(p, s, i0);
-      shared.bias.template stage_positions<kThreads>(p, s, head, i0, j0);
+      shared.bias.template stage_positions<kThreads>(p, s, head, i0, 0, j0);
     }
     copy_async_wait<0>();
     __syncthreads();
-    float w[1][kN][4] = {}, ds[1][kN][4] = {};
-    multiply_rows<T, kDim>(w, shared.k + key_warp * 16 * kPitch<T, kDim>, shared.q);
-    if (wants_dk) multiply_rows<T, kDim>(ds, shared.v + key_warp * 16 * kPitch<T, kDim>, shared.dout);
+#pragma unroll 1
+    for (int r0 = 0; r0 < kTile; r0 += kColumns) {
+      uint32_t keep[2] = {~0u, ~0u};
+      if constexpr (kSoftmax)
 #pragma unroll
-    for (int x = 0; x < kN; ++x)
+        for (int half = 0; half < 2; ++half)
+          keep[half] = kept_columns<kN>(p, s.index, head, [&](int r) { return int2{i0 + r0 + r, j0 + row0 + 8 * half}; });
+      float w[1][kN][4] = {}, ds[1][kN][4] = {};
+      multiply_rows<T, kDim>(w, shared.k + key_warp * 16 * kPitch<T, kDim>, shared.q + r0 * kPitch<T, kDim>);
+      if (wants_dk) multiply_rows<T, kDim>(ds, shared.v + key_warp * 16 * kPitch<T, kDim>, shared.dout + r0 * kPitch<T, kDim>);
 #pragma unroll
-      for (int e = 0; e < 2; ++e) {
-        int r = 8 * x + lane % 4 * 2 + e, bucket;
-        VisibleKeys row = shared.seen[r];
-        float scale = shared.scale[r], lse = kSoftmax ? shared.lse[r] : 0.f, delta = kSoftmax ? shared.delta[r] : 0.f;
+      for (int x = 0; x < kN; ++x)
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          int c = row0 + 8 * half;
-          float &weight = w[0][x][2 * half + e], &gradient = ds[0][x][2 * half + e], score = p.alpha * weight;
-          if constexpr (kBias) score = shared.bias.at(score, p, s, i0, j0, r, c, bucket);
-          bool keeps = !kSoftmax || !p.dropout || kept(p, s.index, head, i0 + r, j0 + c);
-          Pair pair = pair_of<T, kSoftmax>(score, gradient, keeps, p.keep_scale, lse, delta);
-          bool hidden = !all && !row.has(j0 + c);
-          weight = hidden ? 0.f : scale * pair.weight;
-          gradient = hidden ? 0.f : scale * pair.ds;
+        for (int e = 0; e < 2; ++e) {
+          int r = r0 + 8 * x + lane % 4 * 2 + e, bucket;
+          VisibleKeys row = shared.seen[r];
+          float scale = shared.scale[r], lse = kSoftmax ? shared.lse[r] : 0.f, delta = kSoftmax ? shared.delta[r] : 0.f;
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            int c = row0 + 8 * half;
+            float &weight = w[0][x][2 * half + e], &gradient = ds[0][x][2 * half + e], score = p.alpha * weight;
+            if constexpr (kBias) score = shared.bias.at(score, p, s, i0, 0, j0, r, c, bucket);
+            Pair pair = pair_of<T, kSoftmax>(score, gradient, keep[half] >> (2 * x + e) & 1, p.keep_scale, lse, delta);
+            bool hidden = !all && !row.has(j0 + c);
+            weight = hidden ? 0.f : scale * pair.weight;
+            gradient = hidden ? 0.f : scale * pair.ds;
+          }
         }
-      }
-    if (wants_dv) multiply_weights<T, kDim>(dv, w, shared.dout);
-    if (wants_dk) multiply_weights<T, kDim>(dk, ds, shared.q);
+      if (wants_dv) multiply_weights<T, kDim>(dv, w, shared.dout + r0 * kPitch<T, kDim>);
+      if (wants_dk) multiply_weights<T, kDim>(dk, ds, shared.q + r0 * kPitch<T, kDim>);
+    }
   }
   copy_async_wait<0>();
   __syncthreads();
 
-#pragma unroll
+  Slab<kDim>&dk_slab = shared.slabs[0][key_warp], &dv_slab = shared.slabs[1][key_warp];
+  if (wants_dk) fill_slab<kDim>(dk_slab, dk[0]);
+  if (wants_dv) fill_slab<kDim>(dv_slab, dv[0]);
+#pragma unroll 1
   for (int half = 0; half < 2; ++half) {
-    int j = j0 + row0 + 8 * half, count = 0, from = max(j, s.shift);
+    int at = lane / 4 + 8 * half, j = j0 + row0 + 8 * half, count = 0, from = max(j, s.shift);
     if (j >= s.history && j < s.length) {
       int64_t end = int64_t(j) - (j - s.history) % p.group + p.group;
       count = max(int(min(end, int64_t(s.length))) - from, 0);
@@ -447,14 +396,18 @@ __global__ void __launch_bounds__(kKeyThreads<T, kDim>) hstu_attention_dkv_kerne
       float lse = kSoftmax ? g.lse[row * p.heads + head] : 0.f, delta = kSoftmax ? g.delta[row * p.heads + head] : 0.f;
       Pair pair = pair_of<T, kSoftmax>(score, dweight, keeps, p.keep_scale, lse, delta);
       float scale = !kSoftmax && p.scales ? p.scales[row] / largest : 1.f;
-      if (wants_dv) add_row(dv[0], half, scale * pair.weight, dout, p.value_dim);
-      if (wants_dk) add_row(dk[0], half, scale * pair.ds, query, p.key_dim);
+      if (wants_dv) add_row(dv_slab[at], 1.f, scale * pair.weight, dout, p.value_dim);
+      if (wants_dk) add_row(dk_slab[at], 1.f, scale * pair.ds, query, p.key_dim);
     }
-    if (j >= s.length) continue;
-    int64_t at = (s.key + j) * p.heads + head;
-    if (wants_dk) store_row(g.dk + at * p.key_dim, dk[0], half, p.alpha * largest, p.key_dim, p.key_dim % 2 == 0);
-    if (wants_dv) store_row(g.dv + at * p.value_dim, dv[0], half, largest, p.value_dim, p.value_dim % 2 == 0);
+    if (lane % 4 == 0) {
+      if (wants_dk) dk_slab[at][kDim] = p.alpha * largest;
+      if (wants_dv) dv_slab[at][kDim] = largest;
+    }
   }
+  int first = j0 + key_warp * 16, rows = min(s.length - first, 16);
+  int64_t at = (s.key + first) * p.heads + head;
+  if (wants_dk) store_slab<kDim>(g.dk + at * p.key_dim, int64_t(p.heads) * p.key_dim, dk_slab, rows, p.key_dim);
+  if (wants_dv) store_slab<kDim>(g.dv + at * p.value_dim, int64_t(p.heads) * p.value_dim, dv_slab, rows, p.value_dim);
 }
 
 // ---- Launches ------------------------------------------------------------------------------------------------------------------
@@ -473,12 +426,6 @@ void run(const Call<T>& p, const Gradients<T>& g, int64_t longest, int64_t copie
 }
 
 constexpr int64_t kTableScratch = 1 << 24;  // floats for the blocks' own table sums
-
-void reduce_table(Tensor& table, const float* sums, int64_t copies, int heads, int entries, Stream stream) {
-  int64_t rows = table.shape[0], width = table.shape[1];
-  launch(reduce_table_kernel, dim3(unsigned(ceil_div(width, 32)), unsigned(rows)), dim3(32, 32), 0, stream, table.as<float>(), sums,
-         rows > 1 ? copies : copies * heads, entries, width);
-}
 
 }  // namespace
 }  // namespace attention
@@ -517,8 +464,8 @@ void hstu_attention_backward(Tensor& dq, Tensor& dk, Tensor& dv, Tensor* dpos_w,
     pick_dim(q.shape[2], v.shape[2], [&](auto dim) {
       constexpr int kDim = decltype(dim)::value;
       if (softmax) run<T, kDim, Mode::kSoftmax>(call, gradients, longest, copies, stream);
-      else if (pos_w || time_w) run<T, kDim, Mode::kSiluBias>(call, gradients, longest, copies, stream);
-      else run<T, kDim, Mode::kSilu>(call, gradients, longest, copies, stream);
+      else if (pos_w || time_w || !kPlain<T, kDim>) run<T, kDim, Mode::kSiluBias>(call, gradients, longest, copies, stream);
+      else if constexpr (kPlain<T, kDim>) run<T, kDim, Mode::kSilu>(call, gradients, longest, copies, stream);
     });
     if (dpos_w) reduce_table(*dpos_w, pos_sums, copies, call.heads, call.positions, stream);
     if (dtime_w) reduce_table(*dtime_w, time_sums, copies, call.heads, call.last_bucket + 1, stream);
