@@ -27,7 +27,7 @@ struct GradientShared {
 // positive's coefficient but for its sign: no cancellation. By item: reads `others`; the queries are cut in gridDim.z ranges that depend
 // on their packed number alone, and range z writes partials[z, item].
 template <typename T, bool kByItem>
-__global__ void __launch_bounds__(ScoreTile<T>::kThreads) sum_gradients(T* dquery, float* partials, float* others, const float* lse,
+__global__ void __launch_bounds__(ScoreTile<T>::kThreads, 1) sum_gradients(T* dquery, float* partials, float* others, const float* lse,
                                                                         const T* dloss, float temperature, SoftmaxInputs<T> in) {
   using Tile = ScoreTile<T>;
   using Shared = GradientShared<T>;
