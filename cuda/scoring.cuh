@@ -107,7 +107,7 @@ struct ScoreTile {
 
   __device__ __forceinline__ void add_slice(const Shared& shared) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-#pragma unroll 2
+#pragma unroll 1
     for (int k = 0; k < kDepth; k += 4) {
       float4 b[4];
 #pragma unroll

@@ -27,7 +27,7 @@ struct GradientShared {
 // positive's coefficient but for its sign: no cancellation. By item: reads `others`; the queries are cut in gridDim.z ranges that depend
 // on their packed number alone, and range z writes partials[z, item].
 template <typename T, bool kByItem>
-__global__ void __launch_bounds__(ScoreTile<T>::kThreads, 1) sum_gradients(T* dquery, float* partials, float* others, const float* lse,
+__global__ void __launch_bounds__(ScoreTile<T>::kThreads, 256 / ScoreTile<T>::kThreads + 1) sum_gradients(T* dquery, float* partials, float* others, const float* lse,
                                                                         const T* dloss, float temperature, SoftmaxInputs<T> in) {
   using Tile = ScoreTile<T>;
   using Shared = GradientShared<T>;
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(ScoreTile<T>::kThreads, 1) sum_gradients(T* dq
     shared.lse[to] = here ? lse[position] : INFINITY;
     shared.weight[to] = here ? weight_of(in.weights, position) : 0.f;
     shared.positive[to] = here ? in.positive(position) : -1;
-    if (kByItem) shared.others[to] = here ? others[at] : 0.f;
+    shared.others[to] = kByItem && here ? others[at] : 0.f;  // by query it grows tile by tile
   };
   auto stage_item = [&](int to, int64_t at) { shared.factor[to] = at < items.count ? factor_of(in.factors, at) : 0.f; };
 
@@ -57,7 +57,7 @@ __global__ void __launch_bounds__(ScoreTile<T>::kThreads, 1) sum_gradients(T* dq
     if (kByItem) stage_item(threadIdx.x, first + threadIdx.x);
     else stage_query(threadIdx.x, first + threadIdx.x);
   }
-  float gradient[8][4] = {}, row_others[Tile::kRows] = {};
+  float gradient[8][4] = {};
   Tile tile;
   for (int turn = int(int64_t(tiles) * blockIdx.z / gridDim.z); turn < last; ++turn) {
     const int64_t met_first = int64_t(turn) * kMet;
@@ -69,7 +69,8 @@ __global__ void __launch_bounds__(ScoreTile<T>::kThreads, 1) sum_gradients(T* dq
     }
     __syncthreads();
 #pragma unroll
-    for (int i = 0; i < Tile::kRows; ++i)
+    for (int i = 0; i < Tile::kRows; ++i) {
+      float row_others = 0.f;
 #pragma unroll
       for (int j = 0; j < Tile::kCols; ++j) {
         int row = Tile::row(i), col = Tile::col(j), q = kByItem ? col : row, n = kByItem ? row : col;
@@ -80,11 +81,16 @@ __global__ void __launch_bounds__(ScoreTile<T>::kThreads, 1) sum_gradients(T* dq
           coefficient = shared.weight[q] * (item == shared.positive[q] ? -shared.others[q] : p);
         } else {
           if (item >= item_count || item == shared.positive[q]) p = 0.f;
-          row_others[i] += p;
+          row_others += p;
           coefficient = p * factor;
         }
         shared.coefficients[row * kCoefficientStride + col] = coefficient;
       }
+      if (!kByItem) {
+        row_others = Tile::row_sum(row_others);
+        if (lane % Tile::kRowLanes == 0) shared.others[Tile::row(i)] += row_others;
+      }
+    }
 
     for (int slice = 0; slice < kMet && met_first + slice < met.count; slice += kSlice) {
       __syncthreads();
@@ -96,7 +102,7 @@ __global__ void __launch_bounds__(ScoreTile<T>::kThreads, 1) sum_gradients(T* dq
       __syncthreads();
       const float* a_from = shared.coefficients + (warp % 4 * 16 + lane / 4) * kCoefficientStride + slice + lane % 4;
       const float* b_from = shared.met + lane % 4 * kMetStride + warp / 4 * 64 + lane / 4;
-#pragma unroll
+#pragma unroll 1
       for (int k = 0; k < kSlice; k += 8) {
         uint32_t a_high[4], a_low[4];
 #pragma unroll
@@ -115,14 +121,8 @@ __global__ void __launch_bounds__(ScoreTile<T>::kThreads, 1) sum_gradients(T* dq
   }
 
   if (!kByItem) {
-#pragma unroll
-    for (int i = 0; i < Tile::kRows; ++i) {
-      float sum = Tile::row_sum(row_others[i]);
-      if (lane % Tile::kRowLanes != 0) continue;
-      shared.others[Tile::row(i)] = sum;
-      if (blockIdx.y == 0 && first + Tile::row(i) < queries.count) others[first + Tile::row(i)] = sum;
-    }
     __syncthreads();
+    if (blockIdx.y == 0 && threadIdx.x < kOwned && first + threadIdx.x < queries.count) others[first + threadIdx.x] = shared.others[threadIdx.x];
   }
   const float gain = kByItem ? 1.f : gradient_scale(dloss, in.totals, temperature);
 #pragma unroll
