@@ -20,15 +20,17 @@ struct GradientShared {
 };
 
 // A block owns kOwned rows, packed queries or (kByItem) items, and kColumns of their gradient's columns (grid y), and meets the other
-// side tile by tile: scores again, from them coefficients (the gradient of a score, less what is constant along an owned row or everywhere),
-// and with these the sum of the met rows, on the tensor cores in 3xTF32 for float32, else in TF32, where the met rows are exact.
-// Warp w owns rows 16 (w % 4) .. + 15 and columns 64 (w / 4) .. + 63 of the sum.
-// By query: writes dquery and others [packed rows], the sum of the probabilities of the items that are not the positive, which is the
-// positive's coefficient but for its sign: no cancellation. By item: reads `others`; the queries are cut in gridDim.z ranges that depend
-// on their packed number alone, and range z writes partials[z, item].
+// side tile by tile: scores again, from them coefficients (the gradient of a score, less what is constant along an owned row or
+// everywhere), and with these the sum of the met rows, on the tensor cores in 3xTF32 for float32, else in TF32, where the met rows are
+// exact. Warp w owns rows 16 (w % 4) .. + 15 and columns 64 (w / 4) .. + 63 of the sum. By query: writes dquery and others [packed
+// rows], the sum of the probabilities of the items that are not the positive, which is the positive's coefficient but for its sign: no
+// cancellation. By item: reads `others`; the queries are cut in gridDim.z ranges that depend on their packed number alone, and range z
+// writes partials[z, item].
+// The tile leaves room for two blocks an SM (three where a block is 128 threads). d above kColumns pays for the scores once more for
+// each further kColumns.
 template <typename T, bool kByItem>
-__global__ void __launch_bounds__(ScoreTile<T>::kThreads, 256 / ScoreTile<T>::kThreads + 1) sum_gradients(T* dquery, float* partials, float* others, const float* lse,
-                                                                        const T* dloss, float temperature, SoftmaxInputs<T> in) {
+__global__ void __launch_bounds__(ScoreTile<T>::kThreads, 256 / ScoreTile<T>::kThreads + 1)
+    sum_gradients(T* dquery, float* partials, float* others, const float* lse, const T* dloss, float temperature, SoftmaxInputs<T> in) {
   using Tile = ScoreTile<T>;
   using Shared = GradientShared<T>;
   constexpr int kColumns = Shared::kColumns, kCoefficientStride = Shared::kCoefficientStride, kMetStride = Shared::kMetStride;
@@ -122,7 +124,8 @@ __global__ void __launch_bounds__(ScoreTile<T>::kThreads, 256 / ScoreTile<T>::kT
 
   if (!kByItem) {
     __syncthreads();
-    if (blockIdx.y == 0 && threadIdx.x < kOwned && first + threadIdx.x < queries.count) others[first + threadIdx.x] = shared.others[threadIdx.x];
+    if (blockIdx.y == 0 && threadIdx.x < kOwned && first + threadIdx.x < queries.count)
+      others[first + threadIdx.x] = shared.others[threadIdx.x];
   }
   const float gain = kByItem ? 1.f : gradient_scale(dloss, in.totals, temperature);
 #pragma unroll
@@ -177,7 +180,8 @@ void softmax_loss_backward(Tensor& dquery, Tensor& dtable, const Tensor& dloss, 
     Scratch<float> others(rows.total, stream), lse_made(kExact ? 0 : rows.total, stream), partials(ranges * in.items * in.dims, stream);
     const float* exact = kExact ? lse.as<float>() : lse_made.get();
     if constexpr (!kExact)
-      launch(score_corpus<T>, query_blocks, kThreads, 0, stream, static_cast<float*>(nullptr), static_cast<T*>(nullptr), lse_made.get(), in);
+      launch(score_corpus<T>, query_blocks, kThreads, 0, stream, static_cast<float*>(nullptr), static_cast<T*>(nullptr), lse_made.get(),
+             in);
     fill(dquery.data, 0, dquery.bytes(), stream);  // of positions that do not count
     launch(sum_gradients<T, false>, dim3(query_blocks, columns), kThreads, sizeof(GradientShared<T>), stream, dquery.as<T>(),
            static_cast<float*>(nullptr), others.get(), exact, dloss.as<T>(), float(temperature), in);
