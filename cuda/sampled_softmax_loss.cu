@@ -37,9 +37,11 @@ void sampled_softmax_loss(Tensor& loss, Tensor& lse, const Tensor& query, const 
                         dims, float(1 / temperature), Negatives(negative_ids, num_negatives, first_id, items, seed, offset)};
     fill(lse.data, 0, lse.bytes(), stream);  // of positions that do not count
     pick_vector<T>(dims, in.query, in.table, [&](auto vector) {
-      launch(score_rows<T, vector()>, unsigned(ceil_div(rows.total, kRowThreads / 32)), kRowThreads, 0, stream, losses.get(), lse.as<T>(), in);
+      launch(score_rows<T, vector()>, unsigned(ceil_div(rows.total, kRowThreads / 32)), kRowThreads, 0, stream, losses.get(),
+             lse.as<T>(), in);
     });
-    launch(finish_loss<T>, 1, kCollectThreads, 0, stream, loss.as<T>(), losses.get(), rows.positions.get(), rows.weights, rows.totals.get());
+    launch(finish_loss<T>, 1, kCollectThreads, 0, stream, loss.as<T>(), losses.get(), rows.positions.get(), rows.weights,
+           rows.totals.get());
   });
 }
 

@@ -27,7 +27,8 @@ struct Negatives {
 template <int kVector, typename T>
 __device__ __forceinline__ void load_vector(float (&x)[kVector], const T* from) {
   constexpr int kBytes = kVector * sizeof(T);
-  using Word = std::conditional_t<kBytes == 16, uint4, std::conditional_t<kBytes == 8, uint2, std::conditional_t<kBytes == 4, uint32_t, uint16_t>>>;
+  using Word = std::conditional_t<kBytes == 16, uint4,
+                                  std::conditional_t<kBytes == 8, uint2, std::conditional_t<kBytes == 4, uint32_t, uint16_t>>>;
   static_assert(sizeof(Word) == kBytes);
   union {
     Word word;
@@ -101,8 +102,9 @@ struct SampledInputs {
   Negatives negatives;
 };
 
-// The log-sum-exp of a row, by its warp: element 0 is the positive, element 1 + r negative r. visit(element, id, logit) sees each once, 32
-// at a time, element 32 n + l by lane l; `positive` becomes the logit of element 0. An id that names no item scores NaN, so that the loss tells of it, and stands as the first item.
+// The log-sum-exp of a row, by its warp: element 0 is the positive, element 1 + r negative r. visit(element, id, logit) sees each once,
+// 32 at a time, element 32 n + l by lane l; `positive` becomes the logit of element 0. An id that names no item scores NaN, so that the
+// loss tells of it, and stands as the first item.
 template <int kVector, typename T, typename Visit>
 __device__ __forceinline__ RowSum score_row(const SampledInputs<T>& in, int64_t position, float& positive, Visit&& visit) {
   const int lane = threadIdx.x % 32;

@@ -192,8 +192,8 @@ void sampled_softmax_loss_backward(Tensor& dquery, Tensor& dtable, const Tensor&
              int(dims));
     });
     launch(finish_table<T, ChunkPartials>, unsigned(ceil_div(items, 8)), 256, 0, stream, dtable.as<T>(),
-           ChunkPartials{partials, by_item.starts, dims}, in.table, items, dims, dloss.as<T>(), in.totals, float(temperature), normalize_items,
-           float(eps));
+           ChunkPartials{partials, by_item.starts, dims}, in.table, items, dims, dloss.as<T>(), in.totals, float(temperature),
+           normalize_items, float(eps));
   });
 }
 

@@ -70,7 +70,8 @@ struct ScoreTile {
   }
 
   // All threads of the block call it; they may still be reading `shared` of the tile before.
-  __device__ void multiply(Shared& shared, const RowList<T>& owned, int64_t owned_first, const RowList<T>& met, int64_t met_first, bool wide) {
+  __device__ void multiply(Shared& shared, const RowList<T>& owned, int64_t owned_first, const RowList<T>& met, int64_t met_first,
+                           bool wide) {
 #pragma unroll
     for (int i = 0; i < (kMatrix ? 16 : 8); ++i)
 #pragma unroll
@@ -107,7 +108,7 @@ struct ScoreTile {
 
   __device__ __forceinline__ void add_slice(const Shared& shared) {
     const int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-#pragma unroll 2
+#pragma unroll 1
     for (int k = 0; k < kDepth; k += 4) {
       float4 b[4];
 #pragma unroll

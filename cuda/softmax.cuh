@@ -29,7 +29,8 @@ constexpr int kCollectThreads = 1024;
 // One block. Row i of the packed rows stands for position positions[i]: positions whose weight is not 0, ascending. All that follows
 // sees packed rows alone, so that rows of weight 0 change no bit. Each thread takes 4 positions a round.
 template <typename = void>
-__global__ void __launch_bounds__(kCollectThreads) collect_rows(int32_t* positions, LossTotals* totals, const float* weights, int64_t rows) {
+__global__ void __launch_bounds__(kCollectThreads)
+    collect_rows(int32_t* positions, LossTotals* totals, const float* weights, int64_t rows) {
   __shared__ double sums[kCollectThreads];
   __shared__ int32_t warps[kCollectThreads / 32];
   constexpr int kEach = 4;
@@ -166,8 +167,9 @@ struct PartialRows {
 // get 0. Through y = x / max(|x|, eps): dx = (dy - y <y, dy>) / |x|, and dy / eps below eps. A warp owns a row and adds its partials up in
 // the first of them.
 template <typename T, typename Partials>
-__global__ void __launch_bounds__(256) finish_table(T* dtable, Partials partials, const T* table, int64_t items, int64_t dims,
-                                                    const T* dloss, const LossTotals* totals, float temperature, bool normalize, float eps) {
+__global__ void __launch_bounds__(256)
+    finish_table(T* dtable, Partials partials, const T* table, int64_t items, int64_t dims, const T* dloss, const LossTotals* totals,
+                 float temperature, bool normalize, float eps) {
   int64_t i = int64_t(blockIdx.x) * 8 + threadIdx.x / 32;
   if (i >= items) return;
   const int lane = threadIdx.x % 32;

@@ -17,7 +17,8 @@ void softmax_loss(Tensor& loss, Tensor& lse, const Tensor& query, const Tensor& 
     fill(lse.data, 0, lse.bytes(), stream);  // of positions that do not count
     launch(score_corpus<T>, unsigned(ceil_div(rows.total, kOwned)), ScoreTile<T>::kThreads, 0, stream, losses.get(), lse.as<T>(),
            static_cast<float*>(nullptr), in);
-    launch(finish_loss<T>, 1, kCollectThreads, 0, stream, loss.as<T>(), losses.get(), rows.positions.get(), rows.weights, rows.totals.get());
+    launch(finish_loss<T>, 1, kCollectThreads, 0, stream, loss.as<T>(), losses.get(), rows.positions.get(), rows.weights,
+           rows.totals.get());
   });
 }
 

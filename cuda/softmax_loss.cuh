@@ -18,11 +18,19 @@ struct SoftmaxInputs {
   float scale;  // 1 / temperature
   bool wide;
 
-  SoftmaxInputs(const LossRows& rows, const Tensor& query, const Tensor& table, const Tensor& positive_ids, const float* factors, int first_id,
-                double temperature)
-      : query(query.as<T>()), table(table.as<T>() + first_id * table.cols()), factors(factors ? factors + first_id : nullptr),
-        positive_ids(positive_ids.as<int64_t>()), weights(rows.weights), positions(rows.positions), totals(rows.totals),
-        items(table.rows() - first_id), dims(table.cols()), first_id(first_id), scale(float(1 / temperature)),
+  SoftmaxInputs(const LossRows& rows, const Tensor& query, const Tensor& table, const Tensor& positive_ids, const float* factors,
+                int first_id, double temperature)
+      : query(query.as<T>()),
+        table(table.as<T>() + first_id * table.cols()),
+        factors(factors ? factors + first_id : nullptr),
+        positive_ids(positive_ids.as<int64_t>()),
+        weights(rows.weights),
+        positions(rows.positions),
+        totals(rows.totals),
+        items(table.rows() - first_id),
+        dims(table.cols()),
+        first_id(first_id),
+        scale(float(1 / temperature)),
         wide(wide_rows<T>(dims, this->query, this->table)) {}
 
   __device__ RowList<T> query_rows() const { return {query, positions, totals->count, dims}; }

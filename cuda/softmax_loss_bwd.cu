@@ -20,15 +20,17 @@ struct GradientShared {
 };
 
 // A block owns kOwned rows, packed queries or (kByItem) items, and kColumns of their gradient's columns (grid y), and meets the other
-// side tile by tile: scores again, from them coefficients (the gradient of a score, less what is constant along an owned row or everywhere),
-// and with these the sum of the met rows, on the tensor cores in 3xTF32 for float32, else in TF32, where the met rows are exact.
-// Warp w owns rows 16 (w % 4) .. + 15 and columns 64 (w / 4) .. + 63 of the sum.
-// By query: writes dquery and others [packed rows], the sum of the probabilities of the items that are not the positive, which is the
-// positive's coefficient but for its sign: no cancellation. By item: reads `others`; the queries are cut in gridDim.z ranges that depend
-// on their packed number alone, and range z writes partials[z, item].
+// side tile by tile: scores again, from them coefficients (the gradient of a score, less what is constant along an owned row or
+// everywhere), and with these the sum of the met rows, on the tensor cores in 3xTF32 for float32, else in TF32, where the met rows are
+// exact. Warp w owns rows 16 (w % 4) .. + 15 and columns 64 (w / 4) .. + 63 of the sum. By query: writes dquery and others [packed
+// rows], the sum of the probabilities of the items that are not the positive, which is the positive's coefficient but for its sign: no
+// cancellation. By item: reads `others`; the queries are cut in gridDim.z ranges that depend on their packed number alone, and range z
+// writes partials[z, item].
+// The tile leaves room for two blocks an SM (three where a block is 128 threads). d above kColumns pays for the scores once more for
+// each further kColumns.
 template <typename T, bool kByItem>
-__global__ void __launch_bounds__(ScoreTile<T>::kThreads) sum_gradients(T* dquery, float* partials, float* others, const float* lse,
-                                                                        const T* dloss, float temperature, SoftmaxInputs<T> in) {
+__global__ void __launch_bounds__(ScoreTile<T>::kThreads, 256 / ScoreTile<T>::kThreads + 1)
+    sum_gradients(T* dquery, float* partials, float* others, const float* lse, const T* dloss, float temperature, SoftmaxInputs<T> in) {
   using Tile = ScoreTile<T>;
   using Shared = GradientShared<T>;
   constexpr int kColumns = Shared::kColumns, kCoefficientStride = Shared::kCoefficientStride, kMetStride = Shared::kMetStride;
@@ -49,7 +51,7 @@ __global__ void __launch_bounds__(ScoreTile<T>::kThreads) sum_gradients(T* dquer
     shared.lse[to] = here ? lse[position] : INFINITY;
     shared.weight[to] = here ? weight_of(in.weights, position) : 0.f;
     shared.positive[to] = here ? in.positive(position) : -1;
-    if (kByItem) shared.others[to] = here ? others[at] : 0.f;
+    shared.others[to] = kByItem && here ? others[at] : 0.f;  // by query it grows tile by tile
   };
   auto stage_item = [&](int to, int64_t at) { shared.factor[to] = at < items.count ? factor_of(in.factors, at) : 0.f; };
 
@@ -57,7 +59,7 @@ __global__ void __launch_bounds__(ScoreTile<T>::kThreads) sum_gradients(T* dquer
     if (kByItem) stage_item(threadIdx.x, first + threadIdx.x);
     else stage_query(threadIdx.x, first + threadIdx.x);
   }
-  float gradient[8][4] = {}, row_others[Tile::kRows] = {};
+  float gradient[8][4] = {};
   Tile tile;
   for (int turn = int(int64_t(tiles) * blockIdx.z / gridDim.z); turn < last; ++turn) {
     const int64_t met_first = int64_t(turn) * kMet;
@@ -69,7 +71,8 @@ __global__ void __launch_bounds__(ScoreTile<T>::kThreads) sum_gradients(T* dquer
     }
     __syncthreads();
 #pragma unroll
-    for (int i = 0; i < Tile::kRows; ++i)
+    for (int i = 0; i < Tile::kRows; ++i) {
+      float row_others = 0.f;
 #pragma unroll
       for (int j = 0; j < Tile::kCols; ++j) {
         int row = Tile::row(i), col = Tile::col(j), q = kByItem ? col : row, n = kByItem ? row : col;
@@ -80,11 +83,16 @@ __global__ void __launch_bounds__(ScoreTile<T>::kThreads) sum_gradients(T* dquer
           coefficient = shared.weight[q] * (item == shared.positive[q] ? -shared.others[q] : p);
         } else {
           if (item >= item_count || item == shared.positive[q]) p = 0.f;
-          row_others[i] += p;
+          row_others += p;
           coefficient = p * factor;
         }
         shared.coefficients[row * kCoefficientStride + col] = coefficient;
       }
+      if (!kByItem) {
+        row_others = Tile::row_sum(row_others);
+        if (lane % Tile::kRowLanes == 0) shared.others[Tile::row(i)] += row_others;
+      }
+    }
 
     for (int slice = 0; slice < kMet && met_first + slice < met.count; slice += kSlice) {
       __syncthreads();
@@ -96,7 +104,7 @@ __global__ void __launch_bounds__(ScoreTile<T>::kThreads) sum_gradients(T* dquer
       __syncthreads();
       const float* a_from = shared.coefficients + (warp % 4 * 16 + lane / 4) * kCoefficientStride + slice + lane % 4;
       const float* b_from = shared.met + lane % 4 * kMetStride + warp / 4 * 64 + lane / 4;
-#pragma unroll
+#pragma unroll 1
       for (int k = 0; k < kSlice; k += 8) {
         uint32_t a_high[4], a_low[4];
 #pragma unroll
@@ -115,14 +123,9 @@ __global__ void __launch_bounds__(ScoreTile<T>::kThreads) sum_gradients(T* dquer
   }
 
   if (!kByItem) {
-#pragma unroll
-    for (int i = 0; i < Tile::kRows; ++i) {
-      float sum = Tile::row_sum(row_others[i]);
-      if (lane % Tile::kRowLanes != 0) continue;
-      shared.others[Tile::row(i)] = sum;
-      if (blockIdx.y == 0 && first + Tile::row(i) < queries.count) others[first + Tile::row(i)] = sum;
-    }
     __syncthreads();
+    if (blockIdx.y == 0 && threadIdx.x < kOwned && first + threadIdx.x < queries.count)
+      others[first + threadIdx.x] = shared.others[threadIdx.x];
   }
   const float gain = kByItem ? 1.f : gradient_scale(dloss, in.totals, temperature);
 #pragma unroll
@@ -177,7 +180,8 @@ void softmax_loss_backward(Tensor& dquery, Tensor& dtable, const Tensor& dloss, 
     Scratch<float> others(rows.total, stream), lse_made(kExact ? 0 : rows.total, stream), partials(ranges * in.items * in.dims, stream);
     const float* exact = kExact ? lse.as<float>() : lse_made.get();
     if constexpr (!kExact)
-      launch(score_corpus<T>, query_blocks, kThreads, 0, stream, static_cast<float*>(nullptr), static_cast<T*>(nullptr), lse_made.get(), in);
+      launch(score_corpus<T>, query_blocks, kThreads, 0, stream, static_cast<float*>(nullptr), static_cast<T*>(nullptr), lse_made.get(),
+             in);
     fill(dquery.data, 0, dquery.bytes(), stream);  // of positions that do not count
     launch(sum_gradients<T, false>, dim3(query_blocks, columns), kThreads, sizeof(GradientShared<T>), stream, dquery.as<T>(),
            static_cast<float*>(nullptr), others.get(), exact, dloss.as<T>(), float(temperature), in);

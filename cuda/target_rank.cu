@@ -4,7 +4,8 @@ namespace hstu::cuda {
 namespace {
 
 // A block owns a query: it counts the items at or above the target, which counts itself. Counts are integers, so their order is free.
-__global__ void __launch_bounds__(256) count_above(int64_t* rank, const uint32_t* keys, const int64_t* target_ids, int64_t first_id, int64_t items) {
+__global__ void __launch_bounds__(256)
+    count_above(int64_t* rank, const uint32_t* keys, const int64_t* target_ids, int64_t first_id, int64_t items) {
   __shared__ unsigned long long total;
   __shared__ int nan;
   const uint32_t* row = keys + int64_t(blockIdx.x) * items;
