@@ -7,7 +7,7 @@ import { record, valueAndGrad } from '#lib/autograd.js'
 import { native, packageRoot } from '#lib/native.js'
 import { Random } from '#lib/random.js'
 import { type Device, emptyLike, scope, Tensor } from '#lib/tensor.js'
-import type { Values } from '../test/harness.js'
+import { placed, type Values } from '../test/harness.js'
 
 type Scalar = number | string | boolean | undefined
 
@@ -34,8 +34,10 @@ export interface Row {
 /** A file of bench/results. */
 export interface Result {
   device: string
-  threads: number
-  instructionSet: string
+  threads?: number
+  instructionSet?: string
+  driver?: number
+  cuda?: number
   node: string
   commit: string
   date: string
@@ -44,10 +46,12 @@ export interface Result {
   rows: Row[]
 }
 
-const registered: { op: string; run: (ceiling: Result['ceiling']) => Row[] }[] = []
+type FloatDtype = 'float32' | 'bfloat16'
+
+const registered: { op: string; run: (ceiling: Result['ceiling'], dtype: FloatDtype) => Row[] }[] = []
 
 /** Where the benches of this run compute. */
-const device: Device = 'cpu'
+let device: Device = 'cpu'
 
 /** Seconds a call takes on CUDA: enough calls to fill 50 ms between two waits for the device, the median of seven such runs. */
 function deviceSeconds(fn: () => void): number {
@@ -76,29 +80,30 @@ function seconds(name: string, fn: () => void): number {
   return samples[samples.length >> 1]!
 }
 
-function toTensors(inputs: Record<string, Values | null>): Record<string, Tensor> {
+function toTensors(inputs: Record<string, Values | null>, dtype: FloatDtype): Record<string, Tensor> {
   const tensors: Record<string, Tensor> = {}
   for (const [name, values] of Object.entries(inputs)) {
     if (!values) continue
-    const float = values.kind === 'float' || values.kind === 'float32'
-    tensors[name] = Tensor.from(float ? Float32Array.from(values.data) : values.data, values.shape)
+    const { kind, shape, data } = values
+    if (kind === 'int32' || kind === 'int64') tensors[name] = Tensor.from(data, shape, { device })
+    else tensors[name] = placed(data, shape, kind === 'float' ? dtype : 'float32', device)
   }
   return tensors
 }
 
 /** A scalar whose gradient reaches every output as ones, at no cost to speak of. */
 function headOf(outputs: readonly Tensor[], ones: readonly Tensor[]): Tensor {
-  return record('head', Tensor.zeros([1]), outputs, () => [...ones])
+  return record('head', Tensor.zeros([1], { device }), outputs, () => [...ones])
 }
 
 /** Registers an op's bench: the same inputs as its tests, at realistic sizes, float32. */
 export function benchOp<C extends Record<string, Scalar>>(op: string, bench: OpBench<C>): void {
   registered.push({
     op,
-    run: ceiling =>
+    run: (ceiling, dtype) =>
       bench.cases.map(c =>
         scope(() => {
-          const tensors = toTensors(bench.inputs(c, new Random(1)))
+          const tensors = toTensors(bench.inputs(c, new Random(1)), dtype)
           const outputs = (() => {
             const out = bench.run(tensors, c)
             return out instanceof Tensor ? [out] : out
@@ -106,12 +111,13 @@ export function benchOp<C extends Record<string, Scalar>>(op: string, bench: OpB
           const work = bench.flops?.(c) ?? bench.bytes?.(c) ?? 0
           const unit = bench.flops ? 'GFLOP/s' : 'GB/s'
           const forward = seconds(`${op} ${c.case}`, () => scope(() => void bench.run(tensors, c)))
-          const row: Row = { ...c, dtype: 'float32', unit, ms: round(forward * 1e3), hstu: round(work / forward / 1e9) }
+          const row: Row = { ...c, dtype, unit, ms: round(forward * 1e3), hstu: round(work / forward / 1e9) }
           if (bench.gradients) {
             const ones = outputs.map(output => {
-              const one = emptyLike(output)
-              if (output.dtype === 'float32') one.write(new Float32Array(output.size).fill(1))
-              return one
+              const float = output.dtype === 'float32' || output.dtype === 'bfloat16'
+              return float
+                ? placed(new Float64Array(output.size).fill(1), output.shape, output.dtype as FloatDtype, device)
+                : emptyLike(output)
             })
             const params = bench.gradients.filter(name => tensors[name]).map(name => tensors[name]!)
             const both = seconds(`${op} ${c.case} backward`, () => {
@@ -134,12 +140,18 @@ export function benchOp<C extends Record<string, Scalar>>(op: string, bench: OpB
   })
 }
 
+/** Cases whose model, or optimiser state, is float32 alone. */
+const float32Only = new Set(['adamw', 'training_step'])
+
 /** Registers something larger than an op (a training step): `run` returns its rows. */
 export function benchCase(name: string, run: () => Row[]): void {
   registered.push({ op: name, run })
 }
 
 export const timed = seconds
+
+/** Where this run computes, for cases that make their own tensors. */
+export const benchDevice = () => device
 
 export function round(x: number): number {
   return Number(x.toPrecision(4))
@@ -168,26 +180,54 @@ function commit(): string {
   }
 }
 
-/** Runs what was registered whose name is or begins with one of `filters` (all where there are none). */
-export function runBenches(filters: readonly string[], options: { save: boolean; folder: string }): void {
-  const { threads, instructionSet } = native.backend()
-  const ceiling = native.ceilings()
-  const device = cpus()[0]?.model ?? 'cpu'
-  process.stdout.write(`${device}, ${threads} threads, ${instructionSet}: `)
-  process.stdout.write(`${round(ceiling.gflops)} GFLOP/s FMA in registers, ${round(ceiling.gbps)} GB/s copy\n`)
+/** Copy of 1 GiB (read plus write) by `cast`, and the product of 8192^3 in bfloat16 by `linear`: what the others are measured against. */
+function cudaCeilings(): Result['ceiling'] {
+  return scope(() => {
+    const x = Tensor.zeros([2 ** 28], { device })
+    const copy = seconds('copy', () => scope(() => void native.cast(emptyLike(x), x)))
+    const n = 8192
+    const values = Float64Array.from({ length: n }, (_, i) => Math.sin(i))
+    const a = placed(
+      Float64Array.from({ length: n * n }, (_, i) => values[(i * 31) % n]!),
+      [n, n],
+      'bfloat16',
+      device,
+    )
+    const product = seconds('product', () =>
+      scope(() => void native.linear(emptyLike(a), null, a, a, null, null, 'none')),
+    )
+    return { gflops: (2 * n ** 3) / product / 1e9, gbps: (2 * 2 ** 30) / copy / 1e9 }
+  })
+}
+
+/** Runs what was registered whose name is one of `filters` (all where there are none) and saves the results where `save` is set. */
+export function runBenches(
+  filters: readonly string[],
+  options: { save: boolean; folder: string; device: Device },
+): void {
+  device = options.device
+  const { threads, instructionSet, cuda } = native.backend()
+  const onCpu = device === 'cpu'
+  const ceiling = onCpu ? native.ceilings() : cudaCeilings()
+  const name = onCpu ? (cpus()[0]?.model ?? 'cpu') : cuda.devices[0]!.name
+  process.stdout.write(onCpu ? `${name}, ${threads} threads, ${instructionSet}: ` : `${name}: `)
+  const product = onCpu ? 'FMA in registers' : 'bfloat16 product 8192^3'
+  process.stdout.write(`${round(ceiling.gflops)} GFLOP/s ${product}, ${round(ceiling.gbps)} GB/s copy\n`)
   for (const { op, run } of registered) {
-    if (filters.length && !filters.some(filter => op === filter)) continue
-    const rows = run(ceiling)
+    if (filters.length && !filters.includes(op)) continue
+    const rows = (onCpu ? (['float32'] as const) : (['bfloat16', 'float32'] as const)).flatMap(dtype => {
+      if (!onCpu && dtype === 'bfloat16' && float32Only.has(op)) return []
+      return scope(() => run(ceiling, dtype))
+    })
     print(op, rows)
     if (!options.save) continue
     const result: Result = {
-      device,
-      threads,
-      instructionSet,
+      device: name,
+      ...(onCpu ? { threads, instructionSet } : { driver: cuda.driver, cuda: cuda.runtime }),
       node: process.version,
       commit: commit(),
       date: new Date().toISOString(),
-      command: `npm run bench -- --save ${op}`,
+      command: `npm run bench -- --save --device ${onCpu ? 'cpu' : 'cuda'} ${op}`,
       ceiling,
       rows,
     }

@@ -1,6 +1,6 @@
-// npm run bench -- [--save] [op ...]: runs every bench, or the named ones; --save writes bench/results/<device>/<op>.json
-// and rewrites the table of the README.
-import { readdirSync } from 'node:fs'
+// npm run bench -- [--save] [--device cpu|cuda] [op ...]: runs every bench, or the named ones; --save writes
+// bench/results/<cpu or h200>/<op>.json and rewrites the table of the README.
+import { mkdirSync, readdirSync } from 'node:fs'
 import { dirname, join } from 'node:path'
 import { fileURLToPath, pathToFileURL } from 'node:url'
 import { parseArgs } from 'node:util'
@@ -10,11 +10,17 @@ import { rewriteReadme } from './table.js'
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
-  options: { save: { type: 'boolean', default: false } },
+  options: {
+    save: { type: 'boolean', default: false },
+    device: { type: 'string', default: 'cpu' },
+    folder: { type: 'string' },
+  },
 })
 const here = dirname(fileURLToPath(import.meta.url))
 for (const file of readdirSync(here).sort())
   if (/\.(bench|case)\.js$/.test(file)) await import(pathToFileURL(join(here, file)).href)
-const folder = join(packageRoot, 'bench/results/cpu')
-runBenches(positionals, { save: values.save, folder })
-if (values.save) rewriteReadme(join(packageRoot, 'README.md'), folder)
+const onCpu = values.device === 'cpu'
+const folder = values.folder ?? join(packageRoot, 'bench/results', onCpu ? 'cpu' : 'h200')
+mkdirSync(folder, { recursive: true })
+runBenches(positionals, { save: values.save, folder, device: onCpu ? 'cpu' : 'cuda:0' })
+if (values.save && !values.folder) rewriteReadme(join(packageRoot, 'README.md'), folder)

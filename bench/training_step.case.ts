@@ -3,7 +3,7 @@ import type { SequenceDataset } from '#lib/data/dataset.js'
 import { Random } from '#lib/random.js'
 import { preset } from '#lib/train/presets.js'
 import { Trainer } from '#lib/train/trainer.js'
-import { benchCase, round, timed } from './harness.js'
+import { benchCase, benchDevice, round, timed } from './harness.js'
 
 /** One batch of users at the ML-1M shape: 3,952 items; every length 200, or lognormal(4.55, 1.0) clipped to 20..200, seed 0. */
 function mlShape(lengths: 'full' | 'lognormal', users = 128): SequenceDataset {
@@ -33,7 +33,10 @@ benchCase('training_step', () =>
   (['hstu', 'hstu-large', 'sasrec'] as const).flatMap(name =>
     (['full', 'lognormal'] as const).map(lengths => {
       const dataset = mlShape(lengths)
-      const trainer = new Trainer(dataset, { model: preset(`ml-1m/${name}`).model(3952), options: { part: 'all' } })
+      const trainer = new Trainer(dataset, {
+        ...{ model: preset(`ml-1m/${name}`).model(3952), options: { part: 'all' } },
+        tensors: { device: benchDevice() },
+      })
       const users = Int32Array.from({ length: dataset.numUsers }, (_, u) => u)
       const { ids } = trainBatch(dataset, users, { maxLength: 200, protocol: 'all' })
       const seconds = timed(`${name} ${lengths}`, () => void trainer.step(users))

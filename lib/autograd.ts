@@ -39,6 +39,14 @@ export function record<R extends Tensor | readonly Tensor[]>(
   return outputs
 }
 
+/** A gradient that was summed in float32, in its input's dtype. */
+export function inDtypeOf(input: Tensor, gradient: Tensor): Tensor {
+  if (input.dtype === gradient.dtype) return gradient
+  const rounded = emptyLike(input)
+  native.cast(rounded, gradient)
+  return rounded
+}
+
 /** Throws when a tape is recording: for ops that change tensors in place. */
 export function refuseInTape(name: string): void {
   check(

@@ -1,4 +1,4 @@
-import { isTracked, record } from '../autograd.js'
+import { inDtypeOf, isTracked, record } from '../autograd.js'
 import { argument, dtypes, shapes } from '../checks.js'
 import { native } from '../native.js'
 import { emptyLike, Tensor } from '../tensor.js'
@@ -99,32 +99,22 @@ export function hstuAttention(q: Tensor, k: Tensor, v: Tensor, options: HstuAtte
   const counts = { maxSeqLen, contextual: fixed, maxAttnLen, minFullAttnSeqLen, targetGroupSize }
   for (const [name, n] of Object.entries(counts))
     wants(Number.isSafeInteger(n) && n >= Number(name === 'targetGroupSize'), `${name} ${n} is no count`)
-
-  const sums = { dtype: q.dtype === 'float64' ? q.dtype : 'float32', device: q.device } as const // of the tables' gradients
+  const sums = { dtype: q.dtype === 'float64' ? q.dtype : 'float32', device: q.device } as const // of lse and the tables' gradients
   const factor = typeof scale === 'number' ? scale : 1
   const out = Tensor.empty([dims.Tq, dims.H, dims.V], q)
-  const lse = softmax && tracks ? Tensor.empty([dims.Tq, dims.H], q) : null
+  const lse = softmax && tracks ? Tensor.empty([dims.Tq, dims.H], sums) : null
   // biome-ignore format: one line a group of ops.h
   native.hstu_attention(out, lse, q, k, v, seqOffsets, qOffsets, numTargets, contextualLengths, posW, timeW, queryTime, keyTime, scales,
     pages, pageTable, pageOffsets, kvLengths, timeOffsets, BigInt(maxSeqLen), fixed, maxAttnLen, minFullAttnSeqLen, targetGroupSize,
     causal, contextualFull, activation, alpha, factor, dropout, seed, offset)
   return record(op, out, [q, k, v, posW, timeW], dout => {
     const [dq, dk, dv] = [emptyLike(q), emptyLike(k), emptyLike(v)]
-    const [dpos, dtime] = [posW, timeW].map(table =>
-      table && isTracked(table) ? Tensor.empty(table.shape, sums) : null,
-    )
+    const sumOf = (table: Tensor | null) => (table && isTracked(table) ? Tensor.empty(table.shape, sums) : null)
+    const [dpos, dtime] = [sumOf(posW), sumOf(timeW)]
     // biome-ignore format: as above
-    native.hstu_attention_backward(dq, dk, dv, dpos!, dtime!, dout!, q, k, v, lse && out, lse, seqOffsets, qOffsets, numTargets,
+    native.hstu_attention_backward(dq, dk, dv, dpos, dtime, dout!, q, k, v, lse && out, lse, seqOffsets, qOffsets, numTargets,
       contextualLengths, posW, timeW, queryTime, keyTime, scales, BigInt(maxSeqLen), fixed, maxAttnLen, minFullAttnSeqLen,
       targetGroupSize, causal, contextualFull, activation, alpha, factor, dropout, seed, offset, deterministic)
-    return [dq, dk, dv, like(posW, dpos!), like(timeW, dtime!)]
+    return [dq, dk, dv, dpos && inDtypeOf(posW!, dpos), dtime && inDtypeOf(timeW!, dtime)]
   })
-}
-
-/** A table's gradient, summed in float32, in the table's dtype. */
-function like(table: Tensor | null, sum: Tensor | null): Tensor | null {
-  if (!table || !sum || table.dtype === sum.dtype) return sum
-  const gradient = emptyLike(table)
-  native.cast(gradient, sum)
-  return gradient
 }
