@@ -46,8 +46,9 @@ struct BiasTile {
   __device__ __forceinline__ void stage_time(int64_t& full, int& near, const Call<T>& p, const Sequence& s, const int64_t* time) {
     full = time ? *time : 0, near = 0;
     if (!time) return;
-    int64_t difference = full - p.key_time[s.time + min(s.contextual, s.length - 1)];
-    if (difference > -(1 << 30) && difference < 1 << 30) near = int(difference);
+    int64_t base = p.key_time[s.time + min(s.contextual, s.length - 1)];
+    uint64_t d = full > base ? uint64_t(full) - uint64_t(base) : uint64_t(base) - uint64_t(full);
+    if (d < 1u << 30) near = full > base ? int(d) : -int(d);
     else far = 1;
   }
   // Call after a barrier that follows stage_table.
