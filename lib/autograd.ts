@@ -15,6 +15,8 @@ interface Node {
 let tape: Node[] | null = null
 /** Tensors whose gradient is wanted, directly or through what was computed from them. */
 let tracked: Set<Tensor> | null = null
+/** Gradients that are views of others. */
+const views = new WeakSet<Tensor>()
 
 /** Whether a gradient with respect to any of `inputs` is wanted: an op saves what only its backward needs when it is. */
 export function isTracked(...inputs: (Tensor | null | undefined)[]): boolean {
@@ -119,7 +121,15 @@ export function valueAndGrad<P extends readonly Tensor[] | Record<string, Tensor
         return `valueAndGrad: the function must return a scalar, got ${value instanceof Tensor ? shapeText(value) : typeof value}`
       })
       const gradients = backpropagate(nodes, value)
-      const of = (param: Tensor) => gradients.get(param) ?? Tensor.zeros(param.shape, param)
+      // Ops hand one gradient to several inputs, or a view of it; what leaves here is changed in place (clipping), so each is its own.
+      const given = new Set<Tensor>()
+      const of = (param: Tensor) => {
+        let gradient = gradients.get(param) ?? Tensor.zeros(param.shape, param)
+        if (given.has(gradient) || views.has(gradient))
+          native.cast((gradient = emptyLike(param)), gradients.get(param)!)
+        given.add(gradient)
+        return gradient
+      }
       const grads = Array.isArray(params)
         ? list.map(of)
         : Object.fromEntries(Object.entries(params).map(([key, param]) => [key, of(param)]))
@@ -138,5 +148,9 @@ export function reshape(x: Tensor, shape: readonly number[]): Tensor {
   check(shape.reduce((a, b) => a * b, 1) === x.size, 'ERR_HSTU_SHAPE', () => {
     return `reshape: ${shapeText(x)} does not fill [${shape.join(', ')}]`
   })
-  return record('reshape', x.view(shape), [x], dy => [dy!.view(x.shape)])
+  return record('reshape', x.view(shape), [x], dy => {
+    const dx = dy!.view(x.shape)
+    views.add(dx)
+    return [dx]
+  })
 }

@@ -1,3 +1,4 @@
+/// <reference lib="esnext.disposable" preserve="true" />
 import { check, HstuError } from './errors.js'
 import { type Dtype, native, type TypedArray } from './native.js'
 
@@ -49,14 +50,15 @@ export class Tensor {
 
   private constructor(dtype: Dtype, shape: readonly number[], device: Device) {
     this.dtype = dtype
-    this.shape = shape
+    this.shape = Object.freeze([...shape]) // the addon keeps its own copy: a shape that changes later would disagree with it
     this.device = device === 'cuda' ? 'cuda:0' : device
     let size = 1
-    for (const dim of shape) size *= dim
+    for (const dim of this.shape) size *= dim
     this.size = size
   }
 
   private static register(tensor: Tensor): Tensor {
+    Object.freeze(tensor)
     currentScope?.push(tensor)
     return tensor
   }
@@ -64,13 +66,13 @@ export class Tensor {
   /** Uninitialised memory; every op that takes it as an output writes all of it. */
   static empty(shape: readonly number[], { dtype = 'float32', device = 'cpu' }: TensorOptions = {}): Tensor {
     const tensor = new Tensor(dtype, shape, device)
-    native.create(tensor, dtype, shape, tensor.device, false)
+    native.create(tensor, dtype, tensor.shape, tensor.device, false)
     return Tensor.register(tensor)
   }
 
   static zeros(shape: readonly number[], { dtype = 'float32', device = 'cpu' }: TensorOptions = {}): Tensor {
     const tensor = new Tensor(dtype, shape, device)
-    native.create(tensor, dtype, shape, tensor.device, true)
+    native.create(tensor, dtype, tensor.shape, tensor.device, true)
     return Tensor.register(tensor)
   }
 
@@ -109,7 +111,7 @@ export class Tensor {
   /** Same storage, other shape of the same size. Not recorded for gradients: `reshape` of the package is. */
   view(shape: readonly number[], elementOffset = 0): Tensor {
     const tensor = new Tensor(this.dtype, shape, this.device)
-    native.create_view(tensor, this, shape, elementOffset)
+    native.create_view(tensor, this, tensor.shape, elementOffset)
     return Tensor.register(tensor)
   }
 

@@ -17,8 +17,6 @@ std::vector<Sequence> sequences(const Call& call) {
   const int64_t* rows = queries ? queries : keys;
   HSTU_CHECK(keys[0] == 0 && keys[count] == call.k.shape[0] && rows[0] == 0 && rows[count] == call.q.shape[0], kInvalidArgument, call.op,
              ": seq_offsets and q_offsets must run from 0 to the rows of k (", call.k.shape[0], ") and q (", call.q.shape[0], ")");
-  HSTU_CHECK(!times || !call.key_time || times[count] <= call.key_time->shape[0], kInvalidArgument, call.op,
-             ": time_offsets end beyond key_time");
   std::vector<Sequence> all(count);
   for (int64_t b = 0; b < count; ++b) {
     auto wants = [&](bool condition, auto... parts) {
@@ -31,10 +29,14 @@ std::vector<Sequence> sequences(const Call& call) {
     wants(asked <= length, asked, " queries but only ", length, " keys");
     wants(k >= 0 && k <= length, k, " targets but ", length, " keys");
     wants(c >= 0, c, " contextual tokens");
-    if (times) wants(times[b + 1] - times[b] == length, times[b + 1] - times[b], " key times but ", length, " keys");
+    if (times) {  // bounds first: a difference of values out of range may wrap
+      int64_t end = call.key_time ? call.key_time->shape[0] : INT64_MAX;
+      wants(times[b] >= 0 && times[b] <= times[b + 1] && times[b + 1] <= end, "time_offsets outside key_time");
+      wants(times[b + 1] - times[b] == length, times[b + 1] - times[b], " key times but ", length, " keys");
+    }
     if (paged > 0) {
       int64_t size = call.kv_pages->shape[2], pages = (paged + size - 1) / size;
-      wants(tables[b] >= 0 && tables[b + 1] <= call.page_table->size(), "page_offsets outside page_table");
+      wants(tables[b] >= 0 && tables[b] <= tables[b + 1] && tables[b + 1] <= call.page_table->size(), "page_offsets outside page_table");
       wants(tables[b + 1] - tables[b] >= pages, tables[b + 1] - tables[b], " pages, but ", paged, " cached keys take ", pages);
       for (int64_t p = tables[b]; p < tables[b] + pages; ++p)
         wants(table[p] >= 0 && table[p] < call.kv_pages->shape[0], "page ", table[p], " of ", call.kv_pages->shape[0]);

@@ -1,6 +1,10 @@
 // Host memory for tensors: freed blocks are kept by size and handed out again, for a fresh block of some megabytes costs a page
 // fault every 4 KB, more than many an op that fills it.
+#include <unistd.h>
+
+#include <algorithm>
 #include <cstdlib>
+#include <fstream>
 #include <mutex>
 #include <unordered_map>
 #include <vector>
@@ -12,7 +16,16 @@ namespace hstu::cpu {
 namespace {
 
 constexpr size_t kAlignment = 64;
-constexpr size_t kMaxCached = size_t(2) << 30;
+
+// What may be kept: an eighth of the memory that this host or its container has, at most 2 GiB.
+size_t max_cached() {
+  static const size_t bytes = [] {
+    size_t limit = size_t(sysconf(_SC_PHYS_PAGES)) * size_t(sysconf(_SC_PAGE_SIZE)), container;
+    if (std::ifstream("/sys/fs/cgroup/memory.max") >> container) limit = std::min(limit, container);
+    return std::min(limit / 8, size_t(2) << 30);
+  }();
+  return bytes;
+}
 
 struct Cache {
   std::mutex mutex;
@@ -71,10 +84,10 @@ void* allocate(size_t bytes) {
 void release(void* data, size_t bytes) noexcept {
   if (!data) return;
   size_t size = rounded(bytes);
-  if (size > kMaxCached) return std::free(data);
+  if (size > max_cached()) return std::free(data);
   Cache& c = cache();
   std::lock_guard<std::mutex> lock(c.mutex);
-  if (c.bytes + size > kMaxCached) clear(c);  // sizes of earlier shapes: what is in use now comes back by itself
+  if (c.bytes + size > max_cached()) clear(c);  // sizes of earlier shapes: what is in use now comes back by itself
   try {
     c.free[size].push_back(data);
     c.bytes += size;

@@ -6,9 +6,11 @@
 #include <cstdlib>
 #include <exception>
 #include <mutex>
+#include <system_error>
 #include <thread>
 #include <vector>
 
+#include "../check.h"
 #include "../memory.h"
 
 namespace hstu::cpu {
@@ -26,7 +28,7 @@ struct Pool {
   void* context = nullptr;
   std::mutex failure_mutex;
   std::exception_ptr failure;
-  int wanted = 0;   // threads that take part, the caller included
+  std::atomic<int> wanted{0};   // threads that take part, the caller included
   int serving = 0;  // workers that take part in the current batch
 };
 
@@ -35,12 +37,16 @@ Pool& pool() {
   return instance;
 }
 
+constexpr int kMaxThreads = 1024;
 thread_local bool inside_task = false;
 
 int default_threads() {
-  if (const char* text = std::getenv("HSTU_NUM_THREADS")) {
-    int count = std::atoi(text);
-    if (count > 0) return count;
+  if (const char* text = std::getenv("HSTU_NUM_THREADS"); text && *text) {
+    char* end = nullptr;
+    long count = std::strtol(text, &end, 10);
+    HSTU_CHECK(*end == 0 && count >= 1 && count <= kMaxThreads, kInvalidArgument, "HSTU_NUM_THREADS must be an integer from 1 to ",
+               kMaxThreads, ", got '", text, "'");
+    return int(count);
   }
   cpu_set_t allowed;
   if (sched_getaffinity(0, sizeof allowed, &allowed) == 0) return CPU_COUNT(&allowed);
@@ -77,8 +83,9 @@ void work(Pool& p, int index, uint32_t seen) {
 
 int num_threads() {
   Pool& p = pool();
-  if (p.wanted == 0) p.wanted = default_threads();
-  return p.wanted;
+  int wanted = p.wanted.load(std::memory_order_relaxed);
+  if (wanted == 0) p.wanted.store(wanted = default_threads(), std::memory_order_relaxed);
+  return wanted;
 }
 
 void set_num_threads(int count) {
@@ -100,11 +107,16 @@ void run_tasks(int64_t count, void (*task)(void*, int64_t), void* context) {
     for (int64_t i = 0; i < count; ++i) task(context, i);
     return;
   }
-  while (int(p.workers.size()) < threads - 1) {
-    int index = int(p.workers.size());
-    uint32_t seen = p.epoch.load(std::memory_order_relaxed);
-    p.workers.emplace_back([&p, index, seen] { work(p, index, seen); });
-    p.workers.back().detach();
+  try {
+    while (int(p.workers.size()) < threads - 1) {
+      int index = int(p.workers.size());
+      uint32_t seen = p.epoch.load(std::memory_order_relaxed);
+      p.workers.emplace_back([&p, index, seen] { work(p, index, seen); });
+      p.workers.back().detach();
+    }
+  } catch (const std::system_error&) {  // the system gives no more threads: go on with those there are
+    threads = int(p.workers.size()) + 1;
+    p.wanted.store(threads, std::memory_order_relaxed);
   }
   p.count = count, p.task = task, p.context = context, p.failure = nullptr;
   p.serving = threads - 1;

@@ -1,4 +1,3 @@
-import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import { type SyntheticStream, syntheticStream } from '../data/synthetic.js'
 import { HstuError } from '../errors.js'
@@ -15,7 +14,7 @@ import { tensorOptions } from './device.js'
 import { interruptible } from './interrupt.js'
 import { clock, compact, count, counted, metric, percent, print, printJson, table } from './output.js'
 import { Progress } from './progress.js'
-import { provenance, writeReport } from './report.js'
+import { makeFolder, provenance, writeReport } from './report.js'
 
 const RECORD = 64
 
@@ -64,7 +63,7 @@ export function run(args: Args): Promise<number | undefined> {
   const out = args.text('out') ?? join('runs', 'demo')
   return interruptible(async signal => {
     const tensors = tensorOptions(args.text('device'))
-    await mkdir(out, { recursive: true }) // a folder that cannot be is to fail before the work
+    await makeFolder(out) // a folder that cannot be is to fail before the work
     const start = performance.now()
     const stream = syntheticStream({ numItems: 2000, numCategories: 50, recordLength: RECORD, numRecords, seed })
     const shown = showcase(stream)

@@ -1,5 +1,6 @@
-import { mkdir, writeFile } from 'node:fs/promises'
+import { mkdir, rename, rm, writeFile } from 'node:fs/promises'
 import { join } from 'node:path'
+import { HstuError } from '../errors.js'
 import { METRIC_KS, type Metrics } from '../eval/metrics.js'
 import { metric, table } from './output.js'
 import { packageVersion } from './package.js'
@@ -18,9 +19,16 @@ export function provenance(command: string) {
 }
 
 export async function writeReport(folder: string, report: unknown): Promise<string> {
-  await mkdir(folder, { recursive: true })
+  await makeFolder(folder)
   const path = join(folder, 'report.json')
-  await writeFile(path, `${JSON.stringify(report, null, 2)}\n`)
+  const temporary = `${path}.${process.pid}.tmp`
+  try {
+    await writeFile(temporary, `${JSON.stringify(report, null, 2)}\n`)
+    await rename(temporary, path)
+  } catch (error) {
+    await rm(temporary, { force: true }).catch(() => {})
+    throw unwritable(path, error)
+  }
   return path
 }
 
@@ -29,3 +37,15 @@ export const filterText = {
   all: 'all items of the user left out',
   none: 'no item left out',
 } as const
+
+/** Makes a folder to write into. @throws HstuError ERR_HSTU_CHECKPOINT naming it and why it cannot be. */
+export async function makeFolder(folder: string): Promise<void> {
+  await mkdir(folder, { recursive: true }).catch(error => {
+    throw unwritable(folder, error)
+  })
+}
+
+function unwritable(path: string, cause: unknown): HstuError {
+  const reason = cause instanceof Error ? cause.message : String(cause)
+  return new HstuError('ERR_HSTU_CHECKPOINT', `${path} cannot be written: ${reason}`, { cause })
+}

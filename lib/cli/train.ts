@@ -1,5 +1,4 @@
 import { existsSync } from 'node:fs'
-import { mkdir } from 'node:fs/promises'
 import { join } from 'node:path'
 import type { SequenceDataset } from '../data/dataset.js'
 import { HstuError } from '../errors.js'
@@ -17,7 +16,7 @@ import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { clock, compact, count, counted, metric, print, printJson } from './output.js'
 import { commandLine } from './package.js'
 import { Progress } from './progress.js'
-import { filterText, metricsTable, provenance, writeReport } from './report.js'
+import { filterText, makeFolder, metricsTable, provenance, writeReport } from './report.js'
 import { explicitOptions, modelSpec, resumeOptions } from './settings.js'
 
 export async function run(args: Args): Promise<number | undefined> {
@@ -48,7 +47,7 @@ export async function run(args: Args): Promise<number | undefined> {
             tensors: device,
           })
       try {
-        await mkdir(out, { recursive: true }) // a folder that cannot be is to fail before the work
+        await makeFolder(out) // a folder that cannot be is to fail before the work
         const finished = await train(trainer, signal)
         if (!finished) {
           process.stderr.write(
@@ -84,7 +83,9 @@ interface Run {
 
 /** @throws HstuError ERR_HSTU_INVALID_ARGUMENT: a run is never overwritten. */
 function checkFolder(out: string, resuming: boolean): void {
-  const held = ['checkpoint', 'best', 'report.json'].find(entry => existsSync(join(out, entry)))
+  const held = ['checkpoint/manifest.json', 'best/manifest.json', 'report.json'].find(entry =>
+    existsSync(join(out, entry)),
+  )
   if (held && !resuming)
     throw new HstuError(
       'ERR_HSTU_INVALID_ARGUMENT',

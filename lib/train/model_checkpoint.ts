@@ -5,6 +5,7 @@ import { type AnySequenceModel, createModel, type ModelSpec } from '../models/cr
 import type { TensorOptions } from '../tensor.js'
 import { assignTensors, type CheckpointContent, loadCheckpoint } from './checkpoint.js'
 import type { TrainOptions } from './options.js'
+import { fromCheckpoint } from './state.js'
 
 /** How a saved model came to be. */
 export interface ModelOrigin {
@@ -43,7 +44,11 @@ export function modelContent(
  * Reads a model that a trainer saved (`<run>/best`).
  * @throws HstuError ERR_HSTU_CHECKPOINT when it is missing, damaged or no model.
  */
-export async function loadModel(folder: string, options: TensorOptions = {}): Promise<LoadedModel> {
+export function loadModel(folder: string, options: TensorOptions = {}): Promise<LoadedModel> {
+  return fromCheckpoint(folder, () => restoreModel(folder, options))
+}
+
+async function restoreModel(folder: string, options: TensorOptions): Promise<LoadedModel> {
   const { kind, json, tensors, files, step } = await loadCheckpoint(folder)
   check(
     kind === 'model',

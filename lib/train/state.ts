@@ -1,7 +1,10 @@
 import { createHash } from 'node:crypto'
 import type { SequenceDataset } from '../data/dataset.js'
+import { HstuError } from '../errors.js'
 import type { Metrics } from '../eval/metrics.js'
-import type { Tensor } from '../tensor.js'
+import type { ModelSpec } from '../models/create.js'
+import type { Tensor, TensorOptions } from '../tensor.js'
+import type { TrainOptions } from './options.js'
 import type { HostTensor } from './safetensors.js'
 
 /** Where a run stands; plain JSON, kept in checkpoints. */
@@ -24,6 +27,17 @@ export interface TrainState {
   done: boolean
 }
 
+/** The JSON of a training checkpoint. */
+export interface SavedRun {
+  model: ModelSpec
+  options: TrainOptions
+  state: TrainState
+  philoxOffset: string
+  dataset: { fingerprint: string; name: string }
+  tensors: TensorOptions
+}
+
+/** Parameters by name, on the host. */
 export type HostTensors = Map<string, HostTensor>
 
 export function hostCopies(tensors: Record<string, Tensor>): HostTensors {
@@ -36,4 +50,17 @@ export function fingerprint(dataset: SequenceDataset): string {
   const hash = createHash('sha256').update(dataset.offsets).update(dataset.items)
   if (dataset.times) hash.update(dataset.times)
   return hash.update(dataset.itemIds.join('\n')).digest('hex')
+}
+
+/** Runs `read`; what it throws beside an HstuError is about content that a checkpoint's hashes cannot vouch for. */
+export async function fromCheckpoint<T>(folder: string, read: () => Promise<T>): Promise<T> {
+  try {
+    return await read()
+  } catch (cause) {
+    if (cause instanceof HstuError) throw cause
+    const reason = cause instanceof Error ? cause.message : String(cause)
+    throw new HstuError('ERR_HSTU_CHECKPOINT', `${folder}: the manifest does not hold what it should: ${reason}`, {
+      cause,
+    })
+  }
 }

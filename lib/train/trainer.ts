@@ -17,7 +17,7 @@ import { scope, type TensorOptions } from '../tensor.js'
 import { assignTensors, loadCheckpoint, saveCheckpoint } from './checkpoint.js'
 import { modelContent } from './model_checkpoint.js'
 import { type TrainOptions, trainOptions } from './options.js'
-import { fingerprint, type HostTensors, hostCopies, type TrainState } from './state.js'
+import { fingerprint, fromCheckpoint, type HostTensors, hostCopies, type SavedRun, type TrainState } from './state.js'
 
 /** What a run tells as it goes. */
 export type TrainEvent =
@@ -65,6 +65,8 @@ export class Trainer {
   readonly #users: ArrayLike<number>
   /** Parameters at the best evaluation so far. */
   #best: HostTensors | null = null
+  /** The model holds the best parameters, no longer the last. */
+  #over = false
 
   /** @throws HstuError ERR_HSTU_INVALID_ARGUMENT for bad options, ERR_HSTU_DATA when there is nothing to train on. */
   constructor(
@@ -74,8 +76,8 @@ export class Trainer {
     this.options = trainOptions(setting.options ?? {})
     const { seed, part } = this.options
     this.#users = setting.users ?? trainableUsers(dataset, part)
-    if (this.#users.length === 0)
-      throw new HstuError('ERR_HSTU_DATA', `${dataset.name}: no user has two actions to train on (part '${part}')`)
+    const nobody = `${dataset.name}: no user has two actions to train on (part '${part}')`
+    if (this.#users.length === 0) throw new HstuError('ERR_HSTU_DATA', nobody)
     this.model = createModel(setting.model, seed, setting.tensors)
     this.optimizer = new AdamW(this.model.parameters, this.options)
     this.#philox = new Philox(BigInt(seed))
@@ -104,15 +106,16 @@ export class Trainer {
       users?: ArrayLike<number>
     } = {},
   ): Promise<Trainer> {
+    return fromCheckpoint(folder, () => Trainer.#restore(folder, dataset, options))
+  }
+
+  static async #restore(
+    folder: string,
+    dataset: SequenceDataset,
+    options: Partial<TrainOptions> & { users?: ArrayLike<number> },
+  ): Promise<Trainer> {
     const checkpoint = await loadCheckpoint(join(folder, 'checkpoint'))
-    const saved = checkpoint.json as {
-      model: ModelSpec
-      options: TrainOptions
-      state: TrainState
-      philoxOffset: string
-      dataset: { fingerprint: string; name: string }
-      tensors: TensorOptions
-    }
+    const saved = checkpoint.json as unknown as SavedRun
     if (saved.dataset?.fingerprint !== fingerprint(dataset))
       throw new HstuError(
         'ERR_HSTU_CHECKPOINT',
@@ -123,14 +126,21 @@ export class Trainer {
       ...{ model: saved.model, options: { ...saved.options, ...changed }, folder, tensors: saved.tensors },
       ...(users ? { users } : {}),
     })
-    assignTensors(trainer.model.parameters, checkpoint.tensors.model!, `${folder}: model`)
-    assignTensors(trainer.optimizer.m, checkpoint.tensors.m!, `${folder}: first moments`)
-    assignTensors(trainer.optimizer.v, checkpoint.tensors.v!, `${folder}: second moments`)
-    Object.assign(trainer.state, saved.state)
-    trainer.optimizer.steps = saved.state.step
-    trainer.#philox.offset = BigInt(saved.philoxOffset)
-    if (saved.state.best) trainer.#best = (await loadCheckpoint(join(folder, 'best'))).tensors.model ?? null
-    return trainer
+    try {
+      assignTensors(trainer.model.parameters, checkpoint.tensors.model!, `${folder}: model`)
+      assignTensors(trainer.optimizer.m, checkpoint.tensors.m!, `${folder}: first moments`)
+      assignTensors(trainer.optimizer.v, checkpoint.tensors.v!, `${folder}: second moments`)
+      Object.assign(trainer.state, saved.state)
+      const { patience } = trainer.options
+      trainer.state.done = patience > 0 && trainer.state.badEvaluations >= patience
+      trainer.optimizer.steps = saved.state.step
+      trainer.#philox.offset = BigInt(saved.philoxOffset)
+      if (saved.state.best) trainer.#best = (await loadCheckpoint(join(folder, 'best'))).tensors.model ?? null
+      return trainer
+    } catch (error) {
+      trainer.dispose()
+      throw error
+    }
   }
 
   get stepsPerEpoch(): number {
@@ -157,11 +167,8 @@ export class Trainer {
       return value.item()
     })
     this.state.step += 1
-    if (!Number.isFinite(loss))
-      throw new HstuError(
-        'ERR_HSTU_INVALID_ARGUMENT',
-        `loss became ${loss} at step ${this.state.step}: lower lr or set clipNorm`,
-      )
+    const advice = `loss became ${loss} at step ${this.state.step}: lower lr or set clipNorm`
+    if (!Number.isFinite(loss)) throw new HstuError('ERR_HSTU_INVALID_ARGUMENT', advice)
     return { loss, tokens: batch.ids.length, lr }
   }
 
@@ -178,6 +185,8 @@ export class Trainer {
     const before = state.seconds
     const first = state.step
     let tokens = 0
+    // Before the work: a folder that cannot be written fails now, and from here on there is always a checkpoint to resume from.
+    if (state.step === 0 && this.setting.folder) yield await this.save()
     while (!state.done && state.epoch < options.epochs) {
       const epoch = state.epoch + 1
       for (const users of this.#remainingBatches()) {
@@ -207,7 +216,10 @@ export class Trainer {
       }
       yield* this.#endEpoch()
     }
-    if (this.#best) assignTensors(this.model.parameters, this.#best, 'best parameters')
+    if (this.#best) {
+      assignTensors(this.model.parameters, this.#best, 'best parameters')
+      this.#over = true
+    }
     const stoppedEarly = state.epoch < options.epochs
     yield { type: 'done', step: state.step, epoch: state.epoch, seconds: state.seconds, best: state.best, stoppedEarly }
   }
@@ -232,11 +244,8 @@ export class Trainer {
       options.evaluateEvery > 0 && (state.epoch % options.evaluateEvery === 0 || state.epoch === options.epochs)
     if (due && options.part !== 'all') {
       const stage = options.part === 'valid' ? 'valid' : 'test'
-      const metrics = await evaluate(this.model, this.dataset, {
-        stage,
-        protocol: options.part,
-        filterSeen: options.filterSeen,
-      })
+      const how = { stage, protocol: options.part, filterSeen: options.filterSeen } as const
+      const metrics = await evaluate(this.model, this.dataset, how)
       const best = !state.best || metrics['ndcg@10'] > state.best.metrics['ndcg@10']
       state.badEvaluations = best ? 0 : state.badEvaluations + 1
       if (best) {
@@ -264,17 +273,19 @@ export class Trainer {
   async save(): Promise<TrainEvent & { type: 'checkpoint' }> {
     const { folder } = this.setting
     if (!folder) throw new HstuError('ERR_HSTU_INVALID_ARGUMENT', 'Trainer.save: the trainer was given no folder')
+    if (this.#over)
+      throw new HstuError(
+        'ERR_HSTU_INVALID_ARGUMENT',
+        'Trainer.save: the run is over and holds its best model, not its last step',
+      )
     const { state } = this
     await saveCheckpoint(join(folder, 'checkpoint'), state.step, {
       kind: 'training',
       tensors: { model: this.model.parameters, m: this.optimizer.m, v: this.optimizer.v },
       json: {
-        model: this.setting.model,
-        options: this.options,
-        state,
+        ...{ model: this.setting.model, options: this.options, state, tensors: this.setting.tensors ?? {} },
         philoxOffset: String(this.#philox.offset),
         dataset: { name: this.dataset.name, fingerprint: fingerprint(this.dataset) },
-        tensors: this.setting.tensors ?? {},
       },
     })
     return { type: 'checkpoint', step: state.step, folder }

@@ -92,15 +92,19 @@ describe('command line', () => {
   it('fails before the work when the run folder cannot be made', async () => {
     writeFileSync(at('occupied'), '')
     const { code, stderr } = await hstu(['demo', '--out', join(at('occupied'), 'run')])
-    expect(stderr).toMatch(/^error: E\w+: .*occupied/)
+    expect(stderr).toMatch(/^error: .*occupied.* cannot be written: ENOTDIR.*\(ERR_HSTU_CHECKPOINT\)/)
     expect(stderr).not.toMatch(/^ {4}at /m)
     expect(code).toBe(1)
   })
 
   it('does not fall back from cuda', async () => {
-    const { cuda } = JSON.parse((await hstu(['doctor', '--json'])).stdout) as { cuda: { available: boolean } }
-    if (cuda.available) return
-    expectError(await hstu(['selftest', '--device', 'cuda']), 'ERR_HSTU_CUDA_UNAVAILABLE', /no CUDA backend/)
+    const { cuda } = JSON.parse((await hstu(['doctor', '--json'])).stdout) as { cuda: { usable: boolean } }
+    if (cuda.usable) return
+    expectError(
+      await hstu(['selftest', '--device', 'cuda']),
+      'ERR_HSTU_CUDA_UNAVAILABLE',
+      /device cuda: .*; use --device cpu/,
+    )
   })
 })
 

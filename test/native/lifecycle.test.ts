@@ -21,6 +21,11 @@ describe('processes that end with ops in flight', () => {
     expect(JSON.parse(stdout)).toEqual({ y: [4, 6], memory: { tensors: 3, bytes: 24 } })
   })
 
+  it('survives the end of the last worker where the main thread never loaded the addon', async () => {
+    const { code, signal, stdout, stderr } = await runFixture('only_workers.mjs', [])
+    expect({ code, signal, stdout: stdout.trim(), stderr }).toEqual({ code: 0, signal: null, stdout: 'ok', stderr: '' })
+  })
+
   it.each([
     ['exit', 7],
     ['throw', 1],

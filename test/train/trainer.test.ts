@@ -6,6 +6,7 @@ import { evaluate } from '#lib/eval/evaluate.js'
 import { recommend } from '#lib/eval/recommend.js'
 import { native } from '#lib/native.js'
 import { memory } from '#lib/tensor.js'
+import { saveCheckpoint } from '#lib/train/checkpoint.js'
 import { checkVocabulary, loadModel } from '#lib/train/model_checkpoint.js'
 import type { TrainOptions } from '#lib/train/options.js'
 import { trainOptions } from '#lib/train/options.js'
@@ -144,6 +145,31 @@ describe('Trainer', () => {
     await expect(loadModel(join(out, 'checkpoint'))).rejects.toThrow(/'training' checkpoint, not a model/)
     loaded.model.dispose()
     trainer.dispose()
+  })
+
+  it('goes on after early stopping when patience is raised, and never saves the best model as its last step', async () => {
+    const out = folder('patience')
+    const early = { ...options, epochs: 30, evaluateEvery: 1, patience: 1, lr: 0.05 }
+    const trainer = new Trainer(dataset, { model: toyModel, options: early, folder: out })
+    await events(trainer)
+    const stopped = trainer.state.epoch
+    expect(stopped).toBeLessThan(30)
+    await expect(trainer.save()).rejects.toMatchObject({ code: 'ERR_HSTU_INVALID_ARGUMENT' })
+    const more = await Trainer.resume(out, dataset, { patience: 0 })
+    await events(more)
+    expect(more.state.epoch).toBe(30)
+    for (const each of [trainer, more]) each.dispose()
+  })
+
+  it('types what a well-hashed manifest of the wrong content throws', async () => {
+    const out = folder('forged')
+    const before = memory()
+    const content = { kind: 'training', tensors: { model: {} }, json: { model: toyModel, options: {}, state: null } }
+    await saveCheckpoint(join(out, 'checkpoint'), 1, content)
+    await expect(Trainer.resume(out, dataset)).rejects.toMatchObject({ code: 'ERR_HSTU_CHECKPOINT' })
+    await saveCheckpoint(join(out, 'best'), 1, { kind: 'model', tensors: { model: {} }, json: {} })
+    await expect(loadModel(join(out, 'best'))).rejects.toMatchObject({ code: 'ERR_HSTU_CHECKPOINT' })
+    expect(memory()).toEqual(before)
   })
 
   it('refuses to resume on other data, and bad options', async () => {
