@@ -1,16 +1,13 @@
 // The addon. HSTU_BIND(op) makes a JavaScript function from the op's C++ signature: it walks the parameter pack, reads each argument
 // by its C++ type, checks it (count, type, tag, disposed, one device), calls the backend of that device and turns errors into HstuError.
-#include <napi.h>
-
 #include <cstring>
 #include <optional>
 #include <string_view>
 #include <tuple>
 #include <utility>
 
-#include "check.h"
+#include "boundary.h"
 #include "ops.h"
-#include "storage.h"
 
 namespace hstu {
 namespace {
@@ -20,8 +17,7 @@ struct Parameter {
   std::string name, kind;
 };
 
-// State of one call while its arguments are read.
-struct Call {
+struct Call {  // while its arguments are read
   napi_env env;
   const char* op;
   const std::vector<Parameter>& parameters;
@@ -247,7 +243,8 @@ void bind(Napi::Object exports, Napi::Object signatures, const char* name, const
 
 Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   napi_set_instance_data(env, new Addon, [](napi_env, void* data, void*) { delete static_cast<Addon*>(data); }, nullptr);
-  register_storage(env, exports);
+  register_storage(exports);
+  register_devices(exports);
   Napi::Object signatures = Napi::Object::New(env);
   exports.Set("signatures", signatures);
   static std::mutex& mutex = *new std::mutex;  // two workers may load at once; bind keeps a process-wide list

@@ -1,12 +1,8 @@
-#include "storage.h"
-
-#include <napi.h>
-
 #include <algorithm>
 #include <atomic>
 #include <cstring>
 
-#include "check.h"
+#include "boundary.h"
 
 namespace hstu {
 namespace {
@@ -15,21 +11,6 @@ constexpr napi_type_tag kTensorTag = {0x68737475f00d4c1bULL, 0x9f3a1e7754b2c6d8U
 constexpr size_t kGuardBytes = 64;
 constexpr unsigned char kGuardByte = 0xA5;
 std::atomic<int> violations{0};
-
-// Turns a native Error (or an allocation failure) into a JavaScript one at the boundary.
-template <typename Fn>
-napi_value guarded(napi_env env, Fn&& fn) {
-  try {
-    return fn();
-  } catch (const Error& error) {
-    throw_js(env, error.code, error.what());
-  } catch (const Napi::Error& error) {
-    throw_js(env, kInvalidArgument, error.Message());
-  } catch (const std::exception& error) {
-    throw_js(env, kInvalidArgument, error.what());
-  }
-  return nullptr;
-}
 
 void adjust(napi_env env, int64_t bytes) {
   int64_t total;
@@ -56,15 +37,6 @@ void wrap(napi_env env, napi_value object, std::unique_ptr<Handle> handle) {
              "cannot wrap this object as a tensor");
   handle.release();
   addon_of(env).tensors += 1;
-}
-
-// 'cpu', or 'cuda:' and a number.
-Device device_of(const std::string& name) {
-  if (name == "cpu") return {};
-  int index = -1, end = 0;
-  bool known = std::sscanf(name.c_str(), "cuda:%d%n", &index, &end) == 1 && size_t(end) == name.size() && index >= 0;
-  HSTU_CHECK(known, kInvalidArgument, "unknown device '", name, "': 'cpu', or 'cuda:' and a number");
-  return {DeviceType::kCuda, index};
 }
 
 std::string name_of(Device device) {
@@ -190,64 +162,15 @@ napi_value set_guards(const Napi::CallbackInfo& info) {
 // Storages freed so far, in this process, with a guard byte overwritten.
 napi_value guard_violations(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), violations.load()); }
 
-napi_value set_num_threads(const Napi::CallbackInfo& info) {
-  cpu::set_num_threads(info[0].As<Napi::Number>().Int32Value());
-  return nullptr;
-}
-
-// What there is to compute on: the CPU's threads and instruction set; CUDA, or why not.
-napi_value backend(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
-  Napi::Object result = Napi::Object::New(env), cuda = Napi::Object::New(env);
-  result.Set("threads", cpu::num_threads());
-  result.Set("instructionSet", cpu::instruction_set());
-  const Availability& found = device::cuda_availability();
-  cuda.Set("compiled", device::kCudaCompiled);
-  cuda.Set("usable", found.usable);
-  cuda.Set("code", found.code);
-  cuda.Set("reason", found.reason);
-  cuda.Set("driver", found.driver);
-  cuda.Set("runtime", found.runtime);
-  Napi::Array devices = Napi::Array::New(env);
-  for (const DeviceInfo& device : found.devices) {
-    Napi::Object entry = Napi::Object::New(env);
-    entry.Set("name", device.name);
-    entry.Set("computeCapability", std::to_string(device.major) + "." + std::to_string(device.minor));
-    entry.Set("multiprocessors", device.multiprocessors);
-    entry.Set("memory", double(device.memory));
-    devices.Set(devices.Length(), entry);
-  }
-  cuda.Set("devices", devices);
-  result.Set("cuda", cuda);
-  return result;
-}
-
-// The pool of the device of this tensor's stream: {used, peak, reserved, free, total} in bytes; also where `trim` wants it smaller.
-napi_value pool(const Napi::CallbackInfo& info) {
-  napi_env env = info.Env();
-  return guarded(env, [&]() -> napi_value {
-    Stream stream = stream_of(addon_of(env), device_of(info[0].As<Napi::String>()));
-    if (info[1].As<Napi::Boolean>()) device::trim(stream);
-    PoolStatistics statistics = device::pool_statistics(stream.device);
-    Napi::Object result = Napi::Object::New(env);
-    result.Set("used", double(statistics.used));
-    result.Set("peak", double(statistics.peak));
-    result.Set("reserved", double(statistics.reserved));
-    result.Set("free", double(statistics.free));
-    result.Set("total", double(statistics.total));
-    return result;
-  });
-}
-
-// What the device can do at most, for benches: {gflops, gbps}.
-napi_value ceilings(const Napi::CallbackInfo& info) {
-  Napi::Object result = Napi::Object::New(info.Env());
-  result.Set("gflops", cpu::fma_peak_gflops());
-  result.Set("gbps", cpu::copy_gbps());
-  return result;
-}
-
 }  // namespace
+
+Device device_of(const std::string& name) {
+  if (name == "cpu") return {};
+  int index = -1, end = 0;
+  bool known = std::sscanf(name.c_str(), "cuda:%d%n", &index, &end) == 1 && size_t(end) == name.size() && index >= 0;
+  HSTU_CHECK(known, kInvalidArgument, "unknown device '", name, "': 'cpu', or 'cuda:' and a number");
+  return {DeviceType::kCuda, index};
+}
 
 Storage::Storage(size_t bytes, Stream stream, bool zero, bool guarded)
     : bytes_(bytes), allocated_(bytes + (guarded ? 2 * kGuardBytes : 0)), stream_(stream), guarded_(guarded) {
@@ -309,25 +232,17 @@ void throw_js(napi_env env, const char* code, const std::string& text) {
     napi_throw_error(env, code, text.c_str());
 }
 
-void register_storage(napi_env env, napi_value exports_value) {
-  Napi::Object exports(env, exports_value);
-  auto add = [&](const char* name, napi_value (*fn)(const Napi::CallbackInfo&)) {
-    exports.Set(name, Napi::Function::New(env, [fn](const Napi::CallbackInfo& info) { return Napi::Value(info.Env(), fn(info)); }, name));
-  };
-  add("create", create);
-  add("create_view", create_view);
-  add("dispose", dispose);
-  add("is_disposed", is_disposed);
-  add("write", transfer<true>);
-  add("read", transfer<false>);
-  add("memory", memory);
-  add("set_error_class", set_error_class);
-  add("set_guards", set_guards);
-  add("guard_violations", guard_violations);
-  add("set_num_threads", set_num_threads);
-  add("backend", backend);
-  add("pool", pool);
-  add("ceilings", ceilings);
+void register_storage(Napi::Object exports) {
+  add_function(exports, "create", create);
+  add_function(exports, "create_view", create_view);
+  add_function(exports, "dispose", dispose);
+  add_function(exports, "is_disposed", is_disposed);
+  add_function(exports, "write", transfer<true>);
+  add_function(exports, "read", transfer<false>);
+  add_function(exports, "memory", memory);
+  add_function(exports, "set_error_class", set_error_class);
+  add_function(exports, "set_guards", set_guards);
+  add_function(exports, "guard_violations", guard_violations);
 }
 
 }  // namespace hstu

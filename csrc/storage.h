@@ -56,6 +56,7 @@ Stream stream_of(Addon& addon, Device device);
 Handle* handle_of(napi_env env, napi_value value);
 // Throws the error class registered by the library, with `code` and `message`.
 void throw_js(napi_env env, const char* code, const std::string& message);
-void register_storage(napi_env env, napi_value exports);
+// 'cpu', or 'cuda:' and a number.
+Device device_of(const std::string& name);
 
 }  // namespace hstu

@@ -1,6 +1,6 @@
 // HSTU attention, forward: out = scale sum_j silu(alpha q k^T + bias) v, or softmax, over jagged sequences with history in pages or not.
 #include "hstu_attention.cuh"
-#include "relative_bias.cuh"
+#include "hstu_attention_bias.cuh"
 
 namespace hstu::cuda {
 namespace attention {

@@ -1,7 +1,7 @@
 // HSTU attention, backward: dQ with the table gradients by tiles of queries, dK and dV by tiles of keys. Scores are computed again in
 // both: seven products instead of the five that one pass with atomic dQ would take, and the same bits from run to run.
 #include "hstu_attention.cuh"
-#include "relative_bias.cuh"
+#include "hstu_attention_bias.cuh"
 
 namespace hstu::cuda {
 namespace attention {
