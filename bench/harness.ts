@@ -92,7 +92,7 @@ function toTensors(inputs: Record<string, Values | null>, dtype: FloatDtype): Re
 }
 
 /** A scalar whose gradient reaches every output as ones, at no cost to speak of. */
-function headOf(outputs: readonly Tensor[], ones: readonly Tensor[]): Tensor {
+export function headOf(outputs: readonly Tensor[], ones: readonly Tensor[]): Tensor {
   return record('head', Tensor.zeros([1], { device }), outputs, () => [...ones])
 }
 
@@ -144,7 +144,7 @@ export function benchOp<C extends Record<string, Scalar>>(op: string, bench: OpB
 const float32Only = new Set(['adamw', 'training_step'])
 
 /** Registers something larger than an op (a training step): `run` returns its rows. */
-export function benchCase(name: string, run: () => Row[]): void {
+export function benchCase(name: string, run: (ceiling: Result['ceiling'], dtype: FloatDtype) => Row[]): void {
   registered.push({ op: name, run })
 }
 
