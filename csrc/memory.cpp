@@ -40,7 +40,9 @@ const Availability& cuda_availability() {
   static const Availability& none = *new Availability{false, "ERR_HSTU_CUDA_UNAVAILABLE", "this addon was built without CUDA", 0, 0, {}};
   return none;
 }
-Stream open_stream(Device) { throw Error(kCudaUnavailable, "CUDA is unavailable: " + cuda_availability().reason); }
+Stream open_stream(Device device) {
+  throw Error(kCudaUnavailable, message("device cuda:", device.index, " is unavailable: ", cuda_availability().reason));
+}
 #endif
 
 void begin_op(Stream stream, const char* op) { HSTU_BY_DEVICE(stream.device, cuda::begin_op(stream, op), void(op)); }

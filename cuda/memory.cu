@@ -152,7 +152,7 @@ void check_alive() {
 Stream open_stream(int device) {
   check_alive();
   const Availability& found = availability();
-  if (!found.usable) throw Error(found.code, "CUDA is unavailable: " + found.reason);
+  if (!found.usable) throw Error(found.code, message("device cuda:", device, " is unavailable: ", found.reason));
   HSTU_CHECK(device >= 0 && device < int(found.devices.size()), kCudaUnavailable, "there is no device cuda:", device, "; this host has ",
              found.devices.size());
   CUDA_CHECK(cudaSetDevice(device));
