@@ -23,4 +23,5 @@ const onCpu = values.device === 'cpu'
 const folder = values.folder ?? join(packageRoot, 'bench/results', onCpu ? 'cpu' : 'h200')
 mkdirSync(folder, { recursive: true })
 runBenches(positionals, { save: values.save, folder, device: onCpu ? 'cpu' : 'cuda:0' })
-if (values.save && !values.folder) rewriteReadme(join(packageRoot, 'README.md'), folder)
+const folders = ['cpu', 'h200'].map(name => join(packageRoot, 'bench/results', name))
+if (values.save && !values.folder) rewriteReadme(join(packageRoot, 'README.md'), folders)

@@ -17,9 +17,9 @@ const shown = [
 const text = (value: unknown) => (Array.isArray(value) ? value.join(' \\| ') : String(value ?? ''))
 
 function shapeOf(row: Row): string {
-  const { case: _case, dtype: _dtype, unit: _unit, ms: _ms, hstu: _hstu, ceiling: _ceiling, ...shape } = row
+  const { case: _case, unit: _unit, ms: _ms, hstu: _hstu, ceiling: _ceiling, ...shape } = row
   return Object.entries(shape)
-    .map(([key, value]) => `${key} ${value}`)
+    .map(([key, value]) => (key === 'dtype' ? String(value) : `${key} ${text(value)}`))
     .join(', ')
 }
 
@@ -47,11 +47,12 @@ export function tableOf(folder: string): string {
   return lines.join('\n')
 }
 
-/** Rewrites what stands between the markers of a README. */
-export function rewriteReadme(file: string, folder: string): void {
-  if (!existsSync(file) || !existsSync(folder)) return
+/** Rewrites what stands between the markers of a README: one table a device that has results. */
+export function rewriteReadme(file: string, folders: readonly string[]): void {
+  if (!existsSync(file)) return
   const readme = readFileSync(file, 'utf8')
   const [from, to] = [readme.indexOf(begin), readme.indexOf(end)]
   if (from < 0 || to < from) throw new Error(`${file}: no ${begin} ... ${end}`)
-  writeFileSync(file, `${readme.slice(0, from + begin.length)}\n${tableOf(folder)}\n${readme.slice(to)}`)
+  const tables = folders.filter(folder => existsSync(folder)).map(tableOf)
+  writeFileSync(file, `${readme.slice(0, from + begin.length)}\n${tables.join('\n\n')}\n${readme.slice(to)}`)
 }
