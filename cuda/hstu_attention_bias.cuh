@@ -33,17 +33,18 @@ struct BiasTile {
   int query_near[kQueries], key_near[kStages][kTileKeys];
   float pos[kStages][kQueries + kTileKeys];  // by pos(i) - j
   float time[kTimeThresholds + 1];           // time_w of the head
-  int far;                                   // some time so far was far; 64-bit times are right at any moment
+  int far[kStages + 1];                      // whether some time of a stage's keys, or of the queries (last), so far was far
 
   template <int kThreads, typename T>
   __device__ __forceinline__ void stage_table(const Call<T>& p, int head) {
-    if (threadIdx.x == 0) far = 0;
+    if (threadIdx.x <= kStages) far[threadIdx.x] = 0;
     for (int x = threadIdx.x; x <= p.last_bucket; x += kThreads)
       time[x] = to_float(p.time_w[(p.time_per_head ? head * p.time_width : 0) + x]);
     for (int x = threadIdx.x; p.last_bucket >= 0 && x < kTimeThresholds; x += kThreads) threshold[x] = kThresholds.at[x];
   }
   template <typename T>
-  __device__ __forceinline__ void stage_time(int64_t& full, int& near, const Call<T>& p, const Sequence& s, const int64_t* time) {
+  __device__ __forceinline__ void stage_time(int64_t& full, int& near, int& far, const Call<T>& p, const Sequence& s,
+                                             const int64_t* time) {
     full = time ? *time : 0, near = 0;
     if (!time) return;
     int64_t base = p.key_time[s.time + min(s.contextual, s.length - 1)];
@@ -56,14 +57,14 @@ struct BiasTile {
   __device__ __forceinline__ void stage_queries(const Call<T>& p, const Sequence& s, int i0) {
     for (int r = threadIdx.x; p.last_bucket >= 0 && r < kQueries; r += kThreads) {
       bool timed = i0 + r < s.length && i0 + r >= s.contextual;
-      stage_time(query_time[r], query_near[r], p, s, timed ? p.query_time + s.query + i0 + r - s.shift : nullptr);
+      stage_time(query_time[r], query_near[r], far[kStages], p, s, timed ? p.query_time + s.query + i0 + r - s.shift : nullptr);
     }
   }
   template <int kThreads, typename T>
   __device__ __forceinline__ void stage_keys(const Call<T>& p, const Sequence& s, int stage, int j0) {
     for (int c = threadIdx.x; p.last_bucket >= 0 && c < kTileKeys; c += kThreads) {
       bool timed = j0 + c < s.history && j0 + c >= s.contextual;
-      stage_time(key_time[stage][c], key_near[stage][c], p, s, timed ? p.key_time + s.time + j0 + c : nullptr);
+      stage_time(key_time[stage][c], key_near[stage][c], far[stage], p, s, timed ? p.key_time + s.time + j0 + c : nullptr);
     }
   }
   template <int kThreads, typename T>
@@ -82,7 +83,7 @@ struct BiasTile {
     bucket = -1;
     if (p.positions) score += pos[stage][min(r, max(s.history - i0, 0)) - c + kTileKeys - 1];
     if (p.last_bucket < 0 || i0 + r < s.contextual || j0 + c < s.contextual) return score;
-    if (far) {
+    if (far[stage] | far[kStages]) {
       bucket = bucket_of(query_time[r], key_time[stage][c], threshold, p.last_bucket);
     } else {
       uint32_t d = uint32_t(abs(query_near[r] - key_near[stage][c]));
