@@ -187,7 +187,8 @@ describe('directions', () => {
   it('keeps tests and benches of ops apart from the runner and from each other', () => {
     const allowed: [RegExp, RegExp][] = [
       [/^test\/ops\//, /^(#lib\/.*|test\/harness\.ts|node:assert\/strict)$/],
-      [/^test\/harness\.ts$/, /^(#lib\/.*|node:.*)$/],
+      [/^test\/harness\.ts$/, /^(#lib\/.*|node:.*|test\/values\.ts)$/],
+      [/^test\/values\.ts$/, /^(#lib\/.*|node:.*)$/],
       [/^bench\/.*\.bench\.ts$/, /^(#lib\/.*|bench\/harness\.ts|test\/harness\.ts|node:.*)$/],
     ]
     const wrong = allowed.flatMap(([from, to]) =>
