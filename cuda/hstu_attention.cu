@@ -17,8 +17,8 @@ constexpr int kRows = 16 * kWarps<T> * kRowTiles<T, kDim>;
 // Tiles of K and V in shared memory at once, and how many keys of a tile have their scores in registers at once.
 template <typename T, int kDim>
 constexpr int kStages = kDim <= 128 ? 2 : 1;
-template <typename T, int kDim>
-constexpr int kStep = kIsHalf<T> && kDim == 128 ? 32 : kKeys<T>;
+template <typename T, int kDim, Mode kMode>
+constexpr int kStep = kIsHalf<T> && (kDim == 128 || kMode != Mode::kSilu) ? 32 : kKeys<T>;
 
 template <typename T, int kDim>
 struct Shared {
@@ -36,19 +36,20 @@ struct Shared {
 };
 template <typename T, int kDim>
 struct SharedWithBias : Shared<T, kDim> {
-  BiasTile<kRows<T, kDim>, kKeys<T>, kStages<T, kDim>> bias;
+  BiasTile<kKeys<T>, kRows<T, kDim> + kKeys<T>, 2, true> bias;
 };
 
 // A block owns kRows query rows of one head of one sequence, a warp 16 or 32 of them, a quad of lanes a row (accumulator layout). It
-// walks the key tiles that any of its rows sees, in ascending order: scores by mma (float32: FMA), bias, mask and activation in registers,
-// weights times values by mma with the weights still in registers. The next tile is under way while this one is computed with. A tile that no row of a warp sees is skipped, one that all see is not masked. Targets' own groups come last, in
-// float32, a quad a row. Blocks of late rows, which see most, start first.
+// walks the key tiles that any of its rows sees, in ascending order: scores by mma (float32: 3xTF32), bias, activation and mask in
+// registers, weights times values by mma with the weights still in registers. The next tile is under way while this one is computed
+// with. A tile that no row of a warp sees is skipped, one that all see is not masked. Targets' own groups come last, in float32, a quad
+// a row. Blocks of late rows, which see most, start first.
 // A row's bits depend on the order of its keys and the 64-key (float32: 32-key) tiles counted from key 0 alone: the products of other
-// rows, hidden keys and skipped tiles add exact zeros.
+// rows, hidden keys and skipped tiles add exact zeros, and all ways to a time bucket give the same bucket.
 template <typename T, int kDim, Mode kMode>
-__global__ void __launch_bounds__(32 * kWarps<T>, 2) hstu_attention_kernel(const Call<T> p, T* out, float* lse, T* lse_rounded, int tiles) {
-  constexpr int kM = kRowTiles<T, kDim>, kX = kDim / 8, kThreads = 32 * kWarps<T>, kTile = kKeys<T>;
-  constexpr int kColumns = kStep<T, kDim>, kN = kColumns / 8, kPrefetch = kStages<T, kDim> - 1;
+__global__ void __launch_bounds__(32 * kWarps<T>, 2) hstu_attention_kernel(const Call<T> p, T* out, float* lse, int tiles) {
+  constexpr int kM = kRowTiles<T, kDim>, kX = kDim / 8, kThreads = 32 * kWarps<T>, kTile = kKeys<T>, kEach = 16 * kM;
+  constexpr int kColumns = kStep<T, kDim, kMode>, kN = kColumns / 8, kPrefetch = kStages<T, kDim> - 1;
   constexpr bool kSoftmax = kMode == Mode::kSoftmax, kBias = kMode != Mode::kSilu;
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<std::conditional_t<kBias, SharedWithBias<T, kDim>, Shared<T, kDim>>*>(memory);
@@ -57,81 +58,146 @@ __global__ void __launch_bounds__(32 * kWarps<T>, 2) hstu_attention_kernel(const
   Sequence s = sequence_of(p, int(blockIdx.x / tiles / p.heads));
   int first = tile * kRows<T, kDim>, i0 = s.shift + first, rows = min(kRows<T, kDim>, s.queries - first);
   if (rows <= 0) return;
-  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row0 = warp * 16 * kM + lane / 4, column0 = lane % 4 * 2;
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row0 = warp * kEach + lane / 4, column0 = lane % 4 * 2;
   int64_t query = s.query + first;
+  float factor = p.unit * p.alpha;
 
+  load_tile<kRows<T, kDim>, kDim, kThreads>(shared.q, rows, p.key_dim, p.key_piece, p.q,
+                                            [&](int r) { return p.q + ((query + r) * p.heads + head) * p.key_dim; });
   shared.seen.stage(p, s, i0, rows);
   if (threadIdx.x == 0) {
     shared.keys = rows_of(p, s, head, p.k, p.key_dim, false);
     shared.values = rows_of(p, s, head, p.v, p.value_dim, true);
   }
-  if constexpr (kBias) shared.bias.template stage_table<kThreads>(p, head);
-  load_tile<kRows<T, kDim>, kDim, kThreads>(shared.q, rows, p.key_dim, p.vector_keys,
-                                            [&](int r) { return p.q + ((query + r) * p.heads + head) * p.key_dim; });
-  copy_async_commit();
+  // The bias: this warp's own times in registers, a lane a row; keys' times and the table by position difference come tile by tile.
+  NearTime own_time{kNoTime, kSomeUntimed};
+  TimeSpan span{};
+  typename decltype(SharedWithBias<T, kDim>::bias)::template Ahead<kThreads> ahead;
+  int64_t base = 0;
+  if constexpr (kBias) {
+    shared.bias.template stage_table<kThreads>(p, head);
+    base = first_time(p, s);
+    int r = warp * kEach + lane;
+    bool there = p.last_bucket >= 0 && lane < kEach && r < rows;
+    if (there && i0 + r >= s.contextual) own_time = near_time(p.query_time[query + r], base);
+    span = TimeSpan::of_warp(own_time, there);
+  }
   __syncthreads();
   KeyTiles key_tiles = shared.seen.tiles(kTile);
 
   auto load = [&](int stage, int j0) {
-    load_tile<kTile, kDim, kThreads>(shared.k[stage], s.history - j0, p.key_dim, p.vector_keys, [&](int c) { return shared.keys.at(j0 + c); });
-    load_tile<kTile, kDim, kThreads>(shared.v[stage], s.history - j0, p.value_dim, p.vector_values,
-                                     [&](int c) { return shared.values.at(j0 + c); });
+    auto move = [&](auto&& at) {
+      load_tile<kTile, kDim, kThreads>(shared.k[stage], s.history - j0, p.key_dim, p.key_piece, p.k, [&](int c) { return at(shared.keys, c); });
+      load_tile<kTile, kDim, kThreads>(shared.v[stage], s.history - j0, p.value_dim, p.value_piece, p.v,
+                                       [&](int c) { return at(shared.values, c); });
+    };
+    if (j0 < s.paged) move([&](const Rows<T>& data, int c) { return data.at(j0 + c); });
+    else move([&](const Rows<T>& data, int c) { return data.jagged + (j0 + c - s.paged) * data.stride; });
     copy_async_commit();
-    if constexpr (kBias) {
-      shared.bias.template stage_keys<kThreads>(p, s, stage, j0);
-      shared.bias.template stage_positions<kThreads>(p, s, head, i0, stage, j0);
-    }
+  };
+  auto fetch = [&](int j0) {
+    if constexpr (kBias)
+      shared.bias.template fetch<kThreads>(ahead, p, head, min(i0, s.history) - j0 - (kTile - 1), p.key_time + s.time + j0, base,
+                                           s.contextual - j0, s.history - j0);
   };
   float sums[kM][kX][4] = {}, most[kM][2], total[kM][2] = {};
 #pragma unroll
   for (int m = 0; m < kM; ++m) most[m][0] = most[m][1] = -kInfinity;
 
-  if constexpr (kBias) shared.bias.template stage_queries<kThreads>(p, s, i0);
-  if (kPrefetch && key_tiles.from(0) < key_tiles.last) load(0, key_tiles.from(0) * kTile);
-  for (int n = key_tiles.from(0), stage = 0; n < key_tiles.last; n = key_tiles.from(n + 1), stage ^= kPrefetch) {
-    int j0 = n * kTile;
+  int n = key_tiles.from(0), stage = 0;
+  if (n < key_tiles.last) {
+    if (kPrefetch) load(0, n * kTile);
+    fetch(n * kTile);
+    if constexpr (kBias) shared.bias.commit(0, ahead);
+  }
+  for (; n < key_tiles.last; stage ^= 1) {
+    int j0 = n * kTile, next = key_tiles.from(n + 1), buffer = stage & kPrefetch;
     if (!kPrefetch) {
       __syncthreads();
       load(0, j0);
     }
     copy_async_wait<0>();
     __syncthreads();  // this tile is there, and nobody reads the last one any more
-    if (int next = key_tiles.from(n + 1); kPrefetch && next < key_tiles.last) load(stage ^ 1, next * kTile);
-    if (!shared.seen.any[warp].any(j0, j0 + kTile)) continue;
-    bool all = shared.seen.all[warp].all(j0, j0 + kTile);
+    if (next < key_tiles.last) {
+      if (kPrefetch) load(buffer ^ 1, next * kTile);
+      fetch(next * kTile);
+    }
+    bool any = shared.seen.any[warp].any(j0, j0 + kTile), all = shared.seen.all[warp].all(j0, j0 + kTile);
+    [[maybe_unused]] TimePath path{};
+    [[maybe_unused]] float one = 0;
+    [[maybe_unused]] bool each = false, straight = true;
+    if constexpr (kBias) {
+      straight = !p.positions || i0 + warp * kEach + kEach - 1 <= s.history;
+      if (any && p.last_bucket >= 0) {
+        path = shared.bias.path(stage, span, p.last_bucket);
+        each = path.kind != TimePath::kOne;
+        if (!each) one = shared.bias.time[path.low];
+      }
+    }
 #pragma unroll 1
-    for (int c0 = 0; c0 < kTile; c0 += kColumns) {
+    for (int c0 = 0; any && c0 < kTile; c0 += kColumns) {
       uint32_t keep[kM][2];  // before the scores take registers
       if constexpr (kSoftmax)
 #pragma unroll
         for (int r = 0; r < 2 * kM; ++r)
           keep[r / 2][r % 2] = kept_columns<kN>(p, s.index, head, [&](int c) { return int2{i0 + row0 + 8 * r, j0 + c0 + c}; });
       float w[kM][kN][4] = {};
-      multiply_rows<T, kDim>(w, shared.q + warp * 16 * kM * kPitch<T, kDim>, shared.k[stage] + c0 * kPitch<T, kDim>);
+      multiply_rows<T, kDim>(w, shared.q + warp * kEach * kPitch<T, kDim>, shared.k[buffer] + c0 * kPitch<T, kDim>);
+      // Scores on one diagonal share their position term, and the time term where the tile has one bucket.
+      [[maybe_unused]] float diagonals[2 * kM + kN - 1][2];
+      if constexpr (kBias) {
+        const float* corner = &shared.bias.pos[stage][row0 - c0 - column0 + kTile - 1];
+#pragma unroll
+        for (int x = 0; x < 2 * kM + kN - 1; ++x)
+#pragma unroll
+          for (int e = 0; e < 2; ++e) diagonals[x][e] = (p.positions ? corner[8 * (x - kN + 1) - e] : 0.f) + one;
+      }
 #pragma unroll
       for (int m = 0; m < kM; ++m)
 #pragma unroll
         for (int half = 0; half < 2; ++half) {
           int r = row0 + 16 * m + 8 * half;
-          VisibleKeys seen = shared.seen.row[r];
-          float tile_most = -kInfinity;
+          if constexpr (kBias) {
+            float bias[kN][2];
 #pragma unroll
-          for (int x = 0; x < kN; ++x)
+            for (int x = 0; x < kN; ++x)
 #pragma unroll
-            for (int e = 0; e < 2; ++e) {
-              int c = c0 + 8 * x + column0 + e, bucket;
-              float& weight = w[m][x][2 * half + e];
-              float score = p.alpha * weight;
-              if constexpr (kBias) score = shared.bias.at(score, p, s, i0, stage, j0, r, c, bucket);
-              bool hidden = !all && !seen.has(j0 + c);
-              if constexpr (kSoftmax) {
-                weight = hidden ? -kInfinity : score;
-                tile_most = fmaxf(tile_most, weight);
-              } else {
-                weight = hidden ? 0.f : weight_of<T>(score);
-              }
+              for (int e = 0; e < 2; ++e) bias[x][e] = diagonals[2 * m + half - x + kN - 1][e];
+            if (!straight) {
+              const float* row = &shared.bias.pos[stage][min(r, max(s.history - i0, 0)) - c0 - column0 + kTile - 1];
+#pragma unroll
+              for (int x = 0; x < kN; ++x) bias[x][0] = row[-8 * x] + one, bias[x][1] = row[-8 * x - 1] + one;
             }
+            if (each)
+              shared.bias.template add_time<kN>(bias, path, stage, __shfl_sync(kFullWarp, own_time.at, lane / 4 + 16 * m + 8 * half), c0 + column0,
+                                                [&](int c) { return exact_bucket(p, s, i0 + r, j0 + c); });
+#pragma unroll
+            for (int x = 0; x < kN; ++x)
+#pragma unroll
+              for (int e = 0; e < 2; ++e) w[m][x][2 * half + e] = fmaf(factor, w[m][x][2 * half + e], bias[x][e]);
+          } else {
+#pragma unroll
+            for (int x = 0; x < kN; ++x)
+#pragma unroll
+              for (int e = 0; e < 2; ++e) w[m][x][2 * half + e] *= factor;
+          }
+          if constexpr (!kSoftmax)
+#pragma unroll
+            for (int x = 0; x < kN; ++x)
+#pragma unroll
+              for (int e = 0; e < 2; ++e) w[m][x][2 * half + e] = weight_of<T>(w[m][x][2 * half + e]);
+          if (!all) {
+            uint64_t seen = shared.seen.row[r].bits(j0 + c0) >> column0;
+#pragma unroll
+            for (int x = 0; x < kN; ++x)
+#pragma unroll
+              for (int e = 0; e < 2; ++e)
+                if (!(uint32_t(x < 4 ? seen : seen >> 32) >> (8 * x % 32 + e) & 1)) w[m][x][2 * half + e] = kSoftmax ? -kInfinity : 0.f;
+          }
           if constexpr (kSoftmax) {
+            float tile_most = -kInfinity;
+#pragma unroll
+            for (int x = 0; x < kN; ++x) tile_most = fmaxf(tile_most, fmaxf(w[m][x][2 * half], w[m][x][2 * half + 1]));
             tile_most = fmaxf(tile_most, __shfl_xor_sync(kFullWarp, tile_most, 1));
             tile_most = fmaxf(tile_most, __shfl_xor_sync(kFullWarp, tile_most, 2));
             float now = fmaxf(most[m][half], tile_most), reference = now == -kInfinity ? 0.f : now;
@@ -145,12 +211,15 @@ __global__ void __launch_bounds__(32 * kWarps<T>, 2) hstu_attention_kernel(const
               for (int e = 0; e < 2; ++e) {
                 float& weight = w[m][x][2 * half + e];
                 weight = exponential<T>(weight - reference), total[m][half] += weight;
-                weight = keep[m][half] >> (2 * x + e) & 1 ? weight : 0.f;
+                if (p.dropout) weight = keep[m][half] >> (2 * x + e) & 1 ? weight : 0.f;
               }
           }
         }
-      multiply_weights<T, kDim>(sums, w, shared.v[stage] + c0 * kPitch<T, kDim>);
+      multiply_weights<T, kDim>(sums, w, shared.v[buffer] + c0 * kPitch<T, kDim>);
     }
+    if constexpr (kBias)
+      if (next < key_tiles.last) shared.bias.commit(stage ^ 1, ahead);
+    n = next;
   }
   copy_async_wait<0>();
   __syncthreads();
@@ -174,9 +243,9 @@ __global__ void __launch_bounds__(32 * kWarps<T>, 2) hstu_attention_kernel(const
       for (int x = 0, longest = __reduce_max_sync(kFullWarp, count); x < longest; ++x) {
         bool active = x < count;
         int j = active ? own + x : 0, bucket;
-        float score = p.alpha * quad_dot(shared.q + r * kPitch<T, kDim>, active ? shared.keys.at(j) : nullptr, p.key_dim, active);
+        float score = factor * quad_dot(shared.q + r * kPitch<T, kDim>, active ? shared.keys.at(j) : nullptr, p.key_dim, active);
         if (!active) continue;
-        if constexpr (kBias) score = shared.bias.own(score, p, s, head, shared.bias.query_time[r], j, bucket);
+        if constexpr (kBias) score += shared.bias.own(p, s, head, query + r, j, bucket);
         float weight, decay = 1;
         if constexpr (kSoftmax) {
           float now = fmaxf(row_most, score);
@@ -193,24 +262,22 @@ __global__ void __launch_bounds__(32 * kWarps<T>, 2) hstu_attention_kernel(const
         row[kDim] = row_total == 0.f ? 0.f : p.keep_scale / row_total;
         float value = row_total == 0.f ? -kInfinity : row_most + logf(row_total);
         if (lse) lse[(query + r) * p.heads + head] = value;
-        if (lse_rounded) lse_rounded[(query + r) * p.heads + head] = from_float<T>(value);
       } else {
         row[kDim] = p.scales ? p.scales[query + r] : p.scale;
       }
     }
-    int start = warp * 16 * kM + 16 * m;
+    int start = warp * kEach + 16 * m;
     store_slab<kDim>(out + ((query + start) * p.heads + head) * p.value_dim, int64_t(p.heads) * p.value_dim, slab, min(rows - start, 16),
                      p.value_dim);
   }
 }
 
 template <typename T, int kDim, Mode kMode>
-void run(const Call<T>& p, T* out, float* lse, T* lse_rounded, int64_t longest, Stream stream) {
+void run(const Call<T>& p, T* out, float* lse, int64_t longest, Stream stream) {
   int64_t tiles = ceil_div(longest, kRows<T, kDim>), blocks = tiles * p.heads * p.sequences;
   HSTU_CHECK(blocks <= INT_MAX, kInvalidArgument, "hstu_attention: ", p.sequences, " sequences of ", longest, " rows are too many for one call");
   size_t shared = kMode == Mode::kSilu ? sizeof(Shared<T, kDim>) : sizeof(SharedWithBias<T, kDim>);
-  launch(hstu_attention_kernel<T, kDim, kMode>, dim3(unsigned(blocks)), dim3(32 * kWarps<T>), shared, stream, p, out, lse, lse_rounded,
-         int(tiles));
+  launch(hstu_attention_kernel<T, kDim, kMode>, dim3(unsigned(blocks)), dim3(32 * kWarps<T>), shared, stream, p, out, lse, int(tiles));
 }
 
 }  // namespace
@@ -230,21 +297,20 @@ void hstu_attention(Tensor& out, Tensor* lse, const Tensor& q, const Tensor& k, 
     using T = decltype(zero);
     Call<T> call = call_of<T>(q, k, v, seq_offsets, q_offsets, num_targets, contextual_lengths, pos_w, time_w, query_time, key_time, scales,
                               max_seq_len, contextual, max_attn_len, min_full_attn_seq_len, target_group_size, causal, contextual_full,
-                              alpha, scale, dropout, seed, offset);
+                              softmax, alpha, scale, dropout, seed, offset);
     if (kv_pages) {
       call.kv_pages = kv_pages->as<T>(), call.page_table = page_table->as<int32_t>(), call.page_offsets = page_offsets->as<int64_t>();
       call.kv_lengths = kv_lengths->as<int32_t>(), call.time_offsets = data_or_null<int64_t>(time_offsets);
       call.page_size = int(kv_pages->shape[2]), call.page_width = int(kv_pages->shape[4]);
-      call.vector_keys = call.vector_keys && is_vector(call.kv_pages, call.page_width);
-      call.vector_values = call.vector_values && is_vector(call.kv_pages, call.page_width);
+      int piece = piece_of(call.kv_pages, call.page_width);
+      call.key_piece = std::min(call.key_piece, piece), call.value_piece = std::min(call.value_piece, piece);
     }
-    float* exact = lse && lse->dtype == Dtype::kFloat32 ? lse->as<float>() : nullptr;
-    T* rounded = lse && !exact ? lse->as<T>() : nullptr;
+    float* log_sums = data_or_null<float>(lse);
     pick_dim(q.shape[2], v.shape[2], [&](auto dim) {
       constexpr int kDim = decltype(dim)::value;
-      if (softmax) run<T, kDim, Mode::kSoftmax>(call, out.as<T>(), exact, rounded, longest, stream);
-      else if (pos_w || time_w || !kPlain<T, kDim>) run<T, kDim, Mode::kSiluBias>(call, out.as<T>(), exact, rounded, longest, stream);
-      else if constexpr (kPlain<T, kDim>) run<T, kDim, Mode::kSilu>(call, out.as<T>(), exact, rounded, longest, stream);
+      if (softmax) run<T, kDim, Mode::kSoftmax>(call, out.as<T>(), log_sums, longest, stream);
+      else if (pos_w || time_w || !kPlain<T, kDim>) run<T, kDim, Mode::kSiluBias>(call, out.as<T>(), log_sums, longest, stream);
+      else if constexpr (kPlain<T, kDim>) run<T, kDim, Mode::kSilu>(call, out.as<T>(), log_sums, longest, stream);
     });
   });
 }

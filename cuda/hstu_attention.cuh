@@ -3,7 +3,7 @@
 //
 // Positions fit in 32 bits, row offsets are 64-bit. A warp's scores stand in the accumulator layout of mma m16n8 (PTX ISA, "Matrix
 // fragments for mma.m16n8k16"): with quad = lane / 4 and t = lane % 4, element [n][2 half + e] is row quad + 8 half, column 8 n + 2 t + e.
-// float32 keeps that layout with plain FMA, so that every kernel is written once.
+// float32 keeps that layout with 3xTF32 products, so that every kernel is written once.
 #pragma once
 #include <algorithm>
 #include <climits>
@@ -16,12 +16,22 @@ namespace hstu::cuda::attention {
 
 enum class Mode { kSilu, kSiluBias, kSoftmax };  // softmax takes a bias where there is one
 
+// A bias table: float32, or of the dtype of q.
+template <typename T>
+struct Table {
+  const void* data;
+  bool wide;
+  __device__ __forceinline__ float at(int64_t x) const {
+    return wide ? static_cast<const float*>(data)[x] : to_float(static_cast<const T*>(data)[x]);
+  }
+};
+
 template <typename T>
 struct Call {
   const T *q, *k, *v;
   const int64_t *seq_offsets, *q_offsets;
   const int32_t *num_targets, *contextual_lengths;
-  const T *pos_w, *time_w;
+  Table<T> pos_w, time_w;
   const int64_t *query_time, *key_time;
   const float* scales;
   const T* kv_pages;
@@ -36,27 +46,34 @@ struct Call {
   int last_bucket;  // -1 without a table
   int contextual, max_attn_len, min_full, group;
   bool pos_per_head, time_per_head, causal, contextual_full;
-  bool vector_keys, vector_values;  // rows of D, of V can move in 16-byte pieces
+  int key_piece, value_piece;  // bytes that rows of D, of V can be copied in: 16, 4 or 0
   float alpha, scale, keep_scale;
+  float unit;  // of the scores in registers: 1 / 2 where silu goes by tanh, else 1
   uint32_t dropout;  // threshold of the Philox word, 0 without dropout
 };
 
 template <typename T>
-bool is_vector(const T* data, int64_t row) {
-  return row * int64_t(sizeof(T)) % 16 == 0 && reinterpret_cast<uintptr_t>(data) % 16 == 0;
+constexpr bool kIsHalf = sizeof(T) == 2;
+
+// The largest pieces that rows of `row` elements from `data` on fall into.
+template <typename T>
+int piece_of(const T* data, int64_t row) {
+  uint64_t bits = uint64_t(row) * sizeof(T) | reinterpret_cast<uintptr_t>(data);
+  return bits % 16 == 0 ? 16 : bits % 4 == 0 ? 4 : 0;
 }
 
 template <typename T>
 Call<T> call_of(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor& seq_offsets, const Tensor* q_offsets,
                 const Tensor* num_targets, const Tensor* contextual_lengths, const Tensor* pos_w, const Tensor* time_w,
                 const Tensor* query_time, const Tensor* key_time, const Tensor* scales, int64_t max_seq_len, int contextual,
-                int max_attn_len, int min_full_attn_seq_len, int target_group_size, bool causal, bool contextual_full, double alpha,
-                double scale, double dropout, int64_t seed, int64_t offset) {
+                int max_attn_len, int min_full_attn_seq_len, int target_group_size, bool causal, bool contextual_full, bool softmax,
+                double alpha, double scale, double dropout, int64_t seed, int64_t offset) {
   Call<T> p{};
   p.q = q.as<T>(), p.k = k.as<T>(), p.v = v.as<T>(), p.seq_offsets = seq_offsets.as<int64_t>();
   p.q_offsets = data_or_null<int64_t>(q_offsets), p.num_targets = data_or_null<int32_t>(num_targets);
   p.contextual_lengths = data_or_null<int32_t>(contextual_lengths);
-  p.pos_w = data_or_null<T>(pos_w), p.time_w = data_or_null<T>(time_w);
+  if (pos_w) p.pos_w = {pos_w->data, pos_w->dtype == Dtype::kFloat32};
+  if (time_w) p.time_w = {time_w->data, time_w->dtype == Dtype::kFloat32};
   p.query_time = data_or_null<int64_t>(query_time), p.key_time = data_or_null<int64_t>(key_time), p.scales = data_or_null<float>(scales);
   p.max_seq_len = uint64_t(max_seq_len), p.seed = uint64_t(seed), p.offset = uint64_t(offset);
   p.sequences = int(seq_offsets.size() - 1), p.heads = int(q.shape[1]), p.key_dim = int(q.shape[2]), p.value_dim = int(v.shape[2]);
@@ -65,7 +82,8 @@ Call<T> call_of(const Tensor& q, const Tensor& k, const Tensor& v, const Tensor&
   p.last_bucket = int(std::min<int64_t>(p.time_width - 1, kTimeThresholds));
   p.contextual = contextual, p.max_attn_len = max_attn_len, p.min_full = min_full_attn_seq_len, p.group = target_group_size;
   p.causal = causal, p.contextual_full = contextual_full;
-  p.vector_keys = is_vector(p.q, q.shape[2]) && is_vector(p.k, q.shape[2]), p.vector_values = is_vector(p.v, v.shape[2]);
+  p.key_piece = std::min(piece_of(p.q, q.shape[2]), piece_of(p.k, q.shape[2])), p.value_piece = piece_of(p.v, v.shape[2]);
+  p.unit = kIsHalf<T> && !softmax ? 0.5f : 1.f;
   p.alpha = float(alpha), p.scale = float(scale), p.keep_scale = float(1 / (1 - dropout)), p.dropout = dropout_threshold(dropout);
   return p;
 }
@@ -109,6 +127,11 @@ struct VisibleKeys {
   __device__ __forceinline__ bool has(int j) const { return j < prefix || (j >= begin && j < end); }
   __device__ __forceinline__ bool any(int first, int last) const { return first < prefix || (first < end && last > begin); }
   __device__ __forceinline__ bool all(int first, int last) const { return last <= prefix || (first >= begin && last <= end); }
+  // Bit c: whether key first + c is seen.
+  __device__ __forceinline__ uint64_t bits(int first) const {
+    return below(prefix - first) | (below(end - first) & ~below(begin - first));
+  }
+  static __device__ __forceinline__ uint64_t below(int n) { return n >= 64 ? ~uint64_t(0) : n <= 0 ? 0 : (uint64_t(1) << n) - 1; }
 };
 
 // The interval form of visible() in mask.h.
@@ -194,8 +217,6 @@ __device__ __forceinline__ Rows<T> rows_of(const Call<T>& p, const Sequence& s, 
 
 // ---- Tiles -------------------------------------------------------------------------------------------------------------------
 
-template <typename T>
-constexpr bool kIsHalf = sizeof(T) == 2;
 template <typename T, int kDim>
 constexpr bool kPlain = kIsHalf<T> && (kDim == 64 || kDim == 128);  // has kernels of its own for silu without a bias
 template <typename T>
@@ -203,20 +224,27 @@ constexpr int kKeys = kIsHalf<T> ? 64 : 32;  // keys of a tile
 template <typename T, int kDim>
 constexpr int kPitch = kDim + 16 / int(sizeof(T));  // one 16-byte piece of padding: eight rows of a column fall into different banks
 
-// tile [kRows, kPitch] = row(0 .. valid - 1), zero from `valid` on and from column `dim` on. Asynchronous where rows can move in pieces.
-template <int kRows, int kDim, int kThreads, typename T, typename Row>
-__device__ __forceinline__ void load_tile(T* tile, int valid, int dim, bool vector, Row&& row) {
-  constexpr int kPiece = 16 / int(sizeof(T)), kPieces = kDim / kPiece;
-  if (vector) {
+// tile [kRows, kPitch] = row(0 .. valid - 1), zero from `valid` on and from column `dim` on. Asynchronous in pieces of `piece` bytes, 16 or
+// 4; piece 0 goes element by element. `safe` is any address: what is not copied is not read.
+template <int kRows, int kDim, int kThreads, int kBytes, typename T, typename Row>
+__device__ __forceinline__ void load_pieces(T* tile, int valid, int dim, const T* safe, Row&& row) {
+  constexpr int kPiece = kBytes / int(sizeof(T)), kPieces = kDim / kPiece, kEach = kThreads / kPieces;
+  static_assert(kThreads % kPieces == 0);
+  int d = threadIdx.x % kPieces * kPiece, valid_here = d < dim ? valid : 0;
 #pragma unroll 4
-    for (int x = threadIdx.x; x < kRows * kPieces; x += kThreads) {
-      int r = x / kPieces, d = x % kPieces * kPiece;
-      T* target = tile + r * kPitch<T, kDim> + d;
-      if (r < valid && d < dim) copy_async<16>(shared_address(target), row(r) + d);
-      else *reinterpret_cast<uint4*>(target) = uint4{0, 0, 0, 0};
-    }
-    return;
+  for (int r0 = 0; r0 < kRows; r0 += kEach) {
+    int r = r0 + threadIdx.x / kPieces;
+    if (kEach > kRows && r >= kRows) break;
+    bool there = r < valid_here;
+    copy_async<kBytes>(shared_address(tile + r * kPitch<T, kDim> + d), there ? row(r) + d : safe, there ? kBytes : 0);
   }
+}
+template <int kRows, int kDim, int kThreads, typename T, typename Row>
+__device__ __forceinline__ void load_tile(T* tile, int valid, int dim, int piece, const T* safe, Row&& row) {
+  if (piece == 16) return load_pieces<kRows, kDim, kThreads, 16>(tile, valid, dim, safe, row);
+  if constexpr (kThreads % (kDim * sizeof(T) / 4) == 0)
+    if (piece == 4) return load_pieces<kRows, kDim, kThreads, 4>(tile, valid, dim, safe, row);
+#pragma unroll 8
   for (int x = threadIdx.x; x < kRows * kDim; x += kThreads) {
     int r = x / kDim, d = x % kDim;
     tile[r * kPitch<T, kDim> + d] = r < valid && d < dim ? row(r)[d] : from_float<T>(0.f);
@@ -224,6 +252,7 @@ __device__ __forceinline__ void load_tile(T* tile, int valid, int dim, bool vect
 }
 
 // c [kM][16, 8 kN] += a b^T: the warp's 16 kM rows of one tile against the first 8 kN rows of another, summed over kDim columns.
+// float32 is 3xTF32.
 template <typename T, int kDim, int kM, int kN>
 __device__ __forceinline__ void multiply_rows(float (&c)[kM][kN][4], const T* a, const T* b) {
   constexpr int kStep = kPitch<T, kDim>;
@@ -249,26 +278,22 @@ __device__ __forceinline__ void multiply_rows(float (&c)[kM][kN][4], const T* a,
     }
   } else {
     static_assert(kM == 1);
-    const float *a_row = a + lane / 4 * kStep, *b_row = b + lane % 4 * 2 * kStep;
-#pragma unroll 1
-    for (int d = 0; d < kDim; d += 4) {
-      float4 low = *reinterpret_cast<const float4*>(a_row + d), high = *reinterpret_cast<const float4*>(a_row + 8 * kStep + d);
+    const float *a_row = a + lane / 4 * kStep + lane % 4, *b_row = b + lane / 4 * kStep + lane % 4;
+#pragma unroll 4
+    for (int d = 0; d < kDim; d += 8) {
+      uint32_t high[4], low[4];
+      split_tf32(high, low, a_row[d], a_row[8 * kStep + d], a_row[d + 4], a_row[8 * kStep + d + 4]);
 #pragma unroll
       for (int n = 0; n < kN; ++n)
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          float4 x = *reinterpret_cast<const float4*>(b_row + (8 * n + e) * kStep + d);
-          float &first = c[0][n][e], &second = c[0][n][2 + e];
-          first = fmaf(low.w, x.w, fmaf(low.z, x.z, fmaf(low.y, x.y, fmaf(low.x, x.x, first))));
-          second = fmaf(high.w, x.w, fmaf(high.z, x.z, fmaf(high.y, x.y, fmaf(high.x, x.x, second))));
-        }
+        mma_m16n8k8_3xtf32(c[0][n], high, low, split_tf32(b_row[n * 8 * kStep + d]), split_tf32(b_row[n * 8 * kStep + d + 4]));
     }
   }
 }
 
-// c [kM][16, kDim] += p b: scores in registers against the first 8 kN rows of a tile. float16 and bfloat16 round p.
-template <typename T, int kDim, int kM, int kN>
-__device__ __forceinline__ void multiply_weights(float (&c)[kM][kDim / 8][4], const float (&p)[kM][kN][4], const T* b) {
+// c [kM][16, 8 kX] += p b: scores in registers against the first 8 kN rows of a tile, from its column `column` on. float16 and bfloat16
+// round p. In float32 the keys of one product stand in the order of the accumulators: 0, 2, 4, 6, 1, 3, 5, 7.
+template <typename T, int kDim, int kM, int kN, int kX>
+__device__ __forceinline__ void multiply_weights(float (&c)[kM][kX][4], const float (&p)[kM][kN][4], const T* b) {
   constexpr int kStep = kPitch<T, kDim>;
   int lane = threadIdx.x % 32;
   if constexpr (kIsHalf<T>) {
@@ -282,7 +307,7 @@ __device__ __forceinline__ void multiply_weights(float (&c)[kM][kDim / 8][4], co
         left[m][2] = pack_pair<T>(p[m][n + 1][0], p[m][n + 1][1]), left[m][3] = pack_pair<T>(p[m][n + 1][2], p[m][n + 1][3]);
       }
 #pragma unroll
-      for (int x = 0; x < kDim / 8; x += 2) {
+      for (int x = 0; x < kX; x += 2) {
         uint32_t right[4];
         load_matrices_transposed(right, b_row + (n * 8 * kStep + x * 8) * 2);
 #pragma unroll
@@ -294,21 +319,15 @@ __device__ __forceinline__ void multiply_weights(float (&c)[kM][kDim / 8][4], co
     }
   } else {
     static_assert(kM == 1);
+    const float* b_row = b + lane % 4 * 2 * kStep + lane / 4;
 #pragma unroll
-    for (int n = 0; n < kN; ++n)
-#pragma unroll 1
-      for (int t = 0; t < 4; ++t)
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          float low = __shfl_sync(kFullWarp, p[0][n][e], lane / 4 * 4 + t), high = __shfl_sync(kFullWarp, p[0][n][2 + e], lane / 4 * 4 + t);
-          const float* row = b + (8 * n + 2 * t + e) * kStep + lane % 4 * 2;
-#pragma unroll
-          for (int x = 0; x < kDim / 8; ++x) {
-            float2 y = *reinterpret_cast<const float2*>(row + 8 * x);
-            c[0][x][0] = fmaf(low, y.x, c[0][x][0]), c[0][x][1] = fmaf(low, y.y, c[0][x][1]);
-            c[0][x][2] = fmaf(high, y.x, c[0][x][2]), c[0][x][3] = fmaf(high, y.y, c[0][x][3]);
-          }
-        }
+    for (int n = 0; n < kN; ++n) {
+      uint32_t high[4], low[4];
+      split_tf32(high, low, p[0][n][0], p[0][n][2], p[0][n][1], p[0][n][3]);
+#pragma unroll(kX > 16 ? 8 : kX)
+      for (int x = 0; x < kX; ++x)
+        mma_m16n8k8_3xtf32(c[0][x], high, low, split_tf32(b_row[n * 8 * kStep + x * 8]), split_tf32(b_row[(n * 8 + 1) * kStep + x * 8]));
+    }
   }
 }
 
@@ -364,11 +383,22 @@ __device__ __forceinline__ void store_slab(T* out, int64_t stride, const Slab<kD
 // float32 keeps the exact functions; the others round the weight to 8 or 11 bits.
 template <typename T>
 __device__ __forceinline__ float exponential(float x) {
-  return kIsHalf<T> ? __expf(x) : expf(x);
+  if constexpr (!kIsHalf<T>) return expf(x);
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x * 1.4426950408889634f));
+  return y;
+}
+// silu(s) from the score in registers: s, or s / 2 for the 16-bit types, where silu(s) = s / 2 (1 + tanh(s / 2)) is one instruction of the
+// special function unit.
+__device__ __forceinline__ float tanh_approx(float x) {
+  float y;
+  asm("tanh.approx.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
 }
 template <typename T>
 __device__ __forceinline__ float weight_of(float score) {
-  return kIsHalf<T> ? __fdividef(score, 1.f + __expf(-score)) : score / (1.f + expf(-score));
+  if constexpr (kIsHalf<T>) return fmaf(score, tanh_approx(score), score);
+  return score / (1.f + expf(-score));
 }
 
 template <typename T>

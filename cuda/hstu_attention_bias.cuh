@@ -1,5 +1,5 @@
-// The relative bias of HSTU attention: a table by position difference and one by time bucket, staged for a tile in shared memory, and the
-// gradients of both tables.
+// The relative bias of HSTU attention: a table by position difference and one by time bucket, for tiles of scores in registers, and the
+// gradients of both tables. Tables are staged times Call::unit.
 #pragma once
 #include "hstu_attention.cuh"
 
@@ -19,142 +19,301 @@ static __constant__ TimeThresholds kThresholds = time_thresholds();
 // off leaves one comparison: log2 d by a truncated float's exponent and mantissa (at most 0.09 too small) times 9432 / 4096, a little
 // less than ln 2 / 0.301.
 __device__ __forceinline__ int bucket_guess(float d) { return int(__umulhi(__float_as_uint(d) - (127u << 23), 9432u / 8)); }
-__device__ __forceinline__ int bucket_of(int64_t query_time, int64_t key_time, const int64_t* thresholds, int last) {
+__device__ __forceinline__ int bucket_of(int64_t query_time, int64_t key_time, int last) {
   uint64_t a = uint64_t(query_time), b = uint64_t(key_time), d = query_time > key_time ? a - b : b - a;
   int guess = min(bucket_guess(__ull2float_rz(max(d, uint64_t(1)))), kTimeThresholds - 1);
-  return min(guess + int(d >= uint64_t(thresholds[guess])), last);
+  return min(guess + int(d >= uint64_t(kThresholds.at[guess])), last);
 }
 
-// The relative bias of kQueries queries from key position i0 on against tiles of keys, in shared memory. Times stand there twice:
-// in full, and as 32-bit differences to one time of the sequence, which are used unless some time is 2^30 seconds (34 years) away.
-template <int kQueries, int kTileKeys, int kStages>
+// Times as 32-bit differences to one time of the sequence, unless some time is 2^30 seconds (34 years) away from it.
+constexpr int kNoTime = INT_MIN;  // contextual rows
+constexpr int kNearThresholds = 72;
+constexpr int kFewBuckets = 6;
+enum TimeKinds { kSomeFar = 1, kSomeUntimed = 2 };
+struct NearTime {
+  int at, kind;
+};
+template <typename T>
+__device__ __forceinline__ int64_t first_time(const Call<T>& p, const Sequence& s) {
+  return p.last_bucket >= 0 && s.length > 0 ? p.key_time[s.time + min(s.contextual, s.length - 1)] : 0;
+}
+__device__ __forceinline__ NearTime near_time(int64_t time, int64_t base) {
+  uint64_t d = time > base ? uint64_t(time) - uint64_t(base) : uint64_t(base) - uint64_t(time);
+  if (d >= 1u << 30) return {0, kSomeFar};
+  return {int(time - base), 0};
+}
+
+// Times of some rows: the earliest and the latest, and whether some are far or missing.
+struct TimeSpan {
+  int least, most, kinds;
+  // Of the rows of a warp's lanes; `there` false: the lane has none.
+  static __device__ __forceinline__ TimeSpan of_warp(NearTime time, bool there) {
+    bool timed = there && time.at != kNoTime;
+    return {__reduce_min_sync(kFullWarp, timed ? time.at : INT_MAX), __reduce_max_sync(kFullWarp, timed ? time.at : INT_MIN),
+            __reduce_or_sync(kFullWarp, there ? time.kind : 0)};
+  }
+};
+
+// How a tile's time term is found: by one bucket; by a few (low to high), where no key is later than a query; each element by itself; or
+// from whole times.
+struct TimePath {
+  int low, high;
+  enum { kOne, kFew, kMany, kFar } kind;
+};
+
+// One side of a tile stands still (its rows are a warp's accumulator rows), the other moves on (kMoving columns of the accumulators, in
+// kStages buffers). kSegment: rows plus columns of the block's tile, position differences that occur in it.
+template <int kMoving, int kSegment, int kStages, bool kKeysMove>
 struct BiasTile {
-  int64_t threshold[kTimeThresholds + 1], query_time[kQueries], key_time[kStages][kTileKeys];
-  int query_near[kQueries], key_near[kStages][kTileKeys];
-  float pos[kStages][kQueries + kTileKeys];  // by pos(i) - j
-  float time[kTimeThresholds + 1];           // time_w of the head
-  int far[kStages + 1];                      // whether some time of a stage's keys, or of the queries (last), so far was far
+  float time[kTimeThresholds + 1];  // time_w of the head, its last entry repeated
+  uint32_t threshold[kNearThresholds];
+  float pos[kStages][kSegment];     // by query row - key + keys of a tile - 1
+  alignas(8) int near[kStages][kMoving];
+  TimeSpan spans[kStages][kMoving / 32];
+
+  // What a thread brings for the next stage: read from global memory before a tile's work, written to shared memory after it.
+  template <int kThreads>
+  struct Ahead {
+    float pos[(kSegment + kThreads - 1) / kThreads];
+    NearTime time;
+    bool there;
+  };
 
   template <int kThreads, typename T>
   __device__ __forceinline__ void stage_table(const Call<T>& p, int head) {
-    if (threadIdx.x <= kStages) far[threadIdx.x] = 0;
-    for (int x = threadIdx.x; x <= p.last_bucket; x += kThreads)
-      time[x] = to_float(p.time_w[(p.time_per_head ? head * p.time_width : 0) + x]);
-    for (int x = threadIdx.x; p.last_bucket >= 0 && x < kTimeThresholds; x += kThreads) threshold[x] = kThresholds.at[x];
+    if (p.last_bucket < 0) return;
+    for (int x = threadIdx.x; x <= kTimeThresholds; x += kThreads)
+      time[x] = p.unit * p.time_w.at((p.time_per_head ? head * p.time_width : 0) + min(x, p.last_bucket));
+    for (int x = threadIdx.x; x < kNearThresholds; x += kThreads) threshold[x] = uint32_t(kThresholds.at[x]);
   }
-  template <typename T>
-  __device__ __forceinline__ void stage_time(int64_t& full, int& near, int& far, const Call<T>& p, const Sequence& s,
-                                             const int64_t* time) {
-    full = time ? *time : 0, near = 0;
-    if (!time) return;
-    int64_t base = p.key_time[s.time + min(s.contextual, s.length - 1)];
-    uint64_t d = full > base ? uint64_t(full) - uint64_t(base) : uint64_t(base) - uint64_t(full);
-    if (d < 1u << 30) near = full > base ? int(d) : -int(d);
-    else far = 1;
-  }
-  // Call after a barrier that follows stage_table.
+  // nearest: the least position difference of the tile; times: of the moving rows, `timed` of them from the first that has one.
   template <int kThreads, typename T>
-  __device__ __forceinline__ void stage_queries(const Call<T>& p, const Sequence& s, int i0) {
-    for (int r = threadIdx.x; p.last_bucket >= 0 && r < kQueries; r += kThreads) {
-      bool timed = i0 + r < s.length && i0 + r >= s.contextual;
-      stage_time(query_time[r], query_near[r], far[kStages], p, s, timed ? p.query_time + s.query + i0 + r - s.shift : nullptr);
+  __device__ __forceinline__ void fetch(Ahead<kThreads>& ahead, const Call<T>& p, int head, int nearest, const int64_t* times, int64_t base,
+                                        int untimed, int count) const {
+    if (p.positions) {
+#pragma unroll
+      for (int y = 0; y < (kSegment + kThreads - 1) / kThreads; ++y)
+        ahead.pos[y] = p.unit * p.pos_w.at((p.pos_per_head ? int64_t(head) * p.positions : 0) +
+                                           min(abs(nearest + int(threadIdx.x) + y * kThreads), p.positions - 1));
     }
+    int x = threadIdx.x;
+    ahead.there = p.last_bucket >= 0 && x < kMoving && x < count, ahead.time = {kNoTime, kSomeUntimed};
+    if (ahead.there && x >= untimed) ahead.time = near_time(times[x], base);
   }
-  template <int kThreads, typename T>
-  __device__ __forceinline__ void stage_keys(const Call<T>& p, const Sequence& s, int stage, int j0) {
-    for (int c = threadIdx.x; p.last_bucket >= 0 && c < kTileKeys; c += kThreads) {
-      bool timed = j0 + c < s.history && j0 + c >= s.contextual;
-      stage_time(key_time[stage][c], key_near[stage][c], far[stage], p, s, timed ? p.key_time + s.time + j0 + c : nullptr);
+  template <int kThreads>
+  __device__ __forceinline__ void commit(int stage, const Ahead<kThreads>& ahead) {
+#pragma unroll
+    for (int y = 0; y < (kSegment + kThreads - 1) / kThreads; ++y)
+      if (int x = threadIdx.x + y * kThreads; x < kSegment) pos[stage][x] = ahead.pos[y];
+    if (threadIdx.x < kMoving) {
+      near[stage][threadIdx.x] = ahead.time.at;
+      TimeSpan span = TimeSpan::of_warp(ahead.time, ahead.there);
+      if (threadIdx.x % 32 == 0) spans[stage][threadIdx.x / 32] = span;
     }
-  }
-  template <int kThreads, typename T>
-  __device__ __forceinline__ void stage_positions(const Call<T>& p, const Sequence& s, int head, int i0, int stage, int j0) {
-    if (!p.positions) return;
-    int nearest = min(i0, s.history) - j0 - (kTileKeys - 1);
-    const T* table = p.pos_w + (p.pos_per_head ? int64_t(head) * p.positions : 0);
-    for (int x = threadIdx.x; x < kQueries + kTileKeys - 1; x += kThreads)
-      pos[stage][x] = to_float(table[min(abs(nearest + x), p.positions - 1)]);
   }
 
-  // The score with the bias of query r and key c; `bucket` gets the time bucket, -1 where there is no time term.
-  template <typename T>
-  __device__ __forceinline__ float at(float score, const Call<T>& p, const Sequence& s, int i0, int stage, int j0, int r, int c,
-                                      int& bucket) const {
-    bucket = -1;
-    if (p.positions) score += pos[stage][min(r, max(s.history - i0, 0)) - c + kTileKeys - 1];
-    if (p.last_bucket < 0 || i0 + r < s.contextual || j0 + c < s.contextual) return score;
-    if (far[stage] | far[kStages]) {
-      bucket = bucket_of(query_time[r], key_time[stage][c], threshold, p.last_bucket);
-    } else {
-      uint32_t d = uint32_t(abs(query_near[r] - key_near[stage][c]));
-      int guess = bucket_guess(__uint2float_rz(max(d, 1u)));
-      bucket = min(guess + int(d >= uint32_t(threshold[guess])), p.last_bucket);
-    }
-    return score + time[bucket];
+  // Not limited to the table.
+  __device__ __forceinline__ int near_bucket(uint32_t d) const {
+    int guess = bucket_guess(fmaxf(__uint2float_rz(d), 1.f));
+    return guess + int(d >= threshold[guess]);
   }
-  // The same for target i and a key j of its own group.
+  __device__ __forceinline__ TimePath path(int stage, TimeSpan fixed, int last) const {
+    TimeSpan moving = spans[stage][0];
+#pragma unroll
+    for (int x = 1; x < kMoving / 32; ++x) {
+      TimeSpan more = spans[stage][x];
+      moving = {min(moving.least, more.least), max(moving.most, more.most), moving.kinds | more.kinds};
+    }
+    int kinds = moving.kinds | fixed.kinds;
+    if (kinds || fixed.least > fixed.most || moving.least > moving.most)
+      return {0, last, kinds & kSomeFar ? TimePath::kFar : TimePath::kMany};
+    int least = max(max(fixed.least - moving.most, moving.least - fixed.most), 0);
+    int most = max(fixed.most - moving.least, moving.most - fixed.least);
+    int low = min(near_bucket(least), last), high = min(near_bucket(most), last);
+    bool sorted = kKeysMove ? moving.most <= fixed.least : fixed.most <= moving.least;
+    return {low, high, low == high ? TimePath::kOne : sorted && high - low <= kFewBuckets ? TimePath::kFew : TimePath::kMany};
+  }
+  // Whether the time difference is at least `least` where no key is later than a query.
+  static __device__ __forceinline__ bool reaches(int fixed, int moving, int least) {
+    return kKeysMove ? moving <= fixed - least : moving >= fixed + least;
+  }
+
+  // v [kN][2] += the time term of one accumulator row, whose near time is `fixed`, against columns first + 8 x + e. exact(column) is the
+  // bucket from whole times, -1 without one. Not for kOne.
+  template <int kN, typename Exact>
+  __device__ __forceinline__ void add_time(float (&v)[kN][2], TimePath path, int stage, int fixed, int first, Exact&& exact) const {
+    if (path.kind == TimePath::kFar) {
+#pragma unroll 1
+      for (int y = 0; y < 2 * kN; ++y) {
+        int bucket = exact(first + y / 2 * 8 + y % 2);
+        float value = bucket < 0 ? 0.f : time[bucket];
+#pragma unroll
+        for (int x = 0; x < 2 * kN; ++x) v[x / 2][x % 2] += x == y ? value : 0.f;
+      }
+    } else if (path.kind == TimePath::kMany) {
+      bool timed = fixed != kNoTime;
+#pragma unroll
+      for (int x = 0; x < kN; ++x)
+#pragma unroll
+        for (int e = 0; e < 2; ++e) {
+          int at = near[stage][first + 8 * x + e];
+          float value = time[near_bucket(uint32_t(abs(fixed - at)))];
+          v[x][e] += at != kNoTime && timed ? value : 0.f;
+        }
+    } else {
+      float term[kN][2];
+#pragma unroll
+      for (int x = 0; x < kN; ++x) term[x][0] = term[x][1] = time[path.low];
+#pragma unroll 1
+      for (int bucket = path.low + 1; bucket <= path.high; ++bucket) {
+        int least = int(threshold[bucket - 1]);
+        float value = time[bucket];
+#pragma unroll
+        for (int x = 0; x < kN; ++x) {
+          int2 at = *reinterpret_cast<const int2*>(&near[stage][first + 8 * x]);
+          if (reaches(fixed, at.x, least)) term[x][0] = value;
+          if (reaches(fixed, at.y, least)) term[x][1] = value;
+        }
+      }
+#pragma unroll
+      for (int x = 0; x < kN; ++x) v[x][0] += term[x][0], v[x][1] += term[x][1];
+    }
+  }
+  // The bias of target i and a key of its own group; `bucket` gets the time bucket, -1 without a time table.
   template <typename T>
-  __device__ __forceinline__ float own(float score, const Call<T>& p, const Sequence& s, int head, int64_t query_time, int j,
-                                       int& bucket) const {
+  __device__ __forceinline__ float own(const Call<T>& p, const Sequence& s, int head, int64_t query_row, int j, int& bucket) const {
     bucket = -1;
-    if (p.positions) score += to_float(p.pos_w[p.pos_per_head ? int64_t(head) * p.positions : 0]);
-    if (p.last_bucket < 0) return score;
-    bucket = bucket_of(query_time, p.key_time[s.time + j], threshold, p.last_bucket);
-    return score + time[bucket];
+    float bias = p.positions ? p.unit * p.pos_w.at(p.pos_per_head ? int64_t(head) * p.positions : 0) : 0.f;
+    if (p.last_bucket < 0) return bias;
+    bucket = bucket_of(p.query_time[query_row], p.key_time[s.time + j], p.last_bucket);
+    return bias + time[bucket];
   }
 };
+
+// The bucket of query row i (key position) and key j from whole times, -1 where one is contextual.
+template <typename T>
+__device__ __forceinline__ int exact_bucket(const Call<T>& p, const Sequence& s, int i, int j) {
+  if (i < s.contextual || j < s.contextual || i >= s.length || j >= s.length) return -1;
+  return bucket_of(p.query_time[s.query + i - s.shift], p.key_time[s.time + j], p.last_bucket);
+}
 
 // ---- Gradients of the tables -----------------------------------------------------------------------------------------------------
 
-constexpr int kTimeColumns = 8;
+// One warp's sums by time bucket, in shared memory. Where a tile holds one bucket a lane only adds to a register; where it holds many,
+// dS is rounded to 20 bits below the tile's largest and summed as integers, for integers may be added in any order.
+struct TimeSums {
+  float sum[kTimeThresholds + 1];
+  int part[kTimeThresholds + 1];
+};
+struct TimeGradient {
+  int bucket = 0;
+  float run = 0;
 
-// A lane's run of equal time buckets. Eight lanes at a time add to their own columns, in a fixed order.
-struct TimeRun {
-  int bucket = -1;
-  float sum = 0;
-  __device__ __forceinline__ void add(float (*columns)[kTimeColumns], int next, float value) {
+  __device__ __forceinline__ void flush(TimeSums& sums) {
+    float total = warp_sum(run);
+    if (threadIdx.x % 32 == 0) sums.sum[bucket] += total;
+    __syncwarp();
+    run = 0;
+  }
+  template <int kN, typename Bias, typename Exact>
+  __device__ __forceinline__ void add(TimeSums& sums, const Bias& bias, TimePath path, int last, int stage, const int (&fixed)[2], int first,
+                                      const float (&ds)[kN][4], Exact&& exact) {
     int lane = threadIdx.x % 32;
-    if (__any_sync(kFullWarp, next != bucket)) {
-      bool ends = next != bucket && bucket >= 0;
+    if (path.kind == TimePath::kOne) {
+      if (path.low != bucket) flush(sums), bucket = path.low;
+#pragma unroll
+      for (int x = 0; x < kN; ++x) run += (ds[x][0] + ds[x][1]) + (ds[x][2] + ds[x][3]);
+    } else if (path.kind == TimePath::kFew) {
+      float above = 0;
 #pragma unroll 1
-      for (int turn = 0; turn < 32 / kTimeColumns; ++turn) {
-        if (ends && lane / kTimeColumns == turn) columns[bucket][lane % kTimeColumns] += sum;
-        __syncwarp();
+      for (int b = path.high; b >= path.low; --b) {
+        int least = b > path.low ? int(bias.threshold[b - 1]) : 0;
+        float from = 0;  // sum from this bucket on
+#pragma unroll
+        for (int x = 0; x < kN; ++x) {
+          int2 at = *reinterpret_cast<const int2*>(&bias.near[stage][first + 8 * x]);
+          if (bias.reaches(fixed[0], at.x, least)) from += ds[x][0];
+          if (bias.reaches(fixed[0], at.y, least)) from += ds[x][1];
+          if (bias.reaches(fixed[1], at.x, least)) from += ds[x][2];
+          if (bias.reaches(fixed[1], at.y, least)) from += ds[x][3];
+        }
+        float total = warp_sum(from - above);
+        above = from;
+        if (lane == 0) sums.sum[b] += total;
       }
-      if (next != bucket) bucket = next, sum = 0;
+      __syncwarp();
+    } else {
+      float most = 0;
+#pragma unroll
+      for (int x = 0; x < kN; ++x) most = fmaxf(fmaxf(most, fmaxf(fabsf(ds[x][0]), fabsf(ds[x][1]))), fmaxf(fabsf(ds[x][2]), fabsf(ds[x][3])));
+      bool finite = true;
+#pragma unroll
+      for (int x = 0; x < kN; ++x)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) finite = finite && isfinite(ds[x][e]);
+      uint32_t bits = __reduce_max_sync(kFullWarp, __float_as_uint(most));
+      if (!__all_sync(kFullWarp, finite)) {
+        for (int b = path.low + lane; b <= path.high; b += 32) sums.sum[b] = __int_as_float(0x7fffffff);
+        return;
+      }
+      if (bits == 0) return;
+      int shift = min(19 + 127 - int(bits >> 23), 126);
+      float up = __int_as_float((127 + shift) << 23), down = __int_as_float((127 - shift) << 23);
+      if (path.kind == TimePath::kFar) {
+#pragma unroll 1
+        for (int y = 0; y < 4 * kN; ++y) {
+          int found = exact(first + y / 4 * 8 + y % 2, y % 4 / 2);
+          float value = 0;
+#pragma unroll
+          for (int x = 0; x < 4 * kN; ++x) value += x == y ? ds[x / 4][x % 4] : 0.f;
+          if (found >= 0) atomicAdd(&sums.part[found], __float2int_rn(value * up));
+        }
+      } else {
+#pragma unroll
+        for (int x = 0; x < kN; ++x)
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            int at = bias.near[stage][first + 8 * x + e % 2], value = __float2int_rn(ds[x][e] * up);
+            if (value == 0 || at == kNoTime || fixed[e / 2] == kNoTime) continue;
+            atomicAdd(&sums.part[min(bias.near_bucket(uint32_t(abs(fixed[e / 2] - at))), last)], value);
+          }
+      }
+      __syncwarp();
+      for (int b = path.low + lane; b <= path.high; b += 32) sums.sum[b] += float(sums.part[b]) * down, sums.part[b] = 0;
+      __syncwarp();
     }
-    sum += value;
   }
 };
 
-// Adds a tile's dS to the sums by position difference: each thread owns a diagonal of the tile, then each entry of the table has one
-// owner: the diagonals +d and -d belong to the thread of +d, those beyond the table to warp 0.
-template <int kTile, int kThreads>
-__device__ __forceinline__ void add_positions(float* sums, const float (*ds)[kTile + 1], float* diagonal, int positions, int history_rows,
-                                              int nearest) {
-  constexpr int kDiagonals = 2 * kTile - 1;
-  static_assert(kDiagonals <= kThreads);
-  int x = threadIdx.x, distance = nearest + x;  // of diagonal x
-  if (x < kDiagonals) {
-    float sum = 0;
-    for (int r = max(0, x - kTile + 1); r < min(history_rows, x + 1); ++r) sum += ds[r][r + kTile - 1 - x];
-    int c = history_rows + kTile - 1 - x;  // all targets stand at one position
-    for (int r = history_rows; r < kTile && c >= 0 && c < kTile; ++r) sum += ds[r][c];
-    diagonal[x] = sum;
-  }
-  __syncthreads();
-  if (x < kDiagonals && abs(distance) < positions - 1) {
-    int opposite = x - 2 * distance;
-    bool paired = distance != 0 && opposite >= 0 && opposite < kDiagonals;
-    if (!paired) sums[abs(distance)] += diagonal[x];
-    else if (distance > 0) sums[distance] += diagonal[x] + diagonal[opposite];
-  }
-  if (x < 32) {
-    float sum = 0;
-    for (int y = x; y < kDiagonals; y += 32) sum += abs(nearest + y) >= positions - 1 ? diagonal[y] : 0.f;
-    bool some = max(abs(nearest), abs(nearest + kDiagonals - 1)) >= positions - 1;
-    if (some) sum = warp_sum(sum);
-    if (some && x == 0) sums[positions - 1] += sum;
+// Sums along the diagonals of a warp's 16 keys by 8 kN queries: diagonal[query - key + 16]. Blocks of 8 x 8 that lie on the same diagonals
+// are added first; then element (g, c) of a block belongs to diagonal c - g, of this block or (c < g) 8 before: rows are rotated by g and
+// added over g. `again`: the first two groups were written before and are added to.
+template <int kN>
+__device__ __forceinline__ void add_diagonals(float* diagonal, const float (&ds)[kN][4], bool again) {
+  int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+  __syncwarp();
+  bool from_even = 2 * t >= g, from_odd = 2 * t + 1 >= g;
+  int even_lane = g * 4 + (t + g / 2) % 4, odd_lane = g * 4 + (t + (g + 1) / 2) % 4;
+  float before[2] = {0, 0};  // of block k, beginning with the one before the first
+#pragma unroll
+  for (int k = -2; k < kN; ++k) {
+    float next[2] = {0, 0};  // of block k + 1
+#pragma unroll
+    for (int e = 0; e < 2; ++e) {
+      if (k + 1 >= 0 && k + 1 < kN) next[e] = ds[k + 1][e];
+      if (k + 2 < kN) next[e] += ds[k + 2][2 + e];
+    }
+    float low = from_even ? before[0] : next[0], high = from_odd ? before[1] : next[1];
+    before[0] = next[0], before[1] = next[1];
+    float even = __shfl_sync(kFullWarp, g % 2 ? high : low, even_lane), odd = __shfl_sync(kFullWarp, g % 2 ? low : high, odd_lane);
+#pragma unroll
+    for (int step = 4; step < 32; step *= 2)
+      even += __shfl_xor_sync(kFullWarp, even, step), odd += __shfl_xor_sync(kFullWarp, odd, step);
+    if (g == (k + 2) % 8) {
+      float2& pair = *reinterpret_cast<float2*>(diagonal + (k + 2) * 8 + 2 * t);
+      if (again && k < 0) even += pair.x, odd += pair.y;
+      pair = float2{even, odd};
+    }
   }
 }
 

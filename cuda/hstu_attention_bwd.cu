@@ -1,431 +1,456 @@
-// HSTU attention, backward: dQ with the table gradients by tiles of queries, dK and dV by tiles of keys. Scores are computed again in
-// both: seven products instead of the five that one pass with atomic dQ would take, and the same bits from run to run.
-#include "hstu_attention.cuh"
-#include "hstu_attention_bias.cuh"
+// HSTU attention, backward, in one pass: a block owns a tile of keys, keeps dK and dV in registers and adds its part of dQ to float32 sums,
+// in a fixed order where the call is deterministic.
+#include "hstu_attention_bwd.cuh"
 
 namespace hstu::cuda {
 namespace attention {
 namespace {
 
-template <typename T>
-constexpr int kQueries = kKeys<T>;  // query rows of a tile
-
-// What a call has beside its inputs. lse and delta are float32 [Tq, H], softmax only.
-template <typename T>
-struct Gradients {
-  T *dq, *dk, *dv;
-  const T* dout;
-  const float *lse, *delta;
-  float *pos_sums, *time_sums;  // [H, copies, P], [H, copies, last_bucket + 1]; null where the table has no gradient
-};
-
-template <typename T>
-__device__ __forceinline__ const T* row_of(const T* data, const Call<T>& p, int64_t row, int head, int dim) {
-  return data + (row * p.heads + head) * dim;
-}
-
-// A weight and the gradient of its score from the score and the gradient of the (dropped) weight.
-struct Pair {
-  float weight, ds;
-};
-template <typename T, bool kSoftmax>
-__device__ __forceinline__ Pair pair_of(float score, float dweight, bool keep, float keep_scale, float lse, float delta) {
-  if constexpr (kSoftmax) {
-    float weight = exponential<T>(score - lse), factor = keep ? keep_scale : 0.f;
-    return {weight * factor, weight * (dweight * factor - delta)};
-  } else {
-    float sigmoid = kIsHalf<T> ? __fdividef(1.f, 1.f + __expf(-score)) : 1.f / (1.f + expf(-score)), weight = score * sigmoid;
-    return {weight, dweight * fmaf(weight, 1.f - sigmoid, sigmoid)};
-  }
-}
-
-// delta = <dout, out> and lse as float32, [Tq, H]: a warp a row and head.
-template <typename T>
-__global__ void __launch_bounds__(256) prepare_softmax_kernel(float* delta, float* lse, const T* dout, const T* out, const float* exact,
-                                                              const T* rounded, int64_t rows, int dim) {
-  int64_t row = int64_t(blockIdx.x) * 8 + threadIdx.x / 32;
-  if (row >= rows) return;
-  float sum = 0;
-  for (int x = threadIdx.x % 32; x < dim; x += 32) sum = fmaf(to_float(dout[row * dim + x]), to_float(out[row * dim + x]), sum);
-  sum = warp_sum(sum);
-  if (threadIdx.x % 32 == 0) delta[row] = sum, lse[row] = exact ? exact[row] : to_float(rounded[row]);
-}
-
-// ---- dQ and the tables ---------------------------------------------------------------------------------------------------------
-
 template <typename T, int kDim>
-struct SharedQueries {
-  static constexpr int kTile = kQueries<T>, kStep = kPitch<T, kDim>, kWarps = kTile / 16;
-  alignas(16) T q[kTile * kStep];
-  alignas(16) T dout[kTile * kStep];
+struct Shared {
+  using S = BackwardShape<T, kDim>;
+  static constexpr int kKeySize = S::kKeyTile * kPitch<T, kDim>, kQuerySize = S::kQueryTile * kPitch<T, kDim>;
   union {
     struct {
-      alignas(16) T k[kTile * kStep];
-      union {
-        alignas(16) T v[kTile * kStep];
-        float ds[kTile][kTile + 1];  // once V has been read
-      };
+      alignas(16) T k[kKeySize], v[kKeySize], q[S::kStages][kQuerySize], dout[S::kStages][kQuerySize];
     };
-    Slab<kDim> slabs[kWarps];  // after the last tile
+    Slab<kDim> slabs[S::kSplit ? 1 : 2][S::kWarps];  // of dK and dV, after the last tile
   };
-  Rows<T> keys, values;
-  SeenKeys<kTile, kWarps> seen;
+  alignas(16) T ds[S::kKeyTile * S::kPitchDs];
+  VisibleKeys seen[2][S::kQueryTile];
+  float scale[2][S::kQueryTile], lse[2][S::kQueryTile], delta[2][S::kQueryTile];
 };
 template <typename T, int kDim>
-struct SharedQueriesWithBias : SharedQueries<T, kDim> {
-  BiasTile<kQueries<T>, kQueries<T>, 1> bias;
-  float diagonal[2 * kQueries<T>], own[kQueries<T> / 16];
-  float time_sums[kQueries<T> / 16][kTimeThresholds + 1][kTimeColumns];
+struct SharedWithBias : Shared<T, kDim> {
+  using S = BackwardShape<T, kDim>;
+  BiasTile<S::kQueryTile, S::kQueryTile + S::kKeyTile, 2, false> bias;
+  TimeSums time_sums[S::kKeyWarps];
+  float diagonal[S::kKeyWarps][S::kQueryTile + 16];  // a warp's sums of dS by query - key + 16
+  float targets[S::kKeyTile];                        // sums over target rows, by key
+  float clamped[S::kWarps], own[S::kKeyWarps];
 };
 
-// A block owns tiles of queries (64, float32: 32) of one head: those whose number is `copy` modulo `copies`; a warp owns 16 rows. It walks
-// the key tiles its rows see, recomputes scores, forms dS in registers and adds dS K. Row scales and alpha are applied at the end.
-// For the position table dS passes through shared memory, in V's place, and a thread sums a diagonal; for the time table a lane sums
-// runs of equal buckets, which are long where times are sorted. Both go to sums of this block alone, `copies` of them a head, so that
-// scratch stays bounded and a second kernel adds them up in order.
+// Block `blockIdx.x` takes the tiles of keys (of one head) blockIdx.x, 2 G - 1 - blockIdx.x, 2 G + blockIdx.x, ... of G blocks, which all
+// run at once: which tile adds to which private table sums does not depend on time. Tiles of a sequence come last to first, and
+// tiles add to a row of dQ in that order: a tile waits for earlier ones only, so the earliest unfinished one never waits.
+// A warp owns 16 keys. For each tile of queries that sees any of the block's keys it recomputes the scores transposed (rows are keys), adds
+// P^T dO and dS^T Q from registers, and leaves dS in shared memory; from there all warps make the tile's dQ. Q and dO of the next
+// tile are under way meanwhile. dS is summed for the tables on the way: by time bucket, and along diagonals for positions. Targets' own
+// groups come last, a quad a key, in float32.
 template <typename T, int kDim, Mode kMode>
-__global__ void __launch_bounds__(2 * kQueries<T>) hstu_attention_dq_kernel(const Call<T> p, const Gradients<T> g, int tiles, int copies) {
-  constexpr int kTile = kQueries<T>, kN = kTile / 8, kX = kDim / 8, kThreads = 2 * kTile, kWarps = kTile / 16;
+__global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_attention_backward_kernel(const Call<T> p, const Gradients<T> g) {
+  using S = BackwardShape<T, kDim>;
+  constexpr int kN = S::kColumns / 8, kX = kDim / 8, kThreads = S::kThreads, kQ = S::kQueryTile, kK = S::kKeyTile;
   constexpr bool kSoftmax = kMode == Mode::kSoftmax, kBias = kMode != Mode::kSilu;
   extern __shared__ __align__(16) unsigned char memory[];
-  auto& shared = *reinterpret_cast<std::conditional_t<kBias, SharedQueriesWithBias<T, kDim>, SharedQueries<T, kDim>>*>(memory);
-  int head = int(blockIdx.x % p.heads), copy = int(blockIdx.x / p.heads);
-  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row0 = warp * 16 + lane / 4, column0 = lane % 4 * 2;
-  float *pos_sums = nullptr, *time_sums = nullptr;
-  if constexpr (kBias) {
-    if (g.pos_sums) pos_sums = g.pos_sums + (int64_t(head) * copies + copy) * p.positions;
-    if (g.time_sums) time_sums = g.time_sums + (int64_t(head) * copies + copy) * (p.last_bucket + 1);
-    shared.bias.template stage_table<kThreads>(p, head);
-    for (int x = threadIdx.x; time_sums && x < kWarps * (kTimeThresholds + 1) * kTimeColumns; x += kThreads)
-      (&shared.time_sums[0][0][0])[x] = 0;
-  }
+  auto& shared = *reinterpret_cast<std::conditional_t<kBias, SharedWithBias<T, kDim>, Shared<T, kDim>>*>(memory);
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, key_warp = warp % S::kKeyWarps, row0 = key_warp * 16 + lane / 4, column0 = lane % 4 * 2;
+  bool wants_dv = !S::kSplit || warp < S::kKeyWarps, wants_dk = !S::kSplit || warp >= S::kKeyWarps;
+  float factor = p.unit * p.alpha;
+  bool wants_pos = kBias && g.pos_sums, wants_time = kBias && g.time_sums && wants_dk;
+  if constexpr (kBias)
+    for (int x = threadIdx.x; x < int(sizeof(shared.time_sums) / 4); x += kThreads) reinterpret_cast<int*>(shared.time_sums)[x] = 0;
 
-  for (int64_t item = copy; item < int64_t(p.sequences) * tiles; item += copies) {
-    Sequence s = sequence_of(p, int(item / tiles));
-    int first = (tiles - 1 - int(item % tiles)) * kTile, i0 = s.shift + first, rows = min(kTile, s.queries - first);
-    if (rows <= 0) continue;
-    int64_t query = s.query + first;
-    __syncthreads();
-    if (threadIdx.x == 0) {
-      shared.keys = rows_of(p, s, head, p.k, p.key_dim, false);
-      shared.values = rows_of(p, s, head, p.v, p.value_dim, true);
-    }
-    shared.seen.stage(p, s, i0, rows);
-    if constexpr (kBias) shared.bias.template stage_queries<kThreads>(p, s, i0);
-    load_tile<kTile, kDim, kThreads>(shared.q, rows, p.key_dim, p.vector_keys,
-                                     [&](int r) { return row_of(p.q, p, query + r, head, p.key_dim); });
-    load_tile<kTile, kDim, kThreads>(shared.dout, rows, p.value_dim, p.vector_values,
-                                     [&](int r) { return row_of(g.dout, p, query + r, head, p.value_dim); });
-    copy_async_commit();
-    __syncthreads();
-    KeyTiles key_tiles = shared.seen.tiles(kTile);
+  int64_t items = int64_t(g.tile_offsets[p.sequences]) * p.heads;
+  for (int wave = 0;; ++wave) {
+    int64_t item = int64_t(wave) * gridDim.x + (wave % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
+    if (item >= items) break;
+    int head = int(item % p.heads), tile = int(item / p.heads), b = g.tile_owner[tile];
+    Sequence s = sequence_of(p, b);
+    int n = g.tile_offsets[b + 1] - 1 - tile, j0 = n * kK;
+    const QueryTile* query_tiles = g.query_tiles + int64_t(b) * g.most_query_tiles;
+    int* turns = g.turns + (int64_t(b) * p.heads + head) * g.most_query_tiles;
+    float unit = g.unit_of(p, b, kSoftmax), inverse_unit = 1 / unit;
+    float *pos_sums = nullptr, *time_sums = nullptr;
 
-    float sums[1][kX][4] = {}, scale[2], lse[2] = {}, delta[2] = {}, own_sum = 0;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      int64_t row = query + min(row0 + 8 * half, rows - 1);
-      scale[half] = kSoftmax ? 1.f : p.scales ? p.scales[row] : p.scale;
-      if (kSoftmax) lse[half] = g.lse[row * p.heads + head], delta[half] = g.delta[row * p.heads + head];
+    __syncthreads();  // the last item's slabs have been written
+    load_tile<kK, kDim, kThreads>(shared.k, s.history - j0, p.key_dim, p.key_piece, p.k,
+                                  [&](int c) { return row_of(p.k, p, s.key + j0 + c, head, p.key_dim); });
+    load_tile<kK, kDim, kThreads>(shared.v, s.history - j0, p.value_dim, p.value_piece, p.v,
+                                  [&](int c) { return row_of(p.v, p, s.key + j0 + c, head, p.value_dim); });
+    // The bias: times of this warp's keys in registers, those of queries and the table by position difference come tile by tile.
+    typename decltype(SharedWithBias<T, kDim>::bias)::template Ahead<kThreads> ahead;
+    [[maybe_unused]] int64_t base = 0;
+    [[maybe_unused]] TimeSpan span{};
+    [[maybe_unused]] int key_time[2] = {kNoTime, kNoTime};
+    [[maybe_unused]] TimeGradient time_gradient;
+    [[maybe_unused]] float clamped = 0, own_sum = 0;
+    if constexpr (kBias) {
+      if (g.pos_sums) pos_sums = g.pos_sums + (int64_t(head) * gridDim.x + blockIdx.x) * p.positions;
+      if (g.time_sums) time_sums = g.time_sums + (int64_t(head) * gridDim.x + blockIdx.x) * (p.last_bucket + 1);
+      shared.bias.template stage_table<kThreads>(p, head);
+      base = first_time(p, s);
+      NearTime time{kNoTime, kSomeUntimed};
+      int j = j0 + key_warp * 16 + lane;
+      bool there = p.last_bucket >= 0 && lane < 16 && j < s.history;
+      if (there && j >= s.contextual) time = near_time(p.key_time[s.time + j], base);
+      span = TimeSpan::of_warp(time, there);
+      key_time[0] = __shfl_sync(kFullWarp, time.at, lane / 4), key_time[1] = __shfl_sync(kFullWarp, time.at, lane / 4 + 8);
     }
-    TimeRun run;
-    for (int n = key_tiles.from(0); n < key_tiles.last; n = key_tiles.from(n + 1)) {
-      int j0 = n * kTile;
-      __syncthreads();
-      load_tile<kTile, kDim, kThreads>(shared.k, s.history - j0, p.key_dim, p.vector_keys, [&](int c) { return shared.keys.at(j0 + c); });
-      load_tile<kTile, kDim, kThreads>(shared.v, s.history - j0, p.value_dim, p.vector_values,
-                                       [&](int c) { return shared.values.at(j0 + c); });
+
+    int count = j0 < s.history ? (s.queries + kQ - 1) / kQ : 0;
+    QueryTile upcoming;
+    auto next = [&](int m) {  // the first tile of queries from m on that sees this tile of keys
+      for (; m < count; ++m) {
+        upcoming = query_tiles[m];
+        KeyTiles tiles = upcoming.tiles(kK);
+        if (n < tiles.last && !(tiles.gap >= 0 && n >= tiles.gap && n < tiles.resume)) break;
+      }
+      return m;
+    };
+    auto load = [&](int stage, int m) {
+      int first = m * kQ, rows = s.queries - first;
+      load_tile<kQ, kDim, kThreads>(shared.q[stage], rows, p.key_dim, p.key_piece, p.q,
+                                    [&](int r) { return row_of(p.q, p, s.query + first + r, head, p.key_dim); });
+      load_tile<kQ, kDim, kThreads>(shared.dout[stage], rows, p.value_dim, p.value_piece, g.dout,
+                                    [&](int r) { return row_of(g.dout, p, s.query + first + r, head, p.value_dim); });
       copy_async_commit();
-      if constexpr (kBias) {
-        shared.bias.template stage_keys<kThreads>(p, s, 0, j0);
-        shared.bias.template stage_positions<kThreads>(p, s, head, i0, 0, j0);
+    };
+    float row_scale = 1, row_lse = 0, row_delta = 0;  // of the next tile, a thread a row
+    auto fetch = [&](int m) {
+      int first = m * kQ, r = min(first + int(threadIdx.x), s.queries - 1);
+      if (threadIdx.x < kQ) {
+        if (!kSoftmax && p.scales) row_scale = p.scales[s.query + r] * inverse_unit;
+        if (kSoftmax) row_lse = g.lse[(s.query + r) * p.heads + head], row_delta = g.delta[(s.query + r) * p.heads + head];
+      }
+      if constexpr (kBias)
+        shared.bias.template fetch<kThreads>(ahead, p, head, min(s.shift + first, s.history) - j0 - (kK - 1), p.query_time + s.query + first, base,
+                                             s.contextual - s.shift - first, s.queries - first);
+    };
+    auto commit = [&](int buffer, int m) {
+      if (threadIdx.x < kQ) {
+        int r = m * kQ + threadIdx.x;
+        shared.seen[buffer][threadIdx.x] = r < s.queries ? visible_keys(p, s, s.shift + r) : VisibleKeys{0, 0, 0, 0};
+        shared.scale[buffer][threadIdx.x] = row_scale, shared.lse[buffer][threadIdx.x] = row_lse, shared.delta[buffer][threadIdx.x] = row_delta;
+      }
+      if constexpr (kBias) shared.bias.commit(buffer, ahead);
+    };
+
+    float sums[S::kSplit ? 1 : 2][1][kX][4] = {};
+    auto &dk = sums[0], &dv = sums[S::kSplit ? 0 : 1];
+    // Without rows that look ahead no query before the first key sees any.
+    int m = next(p.causal && !p.contextual_full ? max(j0 - s.shift, 0) / kQ : 0), buffer = 0, unsaid = -1, visited = 0;
+    if (m < count) {
+      if (S::kStages == 2) load(0, m);
+      fetch(m);
+      commit(0, m);
+    } else {
+      copy_async_commit();
+    }
+    for (; m < count; buffer ^= 1) {
+      QueryTile current = upcoming;
+      int following = next(m + 1), stage = S::kStages == 2 ? buffer : 0, i0 = s.shift + m * kQ;
+      if (S::kStages == 1) {
+        __syncthreads();
+        load(0, m);
       }
       copy_async_wait<0>();
-      __syncthreads();
-      bool any = shared.seen.any[warp].any(j0, j0 + kTile), all = shared.seen.all[warp].all(j0, j0 + kTile);
-      uint32_t keep[2] = {~0u, ~0u};
-      if (kSoftmax && any)
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-          keep[half] = kept_columns<kN>(p, s.index, head, [&](int c) { return int2{i0 + row0 + 8 * half, j0 + c}; });
-      float w[1][kN][4] = {}, ds[1][kN][4] = {};
-      if (any) {
-        multiply_rows<T, kDim>(w, shared.q + warp * 16 * kPitch<T, kDim>, shared.k);
-        multiply_rows<T, kDim>(ds, shared.dout + warp * 16 * kPitch<T, kDim>, shared.v);
+      __syncthreads();  // this tile is there, and nobody reads the last one any more
+      if (following < count) {
+        if (S::kStages == 2) load(stage ^ 1, following);
+        fetch(following);
       }
-      if (kBias && pos_sums) __syncthreads();  // dS takes V's place
+      if constexpr (kBias)
+        if (threadIdx.x == 0 && wants_pos && visited > 0)
+          for (int w = 0; w < S::kWarps; ++w) clamped += shared.clamped[w];
+      ++visited;
+      bool all = current.all.all(j0, j0 + kK) && (m + 1) * kQ <= s.queries, ahead_of_history = i0 + kQ > s.history;
+      [[maybe_unused]] TimePath path{};
+      [[maybe_unused]] float one = 0;
+      [[maybe_unused]] bool each = false;
+      if constexpr (kBias)
+        if (p.last_bucket >= 0) {
+          path = shared.bias.path(buffer, span, p.last_bucket);
+          each = path.kind != TimePath::kOne;
+          if (!each) one = shared.bias.time[path.low];
+        }
+#pragma unroll 1
+      for (int r0 = 0; r0 < kQ; r0 += S::kColumns) {
+        uint32_t keep[2] = {~0u, ~0u};
+        if constexpr (kSoftmax)
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        int r = row0 + 8 * half;
-        VisibleKeys seen = shared.seen.row[r];
+          for (int half = 0; half < 2; ++half)
+            keep[half] = kept_columns<kN>(p, s.index, head, [&](int r) { return int2{i0 + r0 + r, j0 + row0 + 8 * half}; });
+        float w[1][kN][4] = {}, ds[1][kN][4] = {};
+        const T *q = shared.q[stage] + r0 * kPitch<T, kDim>, *dout = shared.dout[stage] + r0 * kPitch<T, kDim>;
+        multiply_rows<T, kDim>(w, shared.k + key_warp * 16 * kPitch<T, kDim>, q);
+        if (wants_dk) multiply_rows<T, kDim>(ds, shared.v + key_warp * 16 * kPitch<T, kDim>, dout);
+        if constexpr (kBias) {
+          // Scores on one diagonal share their position term, and the time term where the tile has one bucket.
+          float diagonals[kN + 1][2];
+          const float* corner = &shared.bias.pos[buffer][r0 + column0 - row0 + kK - 1];
+#pragma unroll
+          for (int x = 0; x <= kN; ++x)
+#pragma unroll
+            for (int e = 0; e < 2; ++e) diagonals[x][e] = (p.positions ? corner[8 * (x - 1) + e] : 0.f) + one;
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            float bias[kN][2];
+#pragma unroll
+            for (int x = 0; x < kN; ++x)
+#pragma unroll
+              for (int e = 0; e < 2; ++e) bias[x][e] = diagonals[x + 1 - half][e];
+            if (p.positions && ahead_of_history) {
+#pragma unroll
+              for (int x = 0; x < kN; ++x)
+#pragma unroll
+                for (int e = 0; e < 2; ++e)
+                  bias[x][e] = shared.bias.pos[buffer][min(r0 + 8 * x + column0 + e, max(s.history - i0, 0)) - row0 - 8 * half + kK - 1] + one;
+            }
+            if (each)
+              shared.bias.template add_time<kN>(bias, path, buffer, key_time[half], r0 + column0,
+                                                [&](int r) { return exact_bucket(p, s, i0 + r, j0 + row0 + 8 * half); });
+#pragma unroll
+            for (int x = 0; x < kN; ++x)
+#pragma unroll
+              for (int e = 0; e < 2; ++e) w[0][x][2 * half + e] = fmaf(factor, w[0][x][2 * half + e], bias[x][e]);
+          }
+        }
 #pragma unroll
         for (int x = 0; x < kN; ++x)
 #pragma unroll
           for (int e = 0; e < 2; ++e) {
-            int c = 8 * x + column0 + e, bucket = -1;
-            float& gradient = ds[0][x][2 * half + e];
-            if (any) {
-              float score = p.alpha * w[0][x][2 * half + e];
-              if constexpr (kBias) score = shared.bias.at(score, p, s, i0, 0, j0, r, c, bucket);
-              bool hidden = !all && !seen.has(j0 + c), keeps = keep[half] >> (2 * x + e) & 1;
-              gradient = hidden ? 0.f : pair_of<T, kSoftmax>(score, gradient, keeps, p.keep_scale, lse[half], delta[half]).ds;
-              if constexpr (kBias)
-                if (time_sums) run.add(shared.time_sums[warp], hidden ? run.bucket : bucket, scale[half] * gradient);
+            int r = r0 + 8 * x + column0 + e;
+            float lse = kSoftmax ? shared.lse[buffer][r] : 0.f, delta = kSoftmax ? shared.delta[buffer][r] : 0.f;
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+              float &weight = w[0][x][2 * half + e], &gradient = ds[0][x][2 * half + e];
+              Pair pair = pair_of<T, kSoftmax>(kBias ? weight : factor * weight, gradient, keep[half] >> (2 * x + e) & 1, p.keep_scale, lse, delta);
+              weight = pair.weight, gradient = pair.ds;
             }
-            if constexpr (kBias)
-              if (pos_sums) shared.ds[r][c] = scale[half] * gradient;
           }
-        if constexpr (kBias)
-          if (time_sums && any) run.add(shared.time_sums[warp], -1, 0.f);
+        if (!kSoftmax && p.scales)
+#pragma unroll
+          for (int x = 0; x < kN; ++x)
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+              float scale = shared.scale[buffer][r0 + 8 * x + column0 + e];
+              w[0][x][e] *= scale, w[0][x][2 + e] *= scale, ds[0][x][e] *= scale, ds[0][x][2 + e] *= scale;
+            }
+        if (!all)
+#pragma unroll
+          for (int x = 0; x < kN; ++x)
+#pragma unroll
+            for (int e = 0; e < 2; ++e) {
+              VisibleKeys row = shared.seen[buffer][r0 + 8 * x + column0 + e];
+              if (!row.has(j0 + row0)) w[0][x][e] = ds[0][x][e] = 0.f;
+              if (!row.has(j0 + row0 + 8)) w[0][x][2 + e] = ds[0][x][2 + e] = 0.f;
+            }
+        if (wants_dk) {
+#pragma unroll
+          for (int x = 0; x < kN; ++x)
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+              T* at = shared.ds + (row0 + 8 * half) * S::kPitchDs + r0 + 8 * x + column0;
+              if constexpr (kIsHalf<T>) *reinterpret_cast<uint32_t*>(at) = pack_pair<T>(ds[0][x][2 * half], ds[0][x][2 * half + 1]);
+              else *reinterpret_cast<float2*>(at) = float2{ds[0][x][2 * half], ds[0][x][2 * half + 1]};
+            }
+        }
+        if (wants_dv) multiply_weights<T, kDim>(dv, w, dout);
+        if (wants_dk) multiply_weights<T, kDim>(dk, ds, q);
+        if constexpr (kBias) {
+          if (wants_time)
+            time_gradient.add(shared.time_sums[key_warp], shared.bias, path, p.last_bucket, buffer, key_time, r0 + column0, ds[0],
+                              [&](int r, int half) { return exact_bucket(p, s, i0 + r, j0 + row0 + 8 * half); });
+          if (wants_pos && wants_dk) {
+            if (ahead_of_history) {  // all targets stand at one position
+              float sum[2] = {0, 0};
+#pragma unroll
+              for (int x = 0; x < kN; ++x)
+#pragma unroll
+                for (int e = 0; e < 4; ++e)
+                  if (i0 + r0 + 8 * x + column0 + e % 2 >= s.history) sum[e / 2] += ds[0][x][e], ds[0][x][e] = 0;
+#pragma unroll
+              for (int half = 0; half < 2; ++half) {
+                sum[half] += __shfl_xor_sync(kFullWarp, sum[half], 1);
+                sum[half] += __shfl_xor_sync(kFullWarp, sum[half], 2);
+                if (lane % 4 == 0) shared.targets[row0 + 8 * half] = sum[half] + (r0 ? shared.targets[row0 + 8 * half] : 0.f);
+              }
+            }
+            add_diagonals<kN>(shared.diagonal[key_warp] + r0, ds[0], r0 > 0);
+          }
+        }
+      }
+      // dQ: this tile's turn comes when those behind it have added theirs.
+      KeyTiles key_tiles = current.tiles(kK);
+      int turn = n >= key_tiles.resume || key_tiles.gap < 0 ? key_tiles.last - 1 - n : key_tiles.last - key_tiles.resume + key_tiles.gap - 1 - n;
+      if (g.deterministic && threadIdx.x == 0) {
+        if (unsaid >= 0) {
+          __threadfence();
+          asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(turns + unsaid) : "memory");
+        }
+        int done;
+        do asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(done) : "l"(turns + m) : "memory");
+        while (done < turn);
+        unsaid = m;
+      }
+      __syncthreads();  // dS is there
+      {
+        float c[S::kPart / 8][4] = {};
+        int row = warp % S::kRowGroups * 16, part = warp / S::kRowGroups * S::kPart;
+        multiply_ds<T, kDim>(c, shared.ds, row, shared.k + part);
+        bool first = g.deterministic && turn == 0;
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          int r = m * kQ + row + lane / 4 + 8 * half;
+          if (r >= s.queries) continue;
+          float* to = g.dq_sums + ((s.query + r) * p.heads + head) * kDim + part + column0;
+#pragma unroll
+          for (int x = 0; x < S::kPart / 8; ++x)
+            if (first) *reinterpret_cast<float2*>(to + 8 * x) = float2{c[x][2 * half], c[x][2 * half + 1]};
+            else add_pair(to + 8 * x, c[x][2 * half], c[x][2 * half + 1]);
+        }
       }
       if constexpr (kBias)
-        if (pos_sums) {
-          __syncthreads();
-          add_positions<kTile, kThreads>(pos_sums, shared.ds, shared.diagonal, p.positions, min(max(s.history - i0, 0), kTile),
-                                         min(i0, s.history) - j0 - (kTile - 1));
+        if (wants_pos) {
+          // Warps' diagonals come together, two that are as far from 0 too; then targets; what lies beyond the table is kept apart.
+          float beyond = 0;
+          for (int x = threadIdx.x; x < kQ + kK - 1; x += kThreads) {
+            auto sum_of = [&](int x) {  // x = query - key + kK - 1
+              float sum = 0;
+#pragma unroll
+              for (int w = 0; w < S::kKeyWarps; ++w)
+                if (int at = x - (kK - 1) + 16 * w + 16; at >= 0 && at < kQ + 16) sum += shared.diagonal[w][at];
+              return sum;
+            };
+            int distance = i0 - j0 + x - (kK - 1), opposite = x - 2 * distance;
+            float sum = sum_of(x);
+            if (distance != 0 && opposite >= 0 && opposite < kQ + kK - 1) sum = distance > 0 ? sum + sum_of(opposite) : 0.f;
+            if (abs(distance) >= p.positions - 1) beyond += sum;
+            else if (sum != 0) atomicAdd(pos_sums + abs(distance), unit * sum);
+          }
+          if (ahead_of_history) __syncthreads();  // one thread at a time adds to an entry
+          for (int c = threadIdx.x; ahead_of_history && c < kK; c += kThreads) {
+            int distance = s.history - (j0 + c);
+            if (distance <= 0) continue;
+            if (distance >= p.positions - 1) beyond += shared.targets[c];
+            else atomicAdd(pos_sums + distance, unit * shared.targets[c]);
+          }
+          beyond = warp_sum(beyond);
+          if (lane == 0) shared.clamped[warp] = beyond;
         }
-      if (any) multiply_weights<T, kDim>(sums, ds, shared.k);
+      if (following < count) commit(buffer ^ 1, following);
+      m = following;
     }
     copy_async_wait<0>();
     __syncthreads();
+    if (g.deterministic && threadIdx.x == 0 && unsaid >= 0) {
+      __threadfence();
+      asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(turns + unsaid) : "memory");
+    }
 
-    Slab<kDim>& slab = shared.slabs[warp];
-    fill_slab<kDim>(slab, sums[0]);
+    Slab<kDim>&dk_slab = shared.slabs[0][warp], &dv_slab = shared.slabs[S::kSplit ? 0 : 1][warp];
+    if (wants_dk) fill_slab<kDim>(dk_slab, dk[0]);
+    if (wants_dv) fill_slab<kDim>(dv_slab, dv[0]);
 #pragma unroll 1
     for (int half = 0; half < 2; ++half) {
-      int r = row0 + 8 * half, i = i0 + r, own = shared.seen.row[r].own, count = r < rows ? i + 1 - own : 0;
-      float *row = slab[lane / 4 + 8 * half], row_scale = half ? scale[1] : scale[0];
-#pragma unroll 1
-      for (int x = 0, longest = __reduce_max_sync(kFullWarp, count); x < longest; ++x) {
-        bool active = x < count;
-        int j = active ? own + x : 0, bucket = -1;
-        const T *key = active ? shared.keys.at(j) : nullptr, *value = active ? shared.values.at(j) : nullptr;
-        float score = p.alpha * quad_dot(shared.q + r * kPitch<T, kDim>, key, p.key_dim, active);
-        float dweight = quad_dot(shared.dout + r * kPitch<T, kDim>, value, p.value_dim, active), gradient = 0;
-        if (active) {
-          if constexpr (kBias) score = shared.bias.own(score, p, s, head, shared.bias.query_time[r], j, bucket);
-          bool keeps = !p.dropout || kept(p, s.index, head, i, j);
-          gradient = pair_of<T, kSoftmax>(score, dweight, keeps, p.keep_scale, half ? lse[1] : lse[0], half ? delta[1] : delta[0]).ds;
-          add_row(row, 1.f, gradient, key, p.key_dim);
-        }
-        float once = lane % 4 == 0 ? row_scale * gradient : 0.f;
-        own_sum += once;
-        if constexpr (kBias)
-          if (time_sums) run.add(shared.time_sums[warp], active && lane % 4 == 0 ? bucket : run.bucket, once);
+      int at = lane / 4 + 8 * half, j = j0 + row0 + 8 * half, own = 0, from = max(j, s.shift);
+      if (j >= s.history && j < s.length) {
+        int64_t end = int64_t(j) - (j - s.history) % p.group + p.group;
+        own = max(int(min(end, int64_t(s.length))) - from, 0);
       }
-      if constexpr (kBias)
-        if (time_sums) run.add(shared.time_sums[warp], -1, 0.f);
-      if (lane % 4 == 0) row[kDim] = p.alpha * row_scale;
+#pragma unroll 1
+      for (int x = 0, longest = __reduce_max_sync(kFullWarp, own); x < longest; ++x) {
+        bool active = x < own;
+        int i = active ? from + x : s.shift, bucket = -1;
+        int64_t row = s.query + i - s.shift;
+        const T *query = row_of(p.q, p, row, head, p.key_dim), *dout = row_of(g.dout, p, row, head, p.value_dim);
+        float score = factor * quad_dot(query, row_of(p.k, p, s.key + j, head, p.key_dim), p.key_dim, active);
+        float dweight = quad_dot(dout, row_of(p.v, p, s.key + j, head, p.value_dim), p.value_dim, active);
+        float ds = 0;
+        if (active) {
+          if constexpr (kBias) score += shared.bias.own(p, s, head, row, j, bucket);
+          bool keeps = !p.dropout || kept(p, s.index, head, i, j);
+          float lse = kSoftmax ? g.lse[row * p.heads + head] : 0.f, delta = kSoftmax ? g.delta[row * p.heads + head] : 0.f;
+          Pair pair = pair_of<T, kSoftmax>(score, dweight, keeps, p.keep_scale, lse, delta);
+          float scale = !kSoftmax && p.scales ? p.scales[row] * inverse_unit : 1.f;
+          ds = scale * pair.ds;
+          if (wants_dv) add_row(dv_slab[at], 1.f, scale * pair.weight, dout, p.value_dim);
+          if (wants_dk) add_row(dk_slab[at], 1.f, ds, query, p.key_dim);
+        }
+        if constexpr (kBias) {
+          if (lane % 4 == 0) own_sum += ds;
+          if (wants_time)
+            for (int quad = 0; quad < 8; ++quad) {
+              float value = __shfl_sync(kFullWarp, ds, 4 * quad);
+              int where = __shfl_sync(kFullWarp, bucket, 4 * quad);
+              if (lane == 0 && where >= 0) shared.time_sums[key_warp].sum[where] += value;
+            }
+        }
+      }
+      if (lane % 4 == 0) {
+        if (wants_dk) dk_slab[at][kDim] = p.alpha * unit;
+        if (wants_dv) dv_slab[at][kDim] = unit;
+      }
     }
-    store_slab<kDim>(g.dq + ((query + warp * 16) * p.heads + head) * p.key_dim, int64_t(p.heads) * p.key_dim, slab, min(rows - warp * 16, 16),
-                     p.key_dim);
+    int first = j0 + key_warp * 16, rows = min(s.length - first, 16);
+    int64_t at = (s.key + first) * p.heads + head;
+    if (wants_dk) store_slab<kDim>(g.dk + at * p.key_dim, int64_t(p.heads) * p.key_dim, dk_slab, rows, p.key_dim);
+    if (wants_dv) store_slab<kDim>(g.dv + at * p.value_dim, int64_t(p.heads) * p.value_dim, dv_slab, rows, p.value_dim);
     if constexpr (kBias) {
+      if (wants_time) time_gradient.flush(shared.time_sums[key_warp]);
       own_sum = warp_sum(own_sum);
-      if (lane == 0) shared.own[warp] = own_sum;
+      if (wants_dk && lane == 0) shared.own[key_warp] = own_sum;
       __syncthreads();
-      if (pos_sums && threadIdx.x == 0)
-        for (int w = 0; w < kWarps; ++w) pos_sums[0] += shared.own[w];
+      if (pos_sums && threadIdx.x == 0) {
+        float own = 0;
+        for (int w = 0; w < S::kWarps; ++w) clamped += visited > 0 ? shared.clamped[w] : 0.f;
+        for (int w = 0; w < S::kKeyWarps; ++w) own += shared.own[w];
+        atomicAdd(pos_sums, unit * own);
+        atomicAdd(pos_sums + p.positions - 1, unit * clamped);
+      }
       for (int x = threadIdx.x; time_sums && x <= p.last_bucket; x += kThreads) {
         float sum = 0;
-        for (int w = 0; w < kWarps; ++w)
-          for (int column = 0; column < kTimeColumns; ++column) {
-            sum += shared.time_sums[w][x][column];
-            shared.time_sums[w][x][column] = 0;
-          }
-        time_sums[x] += sum;
+        for (int w = 0; w < S::kKeyWarps; ++w) sum += shared.time_sums[w].sum[x], shared.time_sums[w].sum[x] = 0;
+        time_sums[x] += unit * sum;
       }
     }
   }
-}
-
-// ---- dK and dV -----------------------------------------------------------------------------------------------------------------
-
-// With 256 columns the sums of both do not fit in a warp's registers: then half of the warps own dV, half dK, and both compute scores.
-template <int kDim>
-constexpr bool kSplit = kDim == 256;
-template <typename T, int kDim>
-constexpr int kKeyThreads = 2 * kKeys<T> * (kSplit<kDim> ? 2 : 1);
-
-// How many queries of a tile have their scores in registers at once.
-template <typename T, int kDim>
-constexpr int kStep = kIsHalf<T> && kDim >= 128 ? 32 : kKeys<T>;
-
-template <typename T, int kDim>
-struct SharedKeys {
-  static constexpr int kTile = kKeys<T>, kStep = kPitch<T, kDim>;
-  union {
-    struct {
-      alignas(16) T q[kTile * kStep];
-      alignas(16) T dout[kTile * kStep];
-      alignas(16) T k[kTile * kStep];
-      alignas(16) T v[kTile * kStep];
-    };
-    Slab<kDim> slabs[2][kTile / 16];  // of dK and dV, after the last tile
-  };
-  VisibleKeys seen[kTile];
-  float scale[kTile], lse[kTile], delta[kTile], most[33];
-};
-template <typename T, int kDim>
-struct SharedKeysWithBias : SharedKeys<T, kDim> {
-  BiasTile<kKeys<T>, kKeys<T>, 1> bias;
-};
-
-// A block owns a tile of keys (64, float32: 32) of one head of one sequence, a warp 16 of them. It walks the tiles of queries that see any
-// of its keys, recomputes the scores transposed (rows are keys), and adds P^T dO and dS^T Q from registers. Row scales are divided by
-// the sequence's largest, which is applied at the end, so that float16 weights stay normal numbers. Targets' own groups come last, a
-// quad a key, in float32.
-template <typename T, int kDim, Mode kMode>
-__global__ void __launch_bounds__(kKeyThreads<T, kDim>) hstu_attention_dkv_kernel(const Call<T> p, const Gradients<T> g, int tiles) {
-  constexpr int kTile = kKeys<T>, kColumns = kStep<T, kDim>, kN = kColumns / 8, kX = kDim / 8, kThreads = kKeyThreads<T, kDim>;
-  constexpr bool kSoftmax = kMode == Mode::kSoftmax, kBias = kMode != Mode::kSilu;
-  extern __shared__ __align__(16) unsigned char memory[];
-  auto& shared = *reinterpret_cast<std::conditional_t<kBias, SharedKeysWithBias<T, kDim>, SharedKeys<T, kDim>>*>(memory);
-  int j0 = int(blockIdx.x % tiles) * kTile, head = int(blockIdx.x / tiles % p.heads);
-  Sequence s = sequence_of(p, int(blockIdx.x / tiles / p.heads));
-  if (j0 >= s.length) return;
-  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, key_warp = warp % (kTile / 16), row0 = key_warp * 16 + lane / 4;
-  bool wants_dv = !kSplit<kDim> || warp < kTile / 16, wants_dk = !kSplit<kDim> || warp >= kTile / 16;
-
-  load_tile<kTile, kDim, kThreads>(shared.k, s.history - j0, p.key_dim, p.vector_keys,
-                                   [&](int c) { return row_of(p.k, p, s.key + j0 + c, head, p.key_dim); });
-  load_tile<kTile, kDim, kThreads>(shared.v, s.history - j0, p.value_dim, p.vector_values,
-                                   [&](int c) { return row_of(p.v, p, s.key + j0 + c, head, p.value_dim); });
-  copy_async_commit();
-  float largest = 1;
-  if (!kSoftmax) largest = p.scale;
-  if (!kSoftmax && p.scales) {
-    float most = 0;
-    for (int r = threadIdx.x; r < s.queries; r += kThreads) most = fmaxf(most, fabsf(p.scales[s.query + r]));
-    most = warp_max(most);
-    if (lane == 0) shared.most[warp] = most;
-    __syncthreads();
-    for (int w = 0; w < kThreads / 32; ++w) most = fmaxf(most, shared.most[w]);
-    largest = most > 0 ? most : 1;
-  }
-  if constexpr (kBias) {
-    shared.bias.template stage_table<kThreads>(p, head);
-    __syncthreads();
-    shared.bias.template stage_keys<kThreads>(p, s, 0, j0);
-  }
-
-  float sums[kSplit<kDim> ? 1 : 2][1][kX][4] = {};
-  auto &dk = sums[0], &dv = sums[kSplit<kDim> ? 0 : 1];
-  // Without rows that look ahead no query before the first key sees any.
-  int start = p.causal && !p.contextual_full ? max(j0 - s.shift, 0) / kTile * kTile : 0;
-  for (int first = start; j0 < s.history && first < s.queries; first += kTile) {
-    int i0 = s.shift + first, rows = min(kTile, s.queries - first);
-    VisibleKeys seen{0, 0, 0, 0};
-    if (int(threadIdx.x) < rows) seen = visible_keys(p, s, i0 + int(threadIdx.x));
-    bool any = __syncthreads_or(seen.any(j0, j0 + kTile));
-    bool all = __syncthreads_and(threadIdx.x >= kTile || seen.all(j0, j0 + kTile));
-    if (!any) continue;
-    int64_t query = s.query + first;
-    load_tile<kTile, kDim, kThreads>(shared.q, rows, p.key_dim, p.vector_keys,
-                                     [&](int r) { return row_of(p.q, p, query + r, head, p.key_dim); });
-    load_tile<kTile, kDim, kThreads>(shared.dout, rows, p.value_dim, p.vector_values,
-                                     [&](int r) { return row_of(g.dout, p, query + r, head, p.value_dim); });
-    copy_async_commit();
-    if (threadIdx.x < kTile) {
-      int r = threadIdx.x;
-      int64_t row = query + min(r, rows - 1);
-      shared.seen[r] = seen;
-      shared.scale[r] = !kSoftmax && p.scales ? p.scales[row] / largest : 1.f;
-      if (kSoftmax) shared.lse[r] = g.lse[row * p.heads + head], shared.delta[r] = g.delta[row * p.heads + head];
-    }
-    if constexpr (kBias) {
-      shared.bias.template stage_queries<kThreads>(p, s, i0);
-      shared.bias.template stage_positions<kThreads>(p, s, head, i0, 0, j0);
-    }
-    copy_async_wait<0>();
-    __syncthreads();
-#pragma unroll 1
-    for (int r0 = 0; r0 < kTile; r0 += kColumns) {
-      uint32_t keep[2] = {~0u, ~0u};
-      if constexpr (kSoftmax)
-#pragma unroll
-        for (int half = 0; half < 2; ++half)
-          keep[half] = kept_columns<kN>(p, s.index, head, [&](int r) { return int2{i0 + r0 + r, j0 + row0 + 8 * half}; });
-      float w[1][kN][4] = {}, ds[1][kN][4] = {};
-      multiply_rows<T, kDim>(w, shared.k + key_warp * 16 * kPitch<T, kDim>, shared.q + r0 * kPitch<T, kDim>);
-      if (wants_dk) multiply_rows<T, kDim>(ds, shared.v + key_warp * 16 * kPitch<T, kDim>, shared.dout + r0 * kPitch<T, kDim>);
-#pragma unroll
-      for (int x = 0; x < kN; ++x)
-#pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          int r = r0 + 8 * x + lane % 4 * 2 + e, bucket;
-          VisibleKeys row = shared.seen[r];
-          float scale = shared.scale[r], lse = kSoftmax ? shared.lse[r] : 0.f, delta = kSoftmax ? shared.delta[r] : 0.f;
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            int c = row0 + 8 * half;
-            float &weight = w[0][x][2 * half + e], &gradient = ds[0][x][2 * half + e], score = p.alpha * weight;
-            if constexpr (kBias) score = shared.bias.at(score, p, s, i0, 0, j0, r, c, bucket);
-            Pair pair = pair_of<T, kSoftmax>(score, gradient, keep[half] >> (2 * x + e) & 1, p.keep_scale, lse, delta);
-            bool hidden = !all && !row.has(j0 + c);
-            weight = hidden ? 0.f : scale * pair.weight;
-            gradient = hidden ? 0.f : scale * pair.ds;
-          }
-        }
-      if (wants_dv) multiply_weights<T, kDim>(dv, w, shared.dout + r0 * kPitch<T, kDim>);
-      if (wants_dk) multiply_weights<T, kDim>(dk, ds, shared.q + r0 * kPitch<T, kDim>);
-    }
-  }
-  copy_async_wait<0>();
-  __syncthreads();
-
-  Slab<kDim>&dk_slab = shared.slabs[0][key_warp], &dv_slab = shared.slabs[1][key_warp];
-  if (wants_dk) fill_slab<kDim>(dk_slab, dk[0]);
-  if (wants_dv) fill_slab<kDim>(dv_slab, dv[0]);
-#pragma unroll 1
-  for (int half = 0; half < 2; ++half) {
-    int at = lane / 4 + 8 * half, j = j0 + row0 + 8 * half, count = 0, from = max(j, s.shift);
-    if (j >= s.history && j < s.length) {
-      int64_t end = int64_t(j) - (j - s.history) % p.group + p.group;
-      count = max(int(min(end, int64_t(s.length))) - from, 0);
-    }
-#pragma unroll 1
-    for (int x = 0, longest = __reduce_max_sync(kFullWarp, count); x < longest; ++x) {
-      bool active = x < count;
-      int i = active ? from + x : s.shift, bucket;
-      int64_t row = s.query + i - s.shift;
-      const T *query = row_of(p.q, p, row, head, p.key_dim), *dout = row_of(g.dout, p, row, head, p.value_dim);
-      float score = p.alpha * quad_dot(query, row_of(p.k, p, s.key + j, head, p.key_dim), p.key_dim, active);
-      float dweight = quad_dot(dout, row_of(p.v, p, s.key + j, head, p.value_dim), p.value_dim, active);
-      if (!active) continue;
-      if constexpr (kBias) score = shared.bias.own(score, p, s, head, p.last_bucket >= 0 ? p.query_time[row] : 0, j, bucket);
-      bool keeps = !p.dropout || kept(p, s.index, head, i, j);
-      float lse = kSoftmax ? g.lse[row * p.heads + head] : 0.f, delta = kSoftmax ? g.delta[row * p.heads + head] : 0.f;
-      Pair pair = pair_of<T, kSoftmax>(score, dweight, keeps, p.keep_scale, lse, delta);
-      float scale = !kSoftmax && p.scales ? p.scales[row] / largest : 1.f;
-      if (wants_dv) add_row(dv_slab[at], 1.f, scale * pair.weight, dout, p.value_dim);
-      if (wants_dk) add_row(dk_slab[at], 1.f, scale * pair.ds, query, p.key_dim);
-    }
-    if (lane % 4 == 0) {
-      if (wants_dk) dk_slab[at][kDim] = p.alpha * largest;
-      if (wants_dv) dv_slab[at][kDim] = largest;
-    }
-  }
-  int first = j0 + key_warp * 16, rows = min(s.length - first, 16);
-  int64_t at = (s.key + first) * p.heads + head;
-  if (wants_dk) store_slab<kDim>(g.dk + at * p.key_dim, int64_t(p.heads) * p.key_dim, dk_slab, rows, p.key_dim);
-  if (wants_dv) store_slab<kDim>(g.dv + at * p.value_dim, int64_t(p.heads) * p.value_dim, dv_slab, rows, p.value_dim);
-}
-
-// ---- Launches ------------------------------------------------------------------------------------------------------------------
-
-template <typename T, int kDim, Mode kMode>
-void run(const Call<T>& p, const Gradients<T>& g, int64_t longest, int64_t copies, Stream stream) {
-  constexpr bool kBias = kMode != Mode::kSilu;
-  int64_t query_tiles = ceil_div(longest, kQueries<T>), key_tiles = ceil_div(int64_t(p.max_seq_len), kKeys<T>);
-  int64_t key_blocks = key_tiles * p.heads * p.sequences, query_blocks = copies * p.heads;
-  HSTU_CHECK(key_blocks <= INT_MAX && query_blocks <= INT_MAX, kInvalidArgument, "hstu_attention_backward: ", p.sequences, " sequences of ",
-             p.max_seq_len, " rows are too many for one call");
-  launch(hstu_attention_dq_kernel<T, kDim, kMode>, dim3(unsigned(query_blocks)), dim3(2 * kQueries<T>),
-         kBias ? sizeof(SharedQueriesWithBias<T, kDim>) : sizeof(SharedQueries<T, kDim>), stream, p, g, int(query_tiles), int(copies));
-  launch(hstu_attention_dkv_kernel<T, kDim, kMode>, dim3(unsigned(key_blocks)), dim3(kKeyThreads<T, kDim>),
-         kBias ? sizeof(SharedKeysWithBias<T, kDim>) : sizeof(SharedKeys<T, kDim>), stream, p, g, int(key_tiles));
 }
 
 constexpr int64_t kTableScratch = 1 << 24;  // floats for the blocks' own table sums
+
+// Blocks of a kernel that run at once on the current device.
+template <typename Kernel>
+int64_t resident_blocks(Kernel kernel, int threads, size_t shared) {
+  int device = 0, multiprocessors = 0, blocks = 0;
+  CUDA_CHECK(cudaGetDevice(&device));
+  CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)));
+  CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared));
+  return int64_t(multiprocessors) * blocks;
+}
+
+template <typename T, int kDim, Mode kMode>
+void run(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int64_t rows, int64_t longest, Stream stream) {
+  using S = BackwardShape<T, kDim>;
+  constexpr bool kBias = kMode != Mode::kSilu;
+  int64_t tiles = ceil_div(longest, S::kQueryTile), query_tiles = tiles * p.sequences, key_tiles = ceil_div(int64_t(p.max_seq_len), S::kKeyTile) * p.sequences;
+  HSTU_CHECK(query_tiles <= INT_MAX - 4 && key_tiles * p.heads <= INT_MAX, kInvalidArgument, "hstu_attention_backward: ", p.sequences, " sequences of ",
+             p.max_seq_len, " rows are too many for one call");
+  auto kernel = hstu_attention_backward_kernel<T, kDim, kMode>;
+  size_t shared = kBias ? sizeof(SharedWithBias<T, kDim>) : sizeof(Shared<T, kDim>);
+  int64_t entries = (dpos_w ? p.positions : 0) + (dtime_w ? p.last_bucket + 1 : 0);
+  int64_t blocks = std::min<int64_t>(resident_blocks(kernel, S::kThreads, shared), key_tiles * p.heads);
+  if (entries > 0) blocks = std::clamp<int64_t>(kTableScratch / (entries * p.heads), 1, blocks);
+
+  Scratch<float> pos_sums(dpos_w ? p.heads * blocks * p.positions : 0, stream), time_sums(dtime_w ? p.heads * blocks * (p.last_bucket + 1) : 0, stream);
+  Scratch<float> dq_sums(rows * p.heads * kDim, stream);
+  Scratch<QueryTile> seen(query_tiles, stream);
+  Scratch<int> turns(query_tiles * p.heads, stream), tile_offsets(p.sequences + 1, stream), tile_owner(key_tiles, stream);
+  Scratch<unsigned> largest(p.scales ? p.sequences : 0, stream);
+  if (blocks > 0 && dpos_w) pos_sums.zero();
+  if (blocks > 0 && dtime_w) time_sums.zero();
+  if (p.scales && p.sequences > 0) largest.zero();
+  if (!g.deterministic && rows > 0) dq_sums.zero();
+  g.pos_sums = pos_sums, g.time_sums = time_sums, g.dq_sums = dq_sums, g.query_tiles = seen, g.turns = turns, g.tile_offsets = tile_offsets;
+  g.tile_owner = tile_owner, g.largest = largest, g.most_query_tiles = int(tiles);
+  launch(prepare_kernel<T, S::kQueryTile, S::kKeyTile>, dim3(unsigned(ceil_div(query_tiles, 4) + 1)), dim3(128), 0, stream, p, g);
+  launch(kernel, dim3(unsigned(blocks)), dim3(S::kThreads), shared, stream, p, g);
+  launch(finish_kernel<T, kDim, kMode == Mode::kSoftmax>, dim3(unsigned(query_tiles)), dim3(256), 0, stream, p, g);
+  if (dpos_w) reduce_table(*dpos_w, pos_sums, blocks, p.heads, p.positions, stream);
+  if (dtime_w) reduce_table(*dtime_w, time_sums, blocks, p.heads, p.last_bucket + 1, stream);
+}
 
 }  // namespace
 }  // namespace attention
@@ -436,39 +461,31 @@ void hstu_attention_backward(Tensor& dq, Tensor& dk, Tensor& dv, Tensor* dpos_w,
                              const Tensor* time_w, const Tensor* query_time, const Tensor* key_time, const Tensor* scales,
                              int64_t max_seq_len, int contextual, int max_attn_len, int min_full_attn_seq_len, int target_group_size,
                              bool causal, bool contextual_full, AttentionActivation activation, double alpha, double scale,
-                             double dropout, int64_t seed, int64_t offset, bool, Stream stream) {
+                             double dropout, int64_t seed, int64_t offset, bool deterministic, Stream stream) {
   using namespace attention;
   bool softmax = activation == AttentionActivation::kSoftmax;
   HSTU_CHECK(!softmax || (out && lse), kInvalidArgument, "hstu_attention_backward: softmax wants out and lse");
-  int64_t longest = std::min(max_seq_len, q.shape[0]), rows = q.shape[0] * q.shape[1];
+  int64_t longest = std::min(max_seq_len, q.shape[0]), rows = q.shape[0];
   pick_dtype("hstu_attention_backward", q.dtype, [&](auto zero) {
     using T = decltype(zero);
     Call<T> call = call_of<T>(q, k, v, seq_offsets, q_offsets, num_targets, contextual_lengths, pos_w, time_w, query_time, key_time, scales,
                               max_seq_len, contextual, max_attn_len, min_full_attn_seq_len, target_group_size, causal, contextual_full,
-                              alpha, scale, dropout, seed, offset);
-    call.vector_values = call.vector_values && is_vector(dout.as<T>(), v.shape[2]);
-    int64_t items = ceil_div(longest, kQueries<T>) * call.sequences, copies = items;
-    int64_t entries = (dpos_w ? call.positions : 0) + (dtime_w ? call.last_bucket + 1 : 0);
-    if (entries > 0) copies = std::min(items, std::max<int64_t>(1, kTableScratch / (entries * call.heads)));
-    Scratch<float> pos_sums(dpos_w ? call.heads * copies * call.positions : 0, stream);
-    Scratch<float> time_sums(dtime_w ? call.heads * copies * (call.last_bucket + 1) : 0, stream);
-    Scratch<float> delta(softmax ? rows : 0, stream), exact_lse(softmax ? rows : 0, stream);
-    if (copies > 0 && dpos_w) pos_sums.zero();
-    if (copies > 0 && dtime_w) time_sums.zero();
+                              softmax, alpha, scale, dropout, seed, offset);
+    call.value_piece = std::min(call.value_piece, piece_of(dout.as<T>(), v.shape[2]));
+    Gradients<T> gradients{dq.as<T>(), dk.as<T>(), dv.as<T>(), dout.as<T>()};
+    gradients.deterministic = deterministic;
+    Scratch<float> delta(softmax ? rows * q.shape[1] : 0, stream);
     if (softmax) {
-      bool exact = lse->dtype == Dtype::kFloat32;
-      launch(prepare_softmax_kernel<T>, dim3(unsigned(ceil_div(rows, 8))), dim3(256), 0, stream, delta.get(), exact_lse.get(), dout.as<T>(),
-             out->as<T>(), exact ? lse->as<float>() : nullptr, exact ? nullptr : lse->as<T>(), rows, int(v.shape[2]));
+      gradients.lse = lse->as<float>(), gradients.delta = delta;
+      launch(delta_kernel<T>, dim3(unsigned(ceil_div(rows * q.shape[1], 8))), dim3(256), 0, stream, delta.get(), dout.as<T>(), out->as<T>(),
+             rows * q.shape[1], int(v.shape[2]));
     }
-    Gradients<T> gradients{dq.as<T>(), dk.as<T>(), dv.as<T>(), dout.as<T>(), exact_lse, delta, pos_sums, time_sums};
     pick_dim(q.shape[2], v.shape[2], [&](auto dim) {
       constexpr int kDim = decltype(dim)::value;
-      if (softmax) run<T, kDim, Mode::kSoftmax>(call, gradients, longest, copies, stream);
-      else if (pos_w || time_w || !kPlain<T, kDim>) run<T, kDim, Mode::kSiluBias>(call, gradients, longest, copies, stream);
-      else if constexpr (kPlain<T, kDim>) run<T, kDim, Mode::kSilu>(call, gradients, longest, copies, stream);
+      if (softmax) run<T, kDim, Mode::kSoftmax>(call, gradients, dpos_w, dtime_w, rows, longest, stream);
+      else if (pos_w || time_w || !kPlain<T, kDim>) run<T, kDim, Mode::kSiluBias>(call, gradients, dpos_w, dtime_w, rows, longest, stream);
+      else if constexpr (kPlain<T, kDim>) run<T, kDim, Mode::kSilu>(call, gradients, dpos_w, dtime_w, rows, longest, stream);
     });
-    if (dpos_w) reduce_table(*dpos_w, pos_sums, copies, call.heads, call.positions, stream);
-    if (dtime_w) reduce_table(*dtime_w, time_sums, copies, call.heads, call.last_bucket + 1, stream);
   });
 }
 

@@ -85,6 +85,12 @@ __device__ __forceinline__ Tf32Pair split_tf32(float x) {
   return {high, to_tf32(x - __uint_as_float(high))};
 }
 
+__device__ __forceinline__ void split_tf32(uint32_t (&high)[4], uint32_t (&low)[4], float x0, float x1, float x2, float x3) {
+  Tf32Pair pairs[4] = {split_tf32(x0), split_tf32(x1), split_tf32(x2), split_tf32(x3)};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) high[i] = pairs[i].high, low[i] = pairs[i].low;
+}
+
 // c += a b in 3xTF32. The three products of one k-step are summed from zero on the tensor core, which truncates, and added to c by an
 // IEEE addition, so that truncation does not pile up along k (Ootomo and Yokota 2022).
 __device__ __forceinline__ void mma_m16n8k8_3xtf32(float (&c)[4], const uint32_t (&a_high)[4], const uint32_t (&a_low)[4], Tf32Pair b0,

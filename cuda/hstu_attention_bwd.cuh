@@ -1,0 +1,221 @@
+// Around the backward kernel of HSTU attention: tile sizes, what each tile of queries sees (before it), dQ in its dtype (after it).
+#pragma once
+#include "hstu_attention_bias.cuh"
+
+namespace hstu::cuda::attention {
+
+template <typename T, int kDim>
+struct BackwardShape {
+  static constexpr bool kSplit = kDim == 256;  // dK and dV of 16 keys do not fit in one warp's registers: half of the warps own either
+  static constexpr int kKeyTile = !kIsHalf<T> ? 32 : kDim <= 128 ? 128 : 64, kQueryTile = kIsHalf<T> ? 64 : 32;
+  static constexpr int kKeyWarps = kKeyTile / 16, kWarps = kKeyWarps * (kSplit ? 2 : 1), kThreads = 32 * kWarps;
+  static constexpr int kStages = kDim <= 128 ? 2 : 1;                              // of Q and dO
+  static constexpr int kColumns = kIsHalf<T> && kDim >= 128 ? 32 : kQueryTile;     // queries whose scores are in registers at once
+  static constexpr int kRowGroups = kQueryTile / 16, kPart = kDim / (kWarps / kRowGroups);  // dQ: a warp has 16 rows, kPart columns
+  static constexpr int kPitchDs = kQueryTile + 8;
+};
+
+// What a tile of queries sees: all keys that some row sees lie within `any`, those within `all` every row sees.
+struct QueryTile {
+  VisibleKeys any, all;
+  __device__ __forceinline__ KeyTiles tiles(int size) const {
+    KeyTiles tiles{(any.prefix + size - 1) / size, any.end > 0 ? any.begin / size : 0, (any.end + size - 1) / size};
+    tiles.last = max(tiles.last, tiles.gap);
+    if (tiles.gap >= tiles.resume) tiles.gap = -1;
+    return tiles;
+  }
+};
+
+// What a call has beside its inputs.
+template <typename T>
+struct Gradients {
+  T *dq, *dk, *dv;
+  const T* dout;
+  const float *lse, *delta;      // float32 [Tq, H], softmax only
+  float *pos_sums, *time_sums;   // [H, copies, P], [H, copies, last_bucket + 1]; null where the table has no gradient
+  float* dq_sums;                // [Tq, H, kDim]
+  QueryTile* query_tiles;        // [B, most_query_tiles]
+  int* turns;                    // [B, H, most_query_tiles]: how many key tiles have added to dQ
+  int *tile_offsets, *tile_owner;  // [B + 1] key tiles before a sequence; [key tiles] whose they are
+  unsigned* largest;             // [B] bits of the largest |scale| of a sequence, with row scales
+  int most_query_tiles;
+  bool deterministic;
+  // dQ, dK, dV and tables are summed in units of this: float16 weights stay normal numbers.
+  __device__ __forceinline__ float unit_of(const Call<T>& p, int b, bool softmax) const {
+    if (softmax || !p.scales) return softmax ? 1.f : p.scale;
+    float most = __uint_as_float(largest[b]);
+    return most > 0 ? most : 1.f;
+  }
+};
+
+template <typename T>
+__device__ __forceinline__ const T* row_of(const T* data, const Call<T>& p, int64_t row, int head, int dim) {
+  return data + (row * p.heads + head) * dim;
+}
+
+// A weight and the gradient of its score from the score in registers and the gradient of the (dropped) weight.
+struct Pair {
+  float weight, ds;
+};
+template <typename T, bool kSoftmax>
+__device__ __forceinline__ Pair pair_of(float score, float dweight, bool keep, float keep_scale, float lse, float delta) {
+  if constexpr (kSoftmax) {
+    float weight = exponential<T>(score - lse), factor = keep ? keep_scale : 0.f;
+    return {weight * factor, weight * (dweight * factor - delta)};
+  } else if constexpr (kIsHalf<T>) {  // score = s / 2: sigmoid = (1 + tanh) / 2, silu = s / 2 (1 + tanh)
+    float sigmoid = fmaf(tanh_approx(score), 0.5f, 0.5f), weight = 2 * score * sigmoid;
+    return {weight, dweight * fmaf(weight, 1.f - sigmoid, sigmoid)};
+  } else {
+    float sigmoid = 1.f / (1.f + expf(-score)), weight = score * sigmoid;
+    return {weight, dweight * fmaf(weight, 1.f - sigmoid, sigmoid)};
+  }
+}
+
+// delta = <dout, out>, [Tq, H]: a warp a row and head.
+template <typename T>
+__global__ void __launch_bounds__(256) delta_kernel(float* delta, const T* dout, const T* out, int64_t rows, int dim) {
+  int64_t row = int64_t(blockIdx.x) * 8 + threadIdx.x / 32;
+  if (row >= rows) return;
+  float sum = 0;
+  for (int x = threadIdx.x % 32; x < dim; x += 32) sum = fmaf(to_float(dout[row * dim + x]), to_float(out[row * dim + x]), sum);
+  sum = warp_sum(sum);
+  if (threadIdx.x % 32 == 0) delta[row] = sum;
+}
+
+// A warp a tile of queries: what it sees, its turns set to 0, the largest scale of its rows. The last block lists the tiles of keys.
+template <typename T, int kQueryTile, int kKeyTile>
+__global__ void __launch_bounds__(128) prepare_kernel(const Call<T> p, const Gradients<T> g) {
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+  if (blockIdx.x == gridDim.x - 1) {
+    __shared__ int before[129];
+    int total = 0;
+    for (int b0 = 0; b0 < p.sequences; b0 += 128) {
+      int b = b0 + int(threadIdx.x), count = b < p.sequences ? (sequence_of(p, b).length + kKeyTile - 1) / kKeyTile : 0;
+      before[threadIdx.x + 1] = count;
+      __syncthreads();
+      if (threadIdx.x == 0) {
+        before[0] = 0;
+        for (int x = 1; x <= 128; ++x) before[x] += before[x - 1];
+      }
+      __syncthreads();
+      if (b < p.sequences) {
+        g.tile_offsets[b] = total + before[threadIdx.x];
+        for (int x = 0; x < count; ++x) g.tile_owner[total + before[threadIdx.x] + x] = b;
+      }
+      total += before[128];
+      __syncthreads();
+    }
+    if (threadIdx.x == 0) g.tile_offsets[p.sequences] = total;
+    return;
+  }
+  int64_t item = int64_t(blockIdx.x) * 4 + warp;
+  if (item >= int64_t(p.sequences) * g.most_query_tiles) return;
+  int b = int(item / g.most_query_tiles), tile = int(item % g.most_query_tiles), first = tile * kQueryTile;
+  Sequence s = sequence_of(p, b);
+  if (first >= s.queries) return;
+  VisibleKeys any{0, INT_MAX, 0, 0}, all{INT_MAX, 0, INT_MAX, 0};
+  float most = 0;
+  for (int r = first + lane; r < min(first + kQueryTile, s.queries); r += 32) {
+    VisibleKeys keys = visible_keys(p, s, s.shift + r);
+    any.prefix = max(any.prefix, keys.prefix), all.prefix = min(all.prefix, keys.prefix);
+    if (keys.begin < keys.end) any.begin = min(any.begin, keys.begin), any.end = max(any.end, keys.end);
+    all.begin = max(all.begin, keys.begin), all.end = min(all.end, keys.end);
+    if (p.scales) most = fmaxf(most, fabsf(p.scales[s.query + r]));
+  }
+  any = {__reduce_max_sync(kFullWarp, any.prefix), __reduce_min_sync(kFullWarp, any.begin), __reduce_max_sync(kFullWarp, any.end), 0};
+  all = {__reduce_min_sync(kFullWarp, all.prefix), __reduce_max_sync(kFullWarp, all.begin), __reduce_min_sync(kFullWarp, all.end), 0};
+  if (lane == 0) g.query_tiles[item] = {any, all};
+  for (int head = lane; head < p.heads; head += 32) g.turns[(int64_t(b) * p.heads + head) * g.most_query_tiles + tile] = 0;
+  if (p.scales) {
+    unsigned bits = __reduce_max_sync(kFullWarp, __float_as_uint(most));
+    if (lane == 0) atomicMax(&g.largest[b], bits);
+  }
+}
+
+// c [16, kPart] += ds^T k over all keys of the tile: 16 queries from column `row` of ds [kKeyTile, kPitchDs] on.
+template <typename T, int kDim>
+__device__ __forceinline__ void multiply_ds(float (&c)[BackwardShape<T, kDim>::kPart / 8][4], const T* ds, int row, const T* k) {
+  using S = BackwardShape<T, kDim>;
+  constexpr int kStep = kPitch<T, kDim>, kX = S::kPart / 8;
+  int lane = threadIdx.x % 32;
+  if constexpr (kIsHalf<T>) {
+    uint32_t a_row = shared_address(ds + (lane / 16 * 8 + lane % 8) * S::kPitchDs + row + lane / 8 % 2 * 8);
+    uint32_t b_row = shared_address(k + lane % 16 * kStep + lane / 16 * 8);
+#pragma unroll
+    for (int j = 0; j < S::kKeyTile; j += 16) {
+      uint32_t left[4];
+      load_matrices_transposed(left, a_row + j * S::kPitchDs * 2);
+#pragma unroll
+      for (int x = 0; x < kX; x += 2) {
+        uint32_t right[4];
+        load_matrices_transposed(right, b_row + (j * kStep + x * 8) * 2);
+        mma_m16n8k16<T>(c[x], left, right[0], right[1]);
+        mma_m16n8k16<T>(c[x + 1], left, right[2], right[3]);
+      }
+    }
+  } else {
+    const float *a_row = ds + lane % 4 * S::kPitchDs + row + lane / 4, *b_row = k + lane % 4 * kStep + lane / 4;
+#pragma unroll
+    for (int j = 0; j < S::kKeyTile; j += 8) {
+      uint32_t high[4], low[4];
+      const float* a = a_row + j * S::kPitchDs;
+      split_tf32(high, low, a[0], a[8], a[4 * S::kPitchDs], a[4 * S::kPitchDs + 8]);
+#pragma unroll(kX > 16 ? 8 : kX)
+      for (int x = 0; x < kX; ++x)
+        mma_m16n8k8_3xtf32(c[x], high, low, split_tf32(b_row[j * kStep + x * 8]), split_tf32(b_row[(j + 4) * kStep + x * 8]));
+    }
+  }
+}
+
+__device__ __forceinline__ void add_pair(float* to, float x, float y) {
+#if __CUDA_ARCH__ >= 900
+  asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(x), "f"(y) : "memory");
+#else
+  atomicAdd(to, x), atomicAdd(to + 1, y);
+#endif
+}
+
+// dQ from its sums, and targets' own groups: a block a tile of queries, a warp a row of one head.
+template <typename T, int kDim, bool kSoftmax>
+__global__ void __launch_bounds__(256) finish_kernel(const Call<T> p, const Gradients<T> g) {
+  using S = BackwardShape<T, kDim>;
+  constexpr int kEach = kDim / 32;
+  int b = int(blockIdx.x) / g.most_query_tiles, tile = int(blockIdx.x) % g.most_query_tiles, first = tile * S::kQueryTile;
+  Sequence s = sequence_of(p, b);
+  int rows = min(S::kQueryTile, s.queries - first), lane = threadIdx.x % 32;
+  if (rows <= 0) return;
+  bool some = !g.deterministic || g.query_tiles[blockIdx.x].tiles(S::kKeyTile).last > 0;
+  float unit = g.unit_of(p, b, kSoftmax);
+  for (int x = threadIdx.x / 32; x < rows * p.heads; x += 8) {
+    int r = first + x / p.heads, head = x % p.heads, i = s.shift + r;
+    int64_t row = s.query + r, at = row * p.heads + head;
+    float sums[kEach];
+#pragma unroll
+    for (int y = 0; y < kEach; ++y) sums[y] = some ? g.dq_sums[at * kDim + lane + 32 * y] : 0.f;
+    if (i >= s.history) {
+      const T *query = p.q + at * p.key_dim, *dout = g.dout + at * p.value_dim;
+      float scale = !kSoftmax && p.scales ? p.scales[row] / unit : 1.f;
+      for (int j = i - (i - s.history) % p.group; j <= i; ++j) {
+        const T *key = row_of(p.k, p, s.key + j, head, p.key_dim), *value = row_of(p.v, p, s.key + j, head, p.value_dim);
+        float score = 0, dweight = 0;
+        for (int d = lane; d < p.key_dim; d += 32) score = fmaf(to_float(query[d]), to_float(key[d]), score);
+        for (int d = lane; d < p.value_dim; d += 32) dweight = fmaf(to_float(dout[d]), to_float(value[d]), dweight);
+        score = p.unit * p.alpha * warp_sum(score), dweight = warp_sum(dweight);
+        if (p.positions) score += p.unit * p.pos_w.at(p.pos_per_head ? int64_t(head) * p.positions : 0);
+        if (p.last_bucket >= 0)
+          score += p.unit * p.time_w.at((p.time_per_head ? head * p.time_width : 0) + bucket_of(p.query_time[row], p.key_time[s.time + j], p.last_bucket));
+        bool keeps = !p.dropout || kept(p, b, head, i, j);
+        float lse = kSoftmax ? g.lse[at] : 0.f, delta = kSoftmax ? g.delta[at] : 0.f;
+        float ds = scale * pair_of<T, kSoftmax>(score, dweight, keeps, p.keep_scale, lse, delta).ds;
+#pragma unroll
+        for (int y = 0; y < kEach; ++y)
+          if (int d = lane + 32 * y; d < p.key_dim) sums[y] = fmaf(ds, to_float(key[d]), sums[y]);
+      }
+    }
+#pragma unroll
+    for (int y = 0; y < kEach; ++y)
+      if (int d = lane + 32 * y; d < p.key_dim) g.dq[at * p.key_dim + d] = from_float<T>(p.alpha * unit * sums[y]);
+  }
+}
+
+}  // namespace hstu::cuda::attention
