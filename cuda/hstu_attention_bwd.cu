@@ -6,6 +6,17 @@ namespace hstu::cuda {
 namespace attention {
 namespace {
 
+// A tile of keys of one head of one sequence. It stands in shared memory, for registers are what the kernel is short of.
+struct Item {
+  Sequence sequence;
+  int head, tile, begin, count;  // tiles of queries [begin, count)
+  const QueryTile* query_tiles;
+  int* turns;
+  float *pos_sums, *time_sums;
+  float unit, inverse_unit;
+  int64_t base;  // of near times
+};
+
 template <typename T, int kDim>
 struct Shared {
   using S = BackwardShape<T, kDim>;
@@ -16,31 +27,34 @@ struct Shared {
     };
     Slab<kDim> slabs[S::kSplit ? 1 : 2][S::kWarps];  // of dK and dV, after the last tile
   };
-  alignas(16) T ds[S::kKeyTile * S::kPitchDs];
+  alignas(16) T ds[2][S::kKeyTile * S::kPitchDs];
   VisibleKeys seen[2][S::kQueryTile];
   float scale[2][S::kQueryTile], lse[2][S::kQueryTile], delta[2][S::kQueryTile];
+  int64_t ticket;
+  Item item;
 };
 template <typename T, int kDim>
 struct SharedWithBias : Shared<T, kDim> {
   using S = BackwardShape<T, kDim>;
   BiasTile<S::kQueryTile, S::kQueryTile + S::kKeyTile, 2, false> bias;
   TimeSums time_sums[S::kKeyWarps];
-  float diagonal[S::kKeyWarps][S::kQueryTile + 16];  // a warp's sums of dS by query - key + 16
-  float targets[S::kKeyTile];                        // sums over target rows, by key
+  float diagonal[2][S::kKeyWarps][S::kQueryTile + 16];  // a warp's sums of dS by query - key + 16
+  float targets[2][S::kKeyTile];                        // sums over target rows, by key
   float clamped[S::kWarps], own[S::kKeyWarps];
 };
 
-// Block `blockIdx.x` takes the tiles of keys (of one head) blockIdx.x, 2 G - 1 - blockIdx.x, 2 G + blockIdx.x, ... of G blocks, which all
-// run at once: which tile adds to which private table sums does not depend on time. Tiles of a sequence come last to first, and
-// tiles add to a row of dQ in that order: a tile waits for earlier ones only, so the earliest unfinished one never waits.
-// A warp owns 16 keys. For each tile of queries that sees any of the block's keys it recomputes the scores transposed (rows are keys), adds
-// P^T dO and dS^T Q from registers, and leaves dS in shared memory; from there all warps make the tile's dQ. Q and dO of the next
-// tile are under way meanwhile. dS is summed for the tables on the way: by time bucket, and along diagonals for positions. Targets' own
-// groups come last, a quad a key, in float32.
+// A block takes tiles of keys of one head, one after the other; a warp owns 16 keys. For each tile of queries that sees any of the block's
+// keys it recomputes the scores transposed (rows are keys), adds P^T dO and dS^T Q from registers, and leaves dS in shared
+// memory; after the next barrier all warps make the tile's part of dQ from there. Q and dO of the next tile are under way meanwhile.
+// dS is summed for the tables on the way: by time bucket, and along diagonals for positions. Targets' own groups come last, a quad a
+// key, in float32.
+// Deterministic: tiles of keys add to a row of dQ last to first, which is also the order in which they are begun, so that an item waits for
+// earlier ones only. Causal tiles that begin together never wait: each comes to a row when those behind it have been there.
 template <typename T, int kDim, Mode kMode>
-__global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_attention_backward_kernel(const Call<T> p, const Gradients<T> g) {
+__global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, BackwardShape<T, kDim>::kBlocks) hstu_attention_backward_kernel(const Call<T> p, const Gradients<T> g) {
   using S = BackwardShape<T, kDim>;
-  constexpr int kN = S::kColumns / 8, kX = kDim / 8, kThreads = S::kThreads, kQ = S::kQueryTile, kK = S::kKeyTile;
+  constexpr int kThreads = S::kThreads, kQ = S::kQueryTile, kK = S::kKeyTile, kX = kDim / 8;
+  constexpr int kColumns = kIsHalf<T> && (kDim >= 128 || kMode != Mode::kSilu) ? 32 : kQ, kN = kColumns / 8;  // queries whose scores are in registers at once
   constexpr bool kSoftmax = kMode == Mode::kSoftmax, kBias = kMode != Mode::kSilu;
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<std::conditional_t<kBias, SharedWithBias<T, kDim>, Shared<T, kDim>>*>(memory);
@@ -51,70 +65,83 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_atte
   if constexpr (kBias)
     for (int x = threadIdx.x; x < int(sizeof(shared.time_sums) / 4); x += kThreads) reinterpret_cast<int*>(shared.time_sums)[x] = 0;
 
-  int64_t items = int64_t(g.tile_offsets[p.sequences]) * p.heads;
-  for (int wave = 0;; ++wave) {
-    int64_t item = int64_t(wave) * gridDim.x + (wave % 2 ? gridDim.x - 1 - blockIdx.x : blockIdx.x);
-    if (item >= items) break;
-    int head = int(item % p.heads), tile = int(item / p.heads), b = g.tile_owner[tile];
-    Sequence s = sequence_of(p, b);
-    int n = g.tile_offsets[b + 1] - 1 - tile, j0 = n * kK;
-    const QueryTile* query_tiles = g.query_tiles + int64_t(b) * g.most_query_tiles;
-    int* turns = g.turns + (int64_t(b) * p.heads + head) * g.most_query_tiles;
-    float unit = g.unit_of(p, b, kSoftmax), inverse_unit = 1 / unit;
-    float *pos_sums = nullptr, *time_sums = nullptr;
-
+  int64_t items = int64_t(*g.tiles) * p.heads;
+  for (int64_t mine = blockIdx.x;; mine += gridDim.x) {
     __syncthreads();  // the last item's slabs have been written
+    if (threadIdx.x == 0) {
+      int64_t ticket = shared.ticket = g.private_items ? atomicAdd(g.ticket, 1) : mine;
+      if (ticket < items) {
+        Item& item = shared.item;
+        int2 tile = g.key_tiles[ticket / p.heads];
+        const Sequence s = item.sequence = sequence_of(p, tile.x);
+        item.head = int(ticket % p.heads), item.tile = tile.y;
+        // Without rows that look ahead no query before the first key sees any.
+        item.count = tile.y * kK < s.history ? (s.queries + kQ - 1) / kQ : 0;
+        item.begin = p.causal && !p.contextual_full ? max(tile.y * kK - s.shift, 0) / kQ : 0;
+        item.query_tiles = g.query_tiles + int64_t(tile.x) * g.most_query_tiles;
+        item.turns = g.turns + (int64_t(tile.x) * p.heads + item.head) * g.most_query_tiles;
+        int64_t copy = int64_t(item.head) * g.copies + (g.private_items ? ticket / p.heads : blockIdx.x);
+        item.pos_sums = g.pos_sums + copy * p.positions, item.time_sums = g.time_sums + copy * (p.last_bucket + 1);
+        item.unit = g.unit_of(p, tile.x, kSoftmax), item.inverse_unit = 1 / item.unit, item.base = first_time(p, s);
+      }
+    }
+    __syncthreads();
+    if (shared.ticket >= items) break;
+    const Item& item = shared.item;
+    const Sequence& s = item.sequence;
+    const int n = item.tile, j0 = n * kK;
+
     load_tile<kK, kDim, kThreads>(shared.k, s.history - j0, p.key_dim, p.key_piece, p.k,
-                                  [&](int c) { return row_of(p.k, p, s.key + j0 + c, head, p.key_dim); });
+                                  [&](int c) { return row_of(p.k, p, s.key + j0 + c, item.head, p.key_dim); });
     load_tile<kK, kDim, kThreads>(shared.v, s.history - j0, p.value_dim, p.value_piece, p.v,
-                                  [&](int c) { return row_of(p.v, p, s.key + j0 + c, head, p.value_dim); });
+                                  [&](int c) { return row_of(p.v, p, s.key + j0 + c, item.head, p.value_dim); });
     // The bias: times of this warp's keys in registers, those of queries and the table by position difference come tile by tile.
     typename decltype(SharedWithBias<T, kDim>::bias)::template Ahead<kThreads> ahead;
-    [[maybe_unused]] int64_t base = 0;
     [[maybe_unused]] TimeSpan span{};
     [[maybe_unused]] int key_time[2] = {kNoTime, kNoTime};
     [[maybe_unused]] TimeGradient time_gradient;
     [[maybe_unused]] float clamped = 0, own_sum = 0;
     if constexpr (kBias) {
-      if (g.pos_sums) pos_sums = g.pos_sums + (int64_t(head) * gridDim.x + blockIdx.x) * p.positions;
-      if (g.time_sums) time_sums = g.time_sums + (int64_t(head) * gridDim.x + blockIdx.x) * (p.last_bucket + 1);
-      shared.bias.template stage_table<kThreads>(p, head);
-      base = first_time(p, s);
+      shared.bias.template stage_table<kThreads>(p, item.head);
       NearTime time{kNoTime, kSomeUntimed};
       int j = j0 + key_warp * 16 + lane;
       bool there = p.last_bucket >= 0 && lane < 16 && j < s.history;
-      if (there && j >= s.contextual) time = near_time(p.key_time[s.time + j], base);
+      if (there && j >= s.contextual) time = near_time(p.key_time[s.time + j], item.base);
       span = TimeSpan::of_warp(time, there);
       key_time[0] = __shfl_sync(kFullWarp, time.at, lane / 4), key_time[1] = __shfl_sync(kFullWarp, time.at, lane / 4 + 8);
     }
 
-    int count = j0 < s.history ? (s.queries + kQ - 1) / kQ : 0;
-    QueryTile upcoming;
-    auto next = [&](int m) {  // the first tile of queries from m on that sees this tile of keys
-      for (; m < count; ++m) {
-        upcoming = query_tiles[m];
-        KeyTiles tiles = upcoming.tiles(kK);
-        if (n < tiles.last && !(tiles.gap >= 0 && n >= tiles.gap && n < tiles.resume)) break;
+    struct Seen {
+      int tile, turn;  // turn: tiles of keys behind this one that these queries see
+      bool all;
+    };
+    auto next_seen = [&](int m) {  // the first tile of queries from m on that sees this tile of keys
+      for (; m < item.count; ++m) {
+        QueryTile seen = item.query_tiles[m];
+        KeyTiles tiles = seen.tiles(kK);
+        bool before = tiles.gap >= 0 && n < tiles.gap;
+        if (n < tiles.last && (before || tiles.gap < 0 || n >= tiles.resume))
+          return Seen{m, tiles.last - 1 - n - (before ? tiles.resume - tiles.gap : 0), seen.all.all(j0, j0 + kK) && (m + 1) * kQ <= s.queries};
       }
-      return m;
+      return Seen{-1, 0, false};
     };
     auto load = [&](int stage, int m) {
       int first = m * kQ, rows = s.queries - first;
       load_tile<kQ, kDim, kThreads>(shared.q[stage], rows, p.key_dim, p.key_piece, p.q,
-                                    [&](int r) { return row_of(p.q, p, s.query + first + r, head, p.key_dim); });
+                                    [&](int r) { return row_of(p.q, p, s.query + first + r, item.head, p.key_dim); });
       load_tile<kQ, kDim, kThreads>(shared.dout[stage], rows, p.value_dim, p.value_piece, g.dout,
-                                    [&](int r) { return row_of(g.dout, p, s.query + first + r, head, p.value_dim); });
+                                    [&](int r) { return row_of(g.dout, p, s.query + first + r, item.head, p.value_dim); });
       copy_async_commit();
     };
     float row_scale = 1, row_lse = 0, row_delta = 0;  // of the next tile, a thread a row
     auto fetch = [&](int m) {
       int first = m * kQ, r = min(first + int(threadIdx.x), s.queries - 1);
       if (threadIdx.x < kQ) {
-        if (!kSoftmax && p.scales) row_scale = p.scales[s.query + r] * inverse_unit;
-        if (kSoftmax) row_lse = g.lse[(s.query + r) * p.heads + head], row_delta = g.delta[(s.query + r) * p.heads + head];
+        if (!kSoftmax && p.scales) row_scale = p.scales[s.query + r] * item.inverse_unit;
+        if (kSoftmax) row_lse = g.lse[(s.query + r) * p.heads + item.head], row_delta = g.delta[(s.query + r) * p.heads + item.head];
       }
       if constexpr (kBias)
-        shared.bias.template fetch<kThreads>(ahead, p, head, min(s.shift + first, s.history) - j0 - (kK - 1), p.query_time + s.query + first, base,
+        shared.bias.template fetch<kThreads>(ahead, p, item.head, min(s.shift + first, s.history) - j0 - (kK - 1), p.query_time + s.query + first, item.base,
                                              s.contextual - s.shift - first, s.queries - first);
     };
     auto commit = [&](int buffer, int m) {
@@ -128,33 +155,86 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_atte
 
     float sums[S::kSplit ? 1 : 2][1][kX][4] = {};
     auto &dk = sums[0], &dv = sums[S::kSplit ? 0 : 1];
-    // Without rows that look ahead no query before the first key sees any.
-    int m = next(p.causal && !p.contextual_full ? max(j0 - s.shift, 0) / kQ : 0), buffer = 0, unsaid = -1, visited = 0;
-    if (m < count) {
-      if (S::kStages == 2) load(0, m);
-      fetch(m);
-      commit(0, m);
+    auto wait_for = [&](int m, int turn) {  // thread 0
+      int done;
+      do asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(done) : "l"(item.turns + m) : "memory");
+      while (done < turn);
+    };
+    auto tell = [&](int m) {  // thread 0, after a barrier that follows the additions
+      __threadfence();
+      asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(item.turns + m) : "memory");
+    };
+    // What is left of a tile once its dS is known to the block: dQ, and the sums along diagonals.
+    auto finish = [&](int m, int turn, int buffer) {
+      float c[S::kPart / 8][4] = {};
+      int row = warp % S::kRowGroups * 16, part = warp / S::kRowGroups * S::kPart;
+      multiply_ds<T, kDim>(c, shared.ds[buffer], row, shared.k + part);
+      bool first = g.deterministic && turn == 0;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        int r = m * kQ + row + lane / 4 + 8 * half;
+        if (r >= s.queries) continue;
+        float* to = g.dq_sums + ((s.query + r) * p.heads + item.head) * kDim + part + column0;
+#pragma unroll
+        for (int x = 0; x < S::kPart / 8; ++x)
+          if (first) *reinterpret_cast<float2*>(to + 8 * x) = float2{c[x][2 * half], c[x][2 * half + 1]};
+          else add_pair(to + 8 * x, c[x][2 * half], c[x][2 * half + 1]);
+      }
+      if constexpr (kBias)
+        if (wants_pos) {
+          // Warps' diagonals come together, two that are as far from 0 too; then targets; what lies beyond the table is kept apart.
+          int i0 = s.shift + m * kQ;
+          float beyond = 0;
+          for (int x = threadIdx.x; x < kQ + kK - 1; x += kThreads) {
+            auto sum_of = [&](int x) {  // x = query - key + kK - 1
+              float sum = 0;
+#pragma unroll
+              for (int w = 0; w < S::kKeyWarps; ++w)
+                if (int at = x - (kK - 1) + 16 * w + 16; at >= 0 && at < kQ + 16) sum += shared.diagonal[buffer][w][at];
+              return sum;
+            };
+            int distance = i0 - j0 + x - (kK - 1), opposite = x - 2 * distance;
+            float sum = sum_of(x);
+            if (distance != 0 && opposite >= 0 && opposite < kQ + kK - 1) sum = distance > 0 ? sum + sum_of(opposite) : 0.f;
+            if (abs(distance) >= p.positions - 1) beyond += sum;
+            else if (sum != 0) atomicAdd(item.pos_sums + abs(distance), item.unit * sum);
+          }
+          bool targets = i0 + kQ > s.history;
+          if (targets) __syncthreads();  // one thread at a time adds to an entry
+          for (int c = threadIdx.x; targets && c < kK; c += kThreads) {
+            int distance = s.history - (j0 + c);
+            if (distance <= 0) continue;
+            if (distance >= p.positions - 1) beyond += shared.targets[buffer][c];
+            else atomicAdd(item.pos_sums + distance, item.unit * shared.targets[buffer][c]);
+          }
+          clamped += beyond;
+        }
+    };
+
+    Seen seen = next_seen(item.begin), last{-1, 0, false};
+    int buffer = 0, unsaid = -1;
+    if (seen.tile >= 0) {
+      if (S::kStages == 2) load(0, seen.tile);
+      fetch(seen.tile);
+      commit(0, seen.tile);
     } else {
       copy_async_commit();
     }
-    for (; m < count; buffer ^= 1) {
-      QueryTile current = upcoming;
-      int following = next(m + 1), stage = S::kStages == 2 ? buffer : 0, i0 = s.shift + m * kQ;
+    for (; seen.tile >= 0; buffer ^= 1) {
+      int m = seen.tile, stage = S::kStages == 2 ? buffer : 0, i0 = s.shift + m * kQ;
+      bool all = seen.all, ahead_of_history = i0 + kQ > s.history;
+      Seen next = next_seen(m + 1);
       if (S::kStages == 1) {
         __syncthreads();
         load(0, m);
       }
       copy_async_wait<0>();
-      __syncthreads();  // this tile is there, and nobody reads the last one any more
-      if (following < count) {
-        if (S::kStages == 2) load(stage ^ 1, following);
-        fetch(following);
+      __syncthreads();  // this tile and dS of the last one are there, and nobody reads what comes next
+      if (next.tile >= 0) {
+        if (S::kStages == 2) load(stage ^ 1, next.tile);
+        fetch(next.tile);
       }
-      if constexpr (kBias)
-        if (threadIdx.x == 0 && wants_pos && visited > 0)
-          for (int w = 0; w < S::kWarps; ++w) clamped += shared.clamped[w];
-      ++visited;
-      bool all = current.all.all(j0, j0 + kK) && (m + 1) * kQ <= s.queries, ahead_of_history = i0 + kQ > s.history;
+      if (last.tile >= 0) finish(last.tile, last.turn, buffer ^ 1);
       [[maybe_unused]] TimePath path{};
       [[maybe_unused]] float one = 0;
       [[maybe_unused]] bool each = false;
@@ -165,12 +245,12 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_atte
           if (!each) one = shared.bias.time[path.low];
         }
 #pragma unroll 1
-      for (int r0 = 0; r0 < kQ; r0 += S::kColumns) {
+      for (int r0 = 0; r0 < kQ; r0 += kColumns) {
         uint32_t keep[2] = {~0u, ~0u};
         if constexpr (kSoftmax)
 #pragma unroll
           for (int half = 0; half < 2; ++half)
-            keep[half] = kept_columns<kN>(p, s.index, head, [&](int r) { return int2{i0 + r0 + r, j0 + row0 + 8 * half}; });
+            keep[half] = kept_columns<kN>(p, s.index, item.head, [&](int r) { return int2{i0 + r0 + r, j0 + row0 + 8 * half}; });
         float w[1][kN][4] = {}, ds[1][kN][4] = {};
         const T *q = shared.q[stage] + r0 * kPitch<T, kDim>, *dout = shared.dout[stage] + r0 * kPitch<T, kDim>;
         multiply_rows<T, kDim>(w, shared.k + key_warp * 16 * kPitch<T, kDim>, q);
@@ -241,7 +321,7 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_atte
           for (int x = 0; x < kN; ++x)
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
-              T* at = shared.ds + (row0 + 8 * half) * S::kPitchDs + r0 + 8 * x + column0;
+              T* at = shared.ds[buffer] + (row0 + 8 * half) * S::kPitchDs + r0 + 8 * x + column0;
               if constexpr (kIsHalf<T>) *reinterpret_cast<uint32_t*>(at) = pack_pair<T>(ds[0][x][2 * half], ds[0][x][2 * half + 1]);
               else *reinterpret_cast<float2*>(at) = float2{ds[0][x][2 * half], ds[0][x][2 * half + 1]};
             }
@@ -264,79 +344,28 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_atte
               for (int half = 0; half < 2; ++half) {
                 sum[half] += __shfl_xor_sync(kFullWarp, sum[half], 1);
                 sum[half] += __shfl_xor_sync(kFullWarp, sum[half], 2);
-                if (lane % 4 == 0) shared.targets[row0 + 8 * half] = sum[half] + (r0 ? shared.targets[row0 + 8 * half] : 0.f);
+                if (lane % 4 == 0) shared.targets[buffer][row0 + 8 * half] = sum[half] + (r0 ? shared.targets[buffer][row0 + 8 * half] : 0.f);
               }
             }
-            add_diagonals<kN>(shared.diagonal[key_warp] + r0, ds[0], r0 > 0);
+            add_diagonals<kN>(shared.diagonal[buffer][key_warp] + r0, ds[0], r0 > 0);
           }
         }
       }
-      // dQ: this tile's turn comes when those behind it have added theirs.
-      KeyTiles key_tiles = current.tiles(kK);
-      int turn = n >= key_tiles.resume || key_tiles.gap < 0 ? key_tiles.last - 1 - n : key_tiles.last - key_tiles.resume + key_tiles.gap - 1 - n;
+      if (next.tile >= 0) commit(buffer ^ 1, next.tile);
       if (g.deterministic && threadIdx.x == 0) {
-        if (unsaid >= 0) {
-          __threadfence();
-          asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(turns + unsaid) : "memory");
-        }
-        int done;
-        do asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(done) : "l"(turns + m) : "memory");
-        while (done < turn);
-        unsaid = m;
+        if (unsaid >= 0) tell(unsaid);
+        wait_for(m, seen.turn);
+        unsaid = last.tile;
       }
-      __syncthreads();  // dS is there
-      {
-        float c[S::kPart / 8][4] = {};
-        int row = warp % S::kRowGroups * 16, part = warp / S::kRowGroups * S::kPart;
-        multiply_ds<T, kDim>(c, shared.ds, row, shared.k + part);
-        bool first = g.deterministic && turn == 0;
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          int r = m * kQ + row + lane / 4 + 8 * half;
-          if (r >= s.queries) continue;
-          float* to = g.dq_sums + ((s.query + r) * p.heads + head) * kDim + part + column0;
-#pragma unroll
-          for (int x = 0; x < S::kPart / 8; ++x)
-            if (first) *reinterpret_cast<float2*>(to + 8 * x) = float2{c[x][2 * half], c[x][2 * half + 1]};
-            else add_pair(to + 8 * x, c[x][2 * half], c[x][2 * half + 1]);
-        }
-      }
-      if constexpr (kBias)
-        if (wants_pos) {
-          // Warps' diagonals come together, two that are as far from 0 too; then targets; what lies beyond the table is kept apart.
-          float beyond = 0;
-          for (int x = threadIdx.x; x < kQ + kK - 1; x += kThreads) {
-            auto sum_of = [&](int x) {  // x = query - key + kK - 1
-              float sum = 0;
-#pragma unroll
-              for (int w = 0; w < S::kKeyWarps; ++w)
-                if (int at = x - (kK - 1) + 16 * w + 16; at >= 0 && at < kQ + 16) sum += shared.diagonal[w][at];
-              return sum;
-            };
-            int distance = i0 - j0 + x - (kK - 1), opposite = x - 2 * distance;
-            float sum = sum_of(x);
-            if (distance != 0 && opposite >= 0 && opposite < kQ + kK - 1) sum = distance > 0 ? sum + sum_of(opposite) : 0.f;
-            if (abs(distance) >= p.positions - 1) beyond += sum;
-            else if (sum != 0) atomicAdd(pos_sums + abs(distance), unit * sum);
-          }
-          if (ahead_of_history) __syncthreads();  // one thread at a time adds to an entry
-          for (int c = threadIdx.x; ahead_of_history && c < kK; c += kThreads) {
-            int distance = s.history - (j0 + c);
-            if (distance <= 0) continue;
-            if (distance >= p.positions - 1) beyond += shared.targets[c];
-            else atomicAdd(pos_sums + distance, unit * shared.targets[c]);
-          }
-          beyond = warp_sum(beyond);
-          if (lane == 0) shared.clamped[warp] = beyond;
-        }
-      if (following < count) commit(buffer ^ 1, following);
-      m = following;
+      last = seen, seen = next;
     }
     copy_async_wait<0>();
     __syncthreads();
-    if (g.deterministic && threadIdx.x == 0 && unsaid >= 0) {
-      __threadfence();
-      asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(turns + unsaid) : "memory");
+    if (last.tile >= 0) finish(last.tile, last.turn, buffer ^ 1);
+    __syncthreads();
+    if (g.deterministic && threadIdx.x == 0) {
+      if (unsaid >= 0) tell(unsaid);
+      if (last.tile >= 0) tell(last.tile);
     }
 
     Slab<kDim>&dk_slab = shared.slabs[0][warp], &dv_slab = shared.slabs[S::kSplit ? 0 : 1][warp];
@@ -354,16 +383,16 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_atte
         bool active = x < own;
         int i = active ? from + x : s.shift, bucket = -1;
         int64_t row = s.query + i - s.shift;
-        const T *query = row_of(p.q, p, row, head, p.key_dim), *dout = row_of(g.dout, p, row, head, p.value_dim);
-        float score = factor * quad_dot(query, row_of(p.k, p, s.key + j, head, p.key_dim), p.key_dim, active);
-        float dweight = quad_dot(dout, row_of(p.v, p, s.key + j, head, p.value_dim), p.value_dim, active);
+        const T *query = row_of(p.q, p, row, item.head, p.key_dim), *dout = row_of(g.dout, p, row, item.head, p.value_dim);
+        float score = factor * quad_dot(query, row_of(p.k, p, s.key + j, item.head, p.key_dim), p.key_dim, active);
+        float dweight = quad_dot(dout, row_of(p.v, p, s.key + j, item.head, p.value_dim), p.value_dim, active);
         float ds = 0;
         if (active) {
-          if constexpr (kBias) score += shared.bias.own(p, s, head, row, j, bucket);
-          bool keeps = !p.dropout || kept(p, s.index, head, i, j);
-          float lse = kSoftmax ? g.lse[row * p.heads + head] : 0.f, delta = kSoftmax ? g.delta[row * p.heads + head] : 0.f;
+          if constexpr (kBias) score += shared.bias.own(p, s, item.head, row, j, bucket);
+          bool keeps = !p.dropout || kept(p, s.index, item.head, i, j);
+          float lse = kSoftmax ? g.lse[row * p.heads + item.head] : 0.f, delta = kSoftmax ? g.delta[row * p.heads + item.head] : 0.f;
           Pair pair = pair_of<T, kSoftmax>(score, dweight, keeps, p.keep_scale, lse, delta);
-          float scale = !kSoftmax && p.scales ? p.scales[row] * inverse_unit : 1.f;
+          float scale = !kSoftmax && p.scales ? p.scales[row] * item.inverse_unit : 1.f;
           ds = scale * pair.ds;
           if (wants_dv) add_row(dv_slab[at], 1.f, scale * pair.weight, dout, p.value_dim);
           if (wants_dk) add_row(dk_slab[at], 1.f, ds, query, p.key_dim);
@@ -379,36 +408,38 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_atte
         }
       }
       if (lane % 4 == 0) {
-        if (wants_dk) dk_slab[at][kDim] = p.alpha * unit;
-        if (wants_dv) dv_slab[at][kDim] = unit;
+        if (wants_dk) dk_slab[at][kDim] = p.alpha * item.unit;
+        if (wants_dv) dv_slab[at][kDim] = item.unit;
       }
     }
     int first = j0 + key_warp * 16, rows = min(s.length - first, 16);
-    int64_t at = (s.key + first) * p.heads + head;
+    int64_t at = (s.key + first) * p.heads + item.head;
     if (wants_dk) store_slab<kDim>(g.dk + at * p.key_dim, int64_t(p.heads) * p.key_dim, dk_slab, rows, p.key_dim);
     if (wants_dv) store_slab<kDim>(g.dv + at * p.value_dim, int64_t(p.heads) * p.value_dim, dv_slab, rows, p.value_dim);
     if constexpr (kBias) {
       if (wants_time) time_gradient.flush(shared.time_sums[key_warp]);
-      own_sum = warp_sum(own_sum);
+      own_sum = warp_sum(own_sum), clamped = warp_sum(clamped);
       if (wants_dk && lane == 0) shared.own[key_warp] = own_sum;
+      if (lane == 0) shared.clamped[warp] = clamped;
       __syncthreads();
-      if (pos_sums && threadIdx.x == 0) {
-        float own = 0;
-        for (int w = 0; w < S::kWarps; ++w) clamped += visited > 0 ? shared.clamped[w] : 0.f;
+      if (wants_pos && threadIdx.x == 0) {
+        float own = 0, beyond = 0;
+        for (int w = 0; w < S::kWarps; ++w) beyond += shared.clamped[w];
         for (int w = 0; w < S::kKeyWarps; ++w) own += shared.own[w];
-        atomicAdd(pos_sums, unit * own);
-        atomicAdd(pos_sums + p.positions - 1, unit * clamped);
+        atomicAdd(item.pos_sums, item.unit * own);
+        atomicAdd(item.pos_sums + p.positions - 1, item.unit * beyond);
       }
-      for (int x = threadIdx.x; time_sums && x <= p.last_bucket; x += kThreads) {
+      for (int x = threadIdx.x; g.time_sums && x <= p.last_bucket; x += kThreads) {
         float sum = 0;
         for (int w = 0; w < S::kKeyWarps; ++w) sum += shared.time_sums[w].sum[x], shared.time_sums[w].sum[x] = 0;
-        time_sums[x] += unit * sum;
+        item.time_sums[x] += item.unit * sum;
       }
     }
   }
 }
 
-constexpr int64_t kTableScratch = 1 << 24;  // floats for the blocks' own table sums
+constexpr int64_t kTableScratch = 1 << 26;  // floats for private sums of the tables
+constexpr int64_t kGroupTokens = 1 << 14;   // whose Q, dO and sums of dQ stay in the L2 cache
 
 // Blocks of a kernel that run at once on the current device.
 template <typename Kernel>
@@ -422,34 +453,39 @@ int64_t resident_blocks(Kernel kernel, int threads, size_t shared) {
 }
 
 template <typename T, int kDim, Mode kMode>
-void run(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int64_t rows, int64_t longest, Stream stream) {
+void run(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int64_t rows, int64_t keys, int64_t longest, Stream stream) {
   using S = BackwardShape<T, kDim>;
   constexpr bool kBias = kMode != Mode::kSilu;
-  int64_t tiles = ceil_div(longest, S::kQueryTile), query_tiles = tiles * p.sequences, key_tiles = ceil_div(int64_t(p.max_seq_len), S::kKeyTile) * p.sequences;
+  int64_t tiles = ceil_div(longest, S::kQueryTile), query_tiles = tiles * p.sequences, key_tiles = std::min<int64_t>(ceil_div(int64_t(p.max_seq_len), S::kKeyTile) * p.sequences, keys / S::kKeyTile + p.sequences);
   HSTU_CHECK(query_tiles <= INT_MAX - 4 && key_tiles * p.heads <= INT_MAX, kInvalidArgument, "hstu_attention_backward: ", p.sequences, " sequences of ",
              p.max_seq_len, " rows are too many for one call");
   auto kernel = hstu_attention_backward_kernel<T, kDim, kMode>;
   size_t shared = kBias ? sizeof(SharedWithBias<T, kDim>) : sizeof(Shared<T, kDim>);
-  int64_t entries = (dpos_w ? p.positions : 0) + (dtime_w ? p.last_bucket + 1 : 0);
   int64_t blocks = std::min<int64_t>(resident_blocks(kernel, S::kThreads, shared), key_tiles * p.heads);
-  if (entries > 0) blocks = std::clamp<int64_t>(kTableScratch / (entries * p.heads), 1, blocks);
+  // Which items a block gets depends on time, so for the same bits each item has its own sums of the tables, or, where these would be too
+  // large, items are dealt out.
+  int64_t entries = ((dpos_w ? p.positions : 0) + (dtime_w ? p.last_bucket + 1 : 0)) * p.heads;
+  g.private_items = entries * key_tiles <= kTableScratch, g.copies = key_tiles;
+  if (!g.private_items) g.copies = blocks = std::clamp<int64_t>(kTableScratch / entries, 1, blocks);
 
-  Scratch<float> pos_sums(dpos_w ? p.heads * blocks * p.positions : 0, stream), time_sums(dtime_w ? p.heads * blocks * (p.last_bucket + 1) : 0, stream);
+  Scratch<float> pos_sums(dpos_w ? p.heads * g.copies * p.positions : 0, stream), time_sums(dtime_w ? p.heads * g.copies * (p.last_bucket + 1) : 0, stream);
   Scratch<float> dq_sums(rows * p.heads * kDim, stream);
   Scratch<QueryTile> seen(query_tiles, stream);
-  Scratch<int> turns(query_tiles * p.heads, stream), tile_offsets(p.sequences + 1, stream), tile_owner(key_tiles, stream);
+  Scratch<int> turns(query_tiles * p.heads + 2, stream);
+  Scratch<int2> key_list(key_tiles, stream);
   Scratch<unsigned> largest(p.scales ? p.sequences : 0, stream);
   if (blocks > 0 && dpos_w) pos_sums.zero();
   if (blocks > 0 && dtime_w) time_sums.zero();
   if (p.scales && p.sequences > 0) largest.zero();
   if (!g.deterministic && rows > 0) dq_sums.zero();
-  g.pos_sums = pos_sums, g.time_sums = time_sums, g.dq_sums = dq_sums, g.query_tiles = seen, g.turns = turns, g.tile_offsets = tile_offsets;
-  g.tile_owner = tile_owner, g.largest = largest, g.most_query_tiles = int(tiles);
+  g.pos_sums = pos_sums, g.time_sums = time_sums, g.dq_sums = dq_sums, g.query_tiles = seen, g.turns = turns + 2, g.tiles = turns;
+  g.ticket = turns + 1, g.key_tiles = key_list, g.largest = largest, g.most_query_tiles = int(tiles);
+  for (g.group = 32; g.group > 1 && g.group * int64_t(p.max_seq_len) > kGroupTokens;) g.group /= 2;
   launch(prepare_kernel<T, S::kQueryTile, S::kKeyTile>, dim3(unsigned(ceil_div(query_tiles, 4) + 1)), dim3(128), 0, stream, p, g);
   launch(kernel, dim3(unsigned(blocks)), dim3(S::kThreads), shared, stream, p, g);
   launch(finish_kernel<T, kDim, kMode == Mode::kSoftmax>, dim3(unsigned(query_tiles)), dim3(256), 0, stream, p, g);
-  if (dpos_w) reduce_table(*dpos_w, pos_sums, blocks, p.heads, p.positions, stream);
-  if (dtime_w) reduce_table(*dtime_w, time_sums, blocks, p.heads, p.last_bucket + 1, stream);
+  if (dpos_w) reduce_table(*dpos_w, pos_sums, g.copies, p.heads, p.positions, stream);
+  if (dtime_w) reduce_table(*dtime_w, time_sums, g.copies, p.heads, p.last_bucket + 1, stream);
 }
 
 }  // namespace
@@ -482,9 +518,9 @@ void hstu_attention_backward(Tensor& dq, Tensor& dk, Tensor& dv, Tensor* dpos_w,
     }
     pick_dim(q.shape[2], v.shape[2], [&](auto dim) {
       constexpr int kDim = decltype(dim)::value;
-      if (softmax) run<T, kDim, Mode::kSoftmax>(call, gradients, dpos_w, dtime_w, rows, longest, stream);
-      else if (pos_w || time_w || !kPlain<T, kDim>) run<T, kDim, Mode::kSiluBias>(call, gradients, dpos_w, dtime_w, rows, longest, stream);
-      else if constexpr (kPlain<T, kDim>) run<T, kDim, Mode::kSilu>(call, gradients, dpos_w, dtime_w, rows, longest, stream);
+      if (softmax) run<T, kDim, Mode::kSoftmax>(call, gradients, dpos_w, dtime_w, rows, k.shape[0], longest, stream);
+      else if (pos_w || time_w || !kPlain<T, kDim>) run<T, kDim, Mode::kSiluBias>(call, gradients, dpos_w, dtime_w, rows, k.shape[0], longest, stream);
+      else if constexpr (kPlain<T, kDim>) run<T, kDim, Mode::kSilu>(call, gradients, dpos_w, dtime_w, rows, k.shape[0], longest, stream);
     });
   });
 }

@@ -7,10 +7,11 @@ namespace hstu::cuda::attention {
 template <typename T, int kDim>
 struct BackwardShape {
   static constexpr bool kSplit = kDim == 256;  // dK and dV of 16 keys do not fit in one warp's registers: half of the warps own either
-  static constexpr int kKeyTile = !kIsHalf<T> ? 32 : kDim <= 128 ? 128 : 64, kQueryTile = kIsHalf<T> ? 64 : 32;
+  static constexpr int kKeyTile = !kIsHalf<T> ? 32 : kDim == 64 ? KT : kDim <= 128 ? 128 : 64, kQueryTile = kIsHalf<T> ? 64 : 32;
   static constexpr int kKeyWarps = kKeyTile / 16, kWarps = kKeyWarps * (kSplit ? 2 : 1), kThreads = 32 * kWarps;
+  static constexpr int kBlocks = kIsHalf<T> && kDim == 64 ? MB : 1;
   static constexpr int kStages = kDim <= 128 ? 2 : 1;                              // of Q and dO
-  static constexpr int kColumns = kIsHalf<T> && kDim >= 128 ? 32 : kQueryTile;     // queries whose scores are in registers at once
+  
   static constexpr int kRowGroups = kQueryTile / 16, kPart = kDim / (kWarps / kRowGroups);  // dQ: a warp has 16 rows, kPart columns
   static constexpr int kPitchDs = kQueryTile + 8;
 };
@@ -36,10 +37,12 @@ struct Gradients {
   float* dq_sums;                // [Tq, H, kDim]
   QueryTile* query_tiles;        // [B, most_query_tiles]
   int* turns;                    // [B, H, most_query_tiles]: how many key tiles have added to dQ
-  int *tile_offsets, *tile_owner;  // [B + 1] key tiles before a sequence; [key tiles] whose they are
+  int2* key_tiles;               // [key tiles]: sequence and number of each, in the order in which they are worked on
+  int *tiles, *ticket;           // how many there are; the next item, a tile of one head
   unsigned* largest;             // [B] bits of the largest |scale| of a sequence, with row scales
-  int most_query_tiles;
-  bool deterministic;
+  int most_query_tiles, group;   // group: sequences whose tiles are worked on in turn
+  int64_t copies;
+  bool private_items, deterministic;  // private_items: a copy of the table sums an item, else a block
   // dQ, dK, dV and tables are summed in units of this: float16 weights stay normal numbers.
   __device__ __forceinline__ float unit_of(const Call<T>& p, int b, bool softmax) const {
     if (softmax || !p.scales) return softmax ? 1.f : p.scale;
@@ -82,30 +85,29 @@ __global__ void __launch_bounds__(256) delta_kernel(float* delta, const T* dout,
   if (threadIdx.x % 32 == 0) delta[row] = sum;
 }
 
-// A warp a tile of queries: what it sees, its turns set to 0, the largest scale of its rows. The last block lists the tiles of keys.
+// A warp a tile of queries: what it sees, its turns set to 0, the largest scale of its rows. The last block lists the tiles of keys: of
+// `group` sequences all last tiles, then those before, ..., so that tiles of one sequence start some time after each other.
 template <typename T, int kQueryTile, int kKeyTile>
 __global__ void __launch_bounds__(128) prepare_kernel(const Call<T> p, const Gradients<T> g) {
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
   if (blockIdx.x == gridDim.x - 1) {
-    __shared__ int before[129];
+    __shared__ int counts[128];
     int total = 0;
     for (int b0 = 0; b0 < p.sequences; b0 += 128) {
-      int b = b0 + int(threadIdx.x), count = b < p.sequences ? (sequence_of(p, b).length + kKeyTile - 1) / kKeyTile : 0;
-      before[threadIdx.x + 1] = count;
+      int b = b0 + int(threadIdx.x), own = int(threadIdx.x) / g.group * g.group;
       __syncthreads();
-      if (threadIdx.x == 0) {
-        before[0] = 0;
-        for (int x = 1; x <= 128; ++x) before[x] += before[x - 1];
+      counts[threadIdx.x] = b < p.sequences ? (sequence_of(p, b).length + kKeyTile - 1) / kKeyTile : 0;
+      __syncthreads();
+      int groups_before = total;
+      for (int x = 0; x < own; ++x) groups_before += counts[x];
+      for (int n = 0; n < counts[threadIdx.x]; ++n) {
+        int at = groups_before;
+        for (int x = own; x < own + g.group; ++x) at += min(counts[x], n) + int(x < int(threadIdx.x) && counts[x] > n);
+        g.key_tiles[at] = {b, counts[threadIdx.x] - 1 - n};
       }
-      __syncthreads();
-      if (b < p.sequences) {
-        g.tile_offsets[b] = total + before[threadIdx.x];
-        for (int x = 0; x < count; ++x) g.tile_owner[total + before[threadIdx.x] + x] = b;
-      }
-      total += before[128];
-      __syncthreads();
+      for (int x = 0; x < 128; ++x) total += counts[x];
     }
-    if (threadIdx.x == 0) g.tile_offsets[p.sequences] = total;
+    if (threadIdx.x == 0) *g.tiles = total, *g.ticket = 0;
     return;
   }
   int64_t item = int64_t(blockIdx.x) * 4 + warp;
