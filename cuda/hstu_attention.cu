@@ -18,7 +18,7 @@ constexpr int kRows = 16 * kWarps<T> * kRowTiles<T, kDim>;
 template <typename T, int kDim>
 constexpr int kStages = kDim <= 128 ? 2 : 1;
 template <typename T, int kDim, Mode kMode>
-constexpr int kStep = kIsHalf<T> && (kDim == 128 || kMode != Mode::kSilu) ? 32 : kKeys<T>;
+constexpr int kStep = kIsHalf<T> && (kDim == 128 || kMode == Mode::kSoftmax) ? 32 : kKeys<T>;
 
 template <typename T, int kDim>
 struct Shared {
@@ -70,7 +70,7 @@ __global__ void __launch_bounds__(32 * kWarps<T>, 2) hstu_attention_kernel(const
     shared.values = rows_of(p, s, head, p.v, p.value_dim, true);
   }
   // The bias: this warp's own times in registers, a lane a row; keys' times and the table by position difference come tile by tile.
-  NearTime own_time{kNoTime, kSomeUntimed};
+  NearTime own_time{kNoFixedTime, kSomeUntimed};
   TimeSpan span{};
   typename decltype(SharedWithBias<T, kDim>::bias)::template Ahead<kThreads> ahead;
   int64_t base = 0;
@@ -170,7 +170,7 @@ __global__ void __launch_bounds__(32 * kWarps<T>, 2) hstu_attention_kernel(const
             }
             if (each)
               shared.bias.template add_time<kN>(bias, path, stage, __shfl_sync(kFullWarp, own_time.at, lane / 4 + 16 * m + 8 * half), c0 + column0,
-                                                [&](int c) { return exact_bucket(p, s, i0 + r, j0 + c); });
+                                                [&](int c) { return time_term(p, head, exact_bucket(p, s, i0 + r, j0 + c)); });
 #pragma unroll
             for (int x = 0; x < kN; ++x)
 #pragma unroll

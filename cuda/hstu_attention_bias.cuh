@@ -25,9 +25,11 @@ __device__ __forceinline__ int bucket_of(int64_t query_time, int64_t key_time, i
   return min(guess + int(d >= uint64_t(kThresholds.at[guess])), last);
 }
 
-// Times as 32-bit differences to one time of the sequence, unless some time is 2^30 seconds (34 years) away from it.
-constexpr int kNoTime = INT_MIN;  // contextual rows
-constexpr int kNearThresholds = 72;
+// Times as 32-bit differences to one time of the sequence, unless some time is 2^29 seconds (17 years) away from it. Differences of near times
+// then fall into buckets below kUntimed, and those of a row without a time (contextual) into later ones, where the staged table is 0.
+constexpr int kNoMovingTime = INT_MIN, kNoFixedTime = INT_MAX;
+constexpr int kNearThresholds = 76, kUntimed = 70;
+static_assert(kTimeThreshold[kUntimed - 1] > 1 << 30 && kTimeThreshold[kUntimed - 1] < (1ll << 31) - (1 << 29) && kTimeThreshold[kNearThresholds - 1] > UINT32_MAX);
 constexpr int kFewBuckets = 6;
 enum TimeKinds { kSomeFar = 1, kSomeUntimed = 2 };
 struct NearTime {
@@ -39,7 +41,7 @@ __device__ __forceinline__ int64_t first_time(const Call<T>& p, const Sequence& 
 }
 __device__ __forceinline__ NearTime near_time(int64_t time, int64_t base) {
   uint64_t d = time > base ? uint64_t(time) - uint64_t(base) : uint64_t(base) - uint64_t(time);
-  if (d >= 1u << 30) return {0, kSomeFar};
+  if (d >= 1u << 29) return {0, kSomeFar};
   return {int(time - base), 0};
 }
 
@@ -48,11 +50,16 @@ struct TimeSpan {
   int least, most, kinds;
   // Of the rows of a warp's lanes; `there` false: the lane has none.
   static __device__ __forceinline__ TimeSpan of_warp(NearTime time, bool there) {
-    bool timed = there && time.at != kNoTime;
+    bool timed = there && !(time.kind & kSomeUntimed);
     return {__reduce_min_sync(kFullWarp, timed ? time.at : INT_MAX), __reduce_max_sync(kFullWarp, timed ? time.at : INT_MIN),
             __reduce_or_sync(kFullWarp, there ? time.kind : 0)};
   }
 };
+
+template <typename T>
+__device__ __forceinline__ float time_term(const Call<T>& p, int head, int bucket) {
+  return bucket < 0 ? 0.f : p.unit * p.time_w.at((p.time_per_head ? head * p.time_width : 0) + bucket);
+}
 
 // How a tile's time term is found: by one bucket; by a few (low to high), where no key is later than a query; each element by itself; or
 // from whole times.
@@ -65,7 +72,7 @@ struct TimePath {
 // kStages buffers). kSegment: rows plus columns of the block's tile, position differences that occur in it.
 template <int kMoving, int kSegment, int kStages, bool kKeysMove>
 struct BiasTile {
-  float time[kTimeThresholds + 1];  // time_w of the head, its last entry repeated
+  float time[kNearThresholds + 1];  // time_w of the head, its last entry repeated; 0 from kUntimed on
   uint32_t threshold[kNearThresholds];
   float pos[kStages][kSegment];     // by query row - key + keys of a tile - 1
   alignas(8) int near[kStages][kMoving];
@@ -82,9 +89,10 @@ struct BiasTile {
   template <int kThreads, typename T>
   __device__ __forceinline__ void stage_table(const Call<T>& p, int head) {
     if (p.last_bucket < 0) return;
-    for (int x = threadIdx.x; x <= kTimeThresholds; x += kThreads)
-      time[x] = p.unit * p.time_w.at((p.time_per_head ? head * p.time_width : 0) + min(x, p.last_bucket));
-    for (int x = threadIdx.x; x < kNearThresholds; x += kThreads) threshold[x] = uint32_t(kThresholds.at[x]);
+    for (int x = threadIdx.x; x <= kNearThresholds; x += kThreads) {
+      time[x] = x < kUntimed ? p.unit * p.time_w.at((p.time_per_head ? head * p.time_width : 0) + min(x, p.last_bucket)) : 0.f;
+      if (x < kNearThresholds) threshold[x] = uint32_t(min(kThresholds.at[x], int64_t(UINT32_MAX)));
+    }
   }
   // nearest: the least position difference of the tile; times: of the moving rows, `timed` of them from the first that has one.
   template <int kThreads, typename T>
@@ -97,7 +105,7 @@ struct BiasTile {
                                            min(abs(nearest + int(threadIdx.x) + y * kThreads), p.positions - 1));
     }
     int x = threadIdx.x;
-    ahead.there = p.last_bucket >= 0 && x < kMoving && x < count, ahead.time = {kNoTime, kSomeUntimed};
+    ahead.there = p.last_bucket >= 0 && x < kMoving && x < count, ahead.time = {kNoMovingTime, kSomeUntimed};
     if (ahead.there && x >= untimed) ahead.time = near_time(times[x], base);
   }
   template <int kThreads>
@@ -133,33 +141,37 @@ struct BiasTile {
     bool sorted = kKeysMove ? moving.most <= fixed.least : fixed.most <= moving.least;
     return {low, high, low == high ? TimePath::kOne : sorted && high - low <= kFewBuckets ? TimePath::kFew : TimePath::kMany};
   }
+  static __device__ __forceinline__ uint32_t apart(int a, int b) { return a > b ? uint32_t(a) - uint32_t(b) : uint32_t(b) - uint32_t(a); }
   // Whether the time difference is at least `least` where no key is later than a query.
   static __device__ __forceinline__ bool reaches(int fixed, int moving, int least) {
     return kKeysMove ? moving <= fixed - least : moving >= fixed + least;
   }
 
   // v [kN][2] += the time term of one accumulator row, whose near time is `fixed`, against columns first + 8 x + e. exact(column) is the
-  // bucket from whole times, -1 without one. Not for kOne.
+  // term from whole times. Not for kOne.
   template <int kN, typename Exact>
   __device__ __forceinline__ void add_time(float (&v)[kN][2], TimePath path, int stage, int fixed, int first, Exact&& exact) const {
     if (path.kind == TimePath::kFar) {
 #pragma unroll 1
       for (int y = 0; y < 2 * kN; ++y) {
-        int bucket = exact(first + y / 2 * 8 + y % 2);
-        float value = bucket < 0 ? 0.f : time[bucket];
+        float value = exact(first + y / 2 * 8 + y % 2);
 #pragma unroll
         for (int x = 0; x < 2 * kN; ++x) v[x / 2][x % 2] += x == y ? value : 0.f;
       }
     } else if (path.kind == TimePath::kMany) {
-      bool timed = fixed != kNoTime;
 #pragma unroll
-      for (int x = 0; x < kN; ++x)
+      for (int x = 0; x < kN; ++x) {
+        int2 at = *reinterpret_cast<const int2*>(&near[stage][first + 8 * x]);
+        v[x][0] += time[near_bucket(apart(fixed, at.x))], v[x][1] += time[near_bucket(apart(fixed, at.y))];
+      }
+    } else if (path.high == path.low + 1) {
+      int least = int(threshold[path.low]);
+      float low = time[path.low], high = time[path.high];
 #pragma unroll
-        for (int e = 0; e < 2; ++e) {
-          int at = near[stage][first + 8 * x + e];
-          float value = time[near_bucket(uint32_t(abs(fixed - at)))];
-          v[x][e] += at != kNoTime && timed ? value : 0.f;
-        }
+      for (int x = 0; x < kN; ++x) {
+        int2 at = *reinterpret_cast<const int2*>(&near[stage][first + 8 * x]);
+        v[x][0] += reaches(fixed, at.x, least) ? high : low, v[x][1] += reaches(fixed, at.y, least) ? high : low;
+      }
     } else {
       float term[kN][2];
 #pragma unroll
@@ -186,7 +198,7 @@ struct BiasTile {
     float bias = p.positions ? p.unit * p.pos_w.at(p.pos_per_head ? int64_t(head) * p.positions : 0) : 0.f;
     if (p.last_bucket < 0) return bias;
     bucket = bucket_of(p.query_time[query_row], p.key_time[s.time + j], p.last_bucket);
-    return bias + time[bucket];
+    return bias + time_term(p, head, bucket);
   }
 };
 
@@ -273,9 +285,8 @@ struct TimeGradient {
         for (int x = 0; x < kN; ++x)
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            int at = bias.near[stage][first + 8 * x + e % 2], value = __float2int_rn(ds[x][e] * up);
-            if (value == 0 || at == kNoTime || fixed[e / 2] == kNoTime) continue;
-            atomicAdd(&sums.part[min(bias.near_bucket(uint32_t(abs(fixed[e / 2] - at))), last)], value);
+            int found = bias.near_bucket(bias.apart(fixed[e / 2], bias.near[stage][first + 8 * x + e % 2])), value = __float2int_rn(ds[x][e] * up);
+            if (value != 0 && found < kUntimed) atomicAdd(&sums.part[min(found, last)], value);
           }
       }
       __syncwarp();
@@ -285,16 +296,28 @@ struct TimeGradient {
   }
 };
 
+// v[0 .. ceil(kCount / 2)) = the lower or (where this lane's bit is set) the upper half of v, each added to the partner lane's.
+template <int kCount>
+__device__ __forceinline__ void halve(float* v, int bit) {
+  bool upper = threadIdx.x & bit;
+#pragma unroll
+  for (int x = 0; x < (kCount + 1) / 2; ++x) {
+    float high = x + (kCount + 1) / 2 < kCount ? v[x + (kCount + 1) / 2] : 0.f, sent = upper ? v[x] : high;
+    v[x] = (upper ? high : v[x]) + __shfl_xor_sync(kFullWarp, sent, bit);
+  }
+}
+
 // Sums along the diagonals of a warp's 16 keys by 8 kN queries: diagonal[query - key + 16]. Blocks of 8 x 8 that lie on the same diagonals
 // are added first; then element (g, c) of a block belongs to diagonal c - g, of this block or (c < g) 8 before: rows are rotated by g and
-// added over g. `again`: the first two groups were written before and are added to.
+// added over g, each lane ending with some of the sums. `again`: the first two groups were written before and are added to.
 template <int kN>
 __device__ __forceinline__ void add_diagonals(float* diagonal, const float (&ds)[kN][4], bool again) {
+  constexpr int kCount = 2 * (kN + 2), kHalf = (kCount + 1) / 2, kQuarter = (kHalf + 1) / 2, kEighth = (kQuarter + 1) / 2;
   int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
   __syncwarp();
   bool from_even = 2 * t >= g, from_odd = 2 * t + 1 >= g;
   int even_lane = g * 4 + (t + g / 2) % 4, odd_lane = g * 4 + (t + (g + 1) / 2) % 4;
-  float before[2] = {0, 0};  // of block k, beginning with the one before the first
+  float sums[kCount], before[2] = {0, 0};  // before: of block k, beginning with the one before the first
 #pragma unroll
   for (int k = -2; k < kN; ++k) {
     float next[2] = {0, 0};  // of block k + 1
@@ -305,16 +328,19 @@ __device__ __forceinline__ void add_diagonals(float* diagonal, const float (&ds)
     }
     float low = from_even ? before[0] : next[0], high = from_odd ? before[1] : next[1];
     before[0] = next[0], before[1] = next[1];
-    float even = __shfl_sync(kFullWarp, g % 2 ? high : low, even_lane), odd = __shfl_sync(kFullWarp, g % 2 ? low : high, odd_lane);
-#pragma unroll
-    for (int step = 4; step < 32; step *= 2)
-      even += __shfl_xor_sync(kFullWarp, even, step), odd += __shfl_xor_sync(kFullWarp, odd, step);
-    if (g == (k + 2) % 8) {
-      float2& pair = *reinterpret_cast<float2*>(diagonal + (k + 2) * 8 + 2 * t);
-      if (again && k < 0) even += pair.x, odd += pair.y;
-      pair = float2{even, odd};
-    }
+    sums[2 * (k + 2)] = __shfl_sync(kFullWarp, g % 2 ? high : low, even_lane);
+    sums[2 * (k + 2) + 1] = __shfl_sync(kFullWarp, g % 2 ? low : high, odd_lane);
   }
+  halve<kCount>(sums, 16), halve<kHalf>(sums, 8), halve<kQuarter>(sums, 4);
+  int first = (lane & 16 ? kHalf : 0) + (lane & 8 ? kQuarter : 0) + (lane & 4 ? kEighth : 0);
+  int most = min(kCount, (lane & 16 ? kCount : kHalf)), end = min(most, (lane & 16 ? kHalf : 0) + (lane & 8 ? kHalf : kQuarter));
+  end = min(end, (lane & 16 ? kHalf : 0) + (lane & 8 ? kQuarter : 0) + (lane & 4 ? kQuarter : kEighth));
+#pragma unroll
+  for (int x = 0; x < kEighth; ++x)
+    if (int j = first + x; j < end) {
+      float& to = diagonal[j / 2 * 8 + 2 * t + j % 2];
+      to = sums[x] + (again && j < 4 ? to : 0.f);
+    }
 }
 
 // table [Hr, width] = sums over `copies` rows [copies, entries] of each of its rows, 0 from `entries` on. A block owns 32 entries, a thread

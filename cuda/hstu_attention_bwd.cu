@@ -51,16 +51,17 @@ struct SharedWithBias : Shared<T, kDim> {
 // Deterministic: tiles of keys add to a row of dQ last to first, which is also the order in which they are begun, so that an item waits for
 // earlier ones only. Causal tiles that begin together never wait: each comes to a row when those behind it have been there.
 template <typename T, int kDim, Mode kMode>
-__global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, BackwardShape<T, kDim>::kBlocks) hstu_attention_backward_kernel(const Call<T> p, const Gradients<T> g) {
+__global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_attention_backward_kernel(const Call<T> p, const Gradients<T> g) {
   using S = BackwardShape<T, kDim>;
   constexpr int kThreads = S::kThreads, kQ = S::kQueryTile, kK = S::kKeyTile, kX = kDim / 8;
-  constexpr int kColumns = kIsHalf<T> && (kDim >= 128 || kMode != Mode::kSilu) ? 32 : kQ, kN = kColumns / 8;  // queries whose scores are in registers at once
+  constexpr int kColumns = kIsHalf<T> && (kDim >= 128 || kMode == Mode::kSoftmax) ? 32 : kQ, kN = kColumns / 8;  // queries whose scores are in registers at once
   constexpr bool kSoftmax = kMode == Mode::kSoftmax, kBias = kMode != Mode::kSilu;
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<std::conditional_t<kBias, SharedWithBias<T, kDim>, Shared<T, kDim>>*>(memory);
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, key_warp = warp % S::kKeyWarps, row0 = key_warp * 16 + lane / 4, column0 = lane % 4 * 2;
   bool wants_dv = !S::kSplit || warp < S::kKeyWarps, wants_dk = !S::kSplit || warp >= S::kKeyWarps;
   float factor = p.unit * p.alpha;
+  bool herald = g.deterministic && threadIdx.x == kThreads - 32;  // takes turns for the block
   bool wants_pos = kBias && g.pos_sums, wants_time = kBias && g.time_sums && wants_dk;
   if constexpr (kBias)
     for (int x = threadIdx.x; x < int(sizeof(shared.time_sums) / 4); x += kThreads) reinterpret_cast<int*>(shared.time_sums)[x] = 0;
@@ -98,12 +99,12 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, BackwardShap
     // The bias: times of this warp's keys in registers, those of queries and the table by position difference come tile by tile.
     typename decltype(SharedWithBias<T, kDim>::bias)::template Ahead<kThreads> ahead;
     [[maybe_unused]] TimeSpan span{};
-    [[maybe_unused]] int key_time[2] = {kNoTime, kNoTime};
+    [[maybe_unused]] int key_time[2] = {kNoFixedTime, kNoFixedTime};
     [[maybe_unused]] TimeGradient time_gradient;
     [[maybe_unused]] float clamped = 0, own_sum = 0;
     if constexpr (kBias) {
       shared.bias.template stage_table<kThreads>(p, item.head);
-      NearTime time{kNoTime, kSomeUntimed};
+      NearTime time{kNoFixedTime, kSomeUntimed};
       int j = j0 + key_warp * 16 + lane;
       bool there = p.last_bucket >= 0 && lane < 16 && j < s.history;
       if (there && j >= s.contextual) time = near_time(p.key_time[s.time + j], item.base);
@@ -155,12 +156,7 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, BackwardShap
 
     float sums[S::kSplit ? 1 : 2][1][kX][4] = {};
     auto &dk = sums[0], &dv = sums[S::kSplit ? 0 : 1];
-    auto wait_for = [&](int m, int turn) {  // thread 0
-      int done;
-      do asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(done) : "l"(item.turns + m) : "memory");
-      while (done < turn);
-    };
-    auto tell = [&](int m) {  // thread 0, after a barrier that follows the additions
+    auto tell = [&](int m) {  // one thread, after a barrier that follows the additions
       __threadfence();
       asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(item.turns + m) : "memory");
     };
@@ -186,11 +182,13 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, BackwardShap
           int i0 = s.shift + m * kQ;
           float beyond = 0;
           for (int x = threadIdx.x; x < kQ + kK - 1; x += kThreads) {
-            auto sum_of = [&](int x) {  // x = query - key + kK - 1
+            auto sum_of = [&](int x) {  // x = query - key + kK - 1; warp w has it at x - (kK - 1) + 16 (w + 1)
+              constexpr int kLength = kQ + 16;
+              int first = max((kK - 2 - x) / 16, 0), at = x - (kK - 1) + 16 * (first + 1);
               float sum = 0;
 #pragma unroll
-              for (int w = 0; w < S::kKeyWarps; ++w)
-                if (int at = x - (kK - 1) + 16 * w + 16; at >= 0 && at < kQ + 16) sum += shared.diagonal[buffer][w][at];
+              for (int w = 0; w < kLength / 16; ++w)
+                if (first + w < S::kKeyWarps && at + 16 * w < kLength) sum += shared.diagonal[buffer][first + w][at + 16 * w];
               return sum;
             };
             int distance = i0 - j0 + x - (kK - 1), opposite = x - 2 * distance;
@@ -233,6 +231,11 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, BackwardShap
       if (next.tile >= 0) {
         if (S::kStages == 2) load(stage ^ 1, next.tile);
         fetch(next.tile);
+      }
+      int done = INT_MAX;  // read early: mostly it is enough
+      if (herald) {
+        if (unsaid >= 0) tell(unsaid);
+        asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(done) : "l"(item.turns + m) : "memory");
       }
       if (last.tile >= 0) finish(last.tile, last.turn, buffer ^ 1);
       [[maybe_unused]] TimePath path{};
@@ -279,7 +282,7 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, BackwardShap
             }
             if (each)
               shared.bias.template add_time<kN>(bias, path, buffer, key_time[half], r0 + column0,
-                                                [&](int r) { return exact_bucket(p, s, i0 + r, j0 + row0 + 8 * half); });
+                                                [&](int r) { return time_term(p, item.head, exact_bucket(p, s, i0 + r, j0 + row0 + 8 * half)); });
 #pragma unroll
             for (int x = 0; x < kN; ++x)
 #pragma unroll
@@ -352,21 +355,18 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, BackwardShap
         }
       }
       if (next.tile >= 0) commit(buffer ^ 1, next.tile);
-      if (g.deterministic && threadIdx.x == 0) {
-        if (unsaid >= 0) tell(unsaid);
-        wait_for(m, seen.turn);
-        unsaid = last.tile;
+      if (herald) {
+        while (done < seen.turn) asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(done) : "l"(item.turns + m) : "memory");
+        __threadfence();
       }
-      last = seen, seen = next;
+      unsaid = last.tile, last = seen, seen = next;
     }
     copy_async_wait<0>();
     __syncthreads();
     if (last.tile >= 0) finish(last.tile, last.turn, buffer ^ 1);
     __syncthreads();
-    if (g.deterministic && threadIdx.x == 0) {
-      if (unsaid >= 0) tell(unsaid);
-      if (last.tile >= 0) tell(last.tile);
-    }
+    if (herald && unsaid >= 0) tell(unsaid);
+    if (herald && last.tile >= 0) tell(last.tile);
 
     Slab<kDim>&dk_slab = shared.slabs[0][warp], &dv_slab = shared.slabs[S::kSplit ? 0 : 1][warp];
     if (wants_dk) fill_slab<kDim>(dk_slab, dk[0]);

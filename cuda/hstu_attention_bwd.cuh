@@ -7,9 +7,8 @@ namespace hstu::cuda::attention {
 template <typename T, int kDim>
 struct BackwardShape {
   static constexpr bool kSplit = kDim == 256;  // dK and dV of 16 keys do not fit in one warp's registers: half of the warps own either
-  static constexpr int kKeyTile = !kIsHalf<T> ? 32 : kDim == 64 ? KT : kDim <= 128 ? 128 : 64, kQueryTile = kIsHalf<T> ? 64 : 32;
+  static constexpr int kKeyTile = !kIsHalf<T> ? 32 : kDim <= 128 ? 128 : 64, kQueryTile = kIsHalf<T> ? 64 : 32;
   static constexpr int kKeyWarps = kKeyTile / 16, kWarps = kKeyWarps * (kSplit ? 2 : 1), kThreads = 32 * kWarps;
-  static constexpr int kBlocks = kIsHalf<T> && kDim == 64 ? MB : 1;
   static constexpr int kStages = kDim <= 128 ? 2 : 1;                              // of Q and dO
   
   static constexpr int kRowGroups = kQueryTile / 16, kPart = kDim / (kWarps / kRowGroups);  // dQ: a warp has 16 rows, kPart columns
