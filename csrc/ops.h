@@ -177,14 +177,15 @@ HSTU_OP(cumsum, Tensor& offsets, const Tensor& lengths, Stream stream)
 // ---- Losses ----------------------------------------------------------------------------------------------------------------
 // Items: rows first_id .. I - 1 of table [I, d] (row 0 is padding); with normalize_items each row counts as row / max(|row|, eps).
 // weights float32 [T] (F float64: float64) or null = 1. Every loss divides by the sum of the weights; 0 where the sum is 0.
+// loss [1], lse [T] and dloss [1] are float32 (F float64: float64): summed, and kept, wider than 16 bits.
 
 // loss = sum_t w_t (lse_t - s_t,pos) / sum w;  s = <query_t, item> / temperature; lse over {positive, R negatives}; a negative equal to the
-// positive counts as logit -5e4.  loss [1] F, lse [T] F, query [T, d], positive_ids int64 [T].
+// positive counts as logit -5e4.  query [T, d], positive_ids int64 [T].
 // negative_ids int64 [T, R], or [R] shared by all rows (in-batch), or null: element t R + r of random_ids(first_id .. I - 1, seed, offset).
 HSTU_OP(sampled_softmax_loss, Tensor& loss, Tensor& lse, const Tensor& query, const Tensor& table, const Tensor& positive_ids,
         const Tensor* weights, const Tensor* negative_ids, int num_negatives, int first_id, bool normalize_items,
         double temperature, double eps, int64_t seed, int64_t offset, Stream stream)
-// dloss [1] F.  dtable [I, d] is written whole.
+// dtable [I, d] is written whole.
 HSTU_OP(sampled_softmax_loss_backward, Tensor& dquery, Tensor& dtable, const Tensor& dloss, const Tensor& lse,
         const Tensor& query, const Tensor& table, const Tensor& positive_ids, const Tensor* weights,
         const Tensor* negative_ids, int num_negatives, int first_id, bool normalize_items, double temperature, double eps,

@@ -6,7 +6,7 @@ namespace {
 
 // A warp owns a packed row; its logits never leave the registers.
 template <typename T, int kVector>
-__global__ void __launch_bounds__(kRowThreads) score_rows(float* losses, T* lse, SampledInputs<T> in) {
+__global__ void __launch_bounds__(kRowThreads) score_rows(float* losses, float* lse, SampledInputs<T> in) {
   int64_t i = int64_t(blockIdx.x) * (kRowThreads / 32) + threadIdx.x / 32;
   if (i >= in.totals->count) return;
   int64_t position = in.positions[i];
@@ -14,7 +14,7 @@ __global__ void __launch_bounds__(kRowThreads) score_rows(float* losses, T* lse,
   RowSum row = score_row<kVector>(in, position, positive, [](int64_t, int32_t, float) {});
   if (threadIdx.x % 32 == 0) {
     losses[i] = row.loss(positive);
-    lse[position] = from_float<T>(row.lse(positive));
+    lse[position] = row.lse(positive);
   }
 }
 
@@ -38,9 +38,9 @@ void sampled_softmax_loss(Tensor& loss, Tensor& lse, const Tensor& query, const 
     fill(lse.data, 0, lse.bytes(), stream);  // of positions that do not count
     pick_vector<T>(dims, in.query, in.table, [&](auto vector) {
       launch(score_rows<T, vector()>, unsigned(ceil_div(rows.total, kRowThreads / 32)), kRowThreads, 0, stream, losses.get(),
-             lse.as<T>(), in);
+             lse.as<float>(), in);
     });
-    launch(finish_loss<T>, 1, kCollectThreads, 0, stream, loss.as<T>(), losses.get(), rows.positions.get(), rows.weights,
+    launch(finish_loss<>, 1, kCollectThreads, 0, stream, loss.as<float>(), losses.get(), rows.positions.get(), rows.weights,
            rows.totals.get());
   });
 }
