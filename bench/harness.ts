@@ -184,7 +184,7 @@ function commit(): string {
 function cudaCeilings(): Result['ceiling'] {
   return scope(() => {
     const x = Tensor.zeros([2 ** 28], { device })
-    const copy = seconds('copy', () => scope(() => void native.cast(emptyLike(x), x)))
+    const copy = seconds('copy', () => scope(() => void native.cast([emptyLike(x)], [x])))
     const n = 8192
     const values = Float64Array.from({ length: n }, (_, i) => Math.sin(i))
     const a = placed(

@@ -129,9 +129,10 @@ HSTU_OP(add, Tensor& y, const Tensor& a, const Tensor& b, Stream stream)
 HSTU_OP(mul, Tensor& y, const Tensor& a, const Tensor& b, Stream stream)
 HSTU_OP(mul_backward, Tensor& da, Tensor& db, const Tensor& dy, const Tensor& a, const Tensor& b, Stream stream)
 
-// y = x in y's dtype. To float: round to nearest even, once; NaN stays NaN. Float to integer: toward zero, saturating, NaN gives 0;
-// int64 to int32 saturates. Any dtypes, on both backends.
-HSTU_OP(cast, Tensor& y, const Tensor& x, Stream stream)
+// y[n] = x[n] in y's dtype, for each n: the parameters of a layer are one call. To float: round to nearest even, once; NaN stays NaN.
+// Float to integer: toward zero, saturating, NaN gives 0; int64 to int32 saturates. Any dtypes, on both backends; all of y share one, all
+// of x one.
+HSTU_OP(cast, TensorList y, TensorList x, Stream stream)
 
 // y = x / (1 - p) where Philox(seed, offset) keeps the element, else 0; 0 <= p < 1. Its gradient is itself on dy.
 HSTU_OP(dropout, Tensor& y, const Tensor& x, double p, int64_t seed, int64_t offset, Stream stream)

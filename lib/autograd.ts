@@ -45,7 +45,7 @@ export function record<R extends Tensor | readonly Tensor[]>(
 export function inDtypeOf(input: Tensor, gradient: Tensor): Tensor {
   if (input.dtype === gradient.dtype) return gradient
   const rounded = emptyLike(input)
-  native.cast(rounded, gradient)
+  native.cast([rounded], [gradient])
   return rounded
 }
 
@@ -126,7 +126,7 @@ export function valueAndGrad<P extends readonly Tensor[] | Record<string, Tensor
       const of = (param: Tensor) => {
         let gradient = gradients.get(param) ?? Tensor.zeros(param.shape, param)
         if (given.has(gradient) || views.has(gradient))
-          native.cast((gradient = emptyLike(param)), gradients.get(param)!)
+          native.cast([(gradient = emptyLike(param))], [gradients.get(param)!])
         given.add(gradient)
         return gradient
       }

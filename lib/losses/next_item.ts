@@ -1,3 +1,5 @@
+import { computeDtype, type Precision } from '../layers/precision.js'
+import { cast } from '../ops/cast.js'
 import { sampledSoftmaxLoss } from '../ops/sampled_softmax_loss.js'
 import { softmaxLoss } from '../ops/softmax_loss.js'
 import type { Philox } from '../philox.js'
@@ -13,6 +15,8 @@ export interface NextItemLossOptions {
   numNegatives?: number
   /** Divides the scores. Default 0.05. */
   temperature?: number
+  /** What the scores of 'full' are computed in; default 'float32'. With few items a position bfloat16 gains nothing, and is not used. */
+  precision?: Precision
 }
 
 /**
@@ -32,8 +36,11 @@ export function nextItemLoss(
   philox: Philox,
   options: NextItemLossOptions = {},
 ): Tensor {
-  const { negatives = 'uniform', numNegatives = 128, temperature = 0.05 } = options
-  if (negatives === 'full') return softmaxLoss(output, items, targets, { weights, temperature })
+  const { negatives = 'uniform', numNegatives = 128, temperature = 0.05, precision = 'float32' } = options
+  if (negatives === 'full') {
+    const dtype = computeDtype(precision, output)
+    return softmaxLoss(cast(output, dtype), cast(items, dtype), targets, { weights, temperature })
+  }
   if (negatives === 'uniform') {
     const position = philox.draw(targets.size * numNegatives)
     return sampledSoftmaxLoss(output, items, targets, { weights, numNegatives, temperature, ...position })

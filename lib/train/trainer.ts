@@ -74,11 +74,11 @@ export class Trainer {
     readonly setting: TrainerSetting,
   ) {
     this.options = trainOptions(setting.options ?? {})
-    const { seed, part } = this.options
+    const { seed, part, precision } = this.options
     this.#users = setting.users ?? trainableUsers(dataset, part)
     const nobody = `${dataset.name}: no user has two actions to train on (part '${part}')`
     if (this.#users.length === 0) throw new HstuError('ERR_HSTU_DATA', nobody)
-    this.model = createModel(setting.model, seed, setting.tensors)
+    this.model = createModel(setting.model, seed, { ...setting.tensors, precision })
     this.optimizer = new AdamW(this.model.parameters, this.options)
     this.#philox = new Philox(BigInt(seed))
     this.state = {
