@@ -27,6 +27,7 @@ export interface NextItemLossOptions {
  * @param targets int64 [T]; rows of weight 0 may hold 0
  * @param weights [T], 1 where a position is supervised
  * @param philox where uniform negatives draw from
+ * @param negativeIds int64 [R]: {@link inBatchNegatives} of the targets, for 'in-batch'; without it they are read back from the device
  */
 export function nextItemLoss(
   output: Tensor,
@@ -35,6 +36,7 @@ export function nextItemLoss(
   weights: Tensor,
   philox: Philox,
   options: NextItemLossOptions = {},
+  negativeIds: Tensor | null = null,
 ): Tensor {
   const { negatives = 'uniform', numNegatives = 128, temperature = 0.05, precision = 'float32' } = options
   if (negatives === 'full') {
@@ -45,12 +47,15 @@ export function nextItemLoss(
     const position = philox.draw(targets.size * numNegatives)
     return sampledSoftmaxLoss(output, items, targets, { weights, numNegatives, temperature, ...position })
   }
-  const distinct = [...new Set(targets.dataSync() as BigInt64Array)].filter(id => id > 0n)
-  const negativeIds = Tensor.from(BigInt64Array.from(distinct), [distinct.length], { device: targets.device })
-  return sampledSoftmaxLoss(output, items, targets, {
-    weights,
-    negativeIds,
-    numNegatives: distinct.length,
-    temperature,
-  })
+  const shared =
+    negativeIds ??
+    Tensor.from(inBatchNegatives(targets.dataSync() as BigInt64Array), undefined, { device: targets.device })
+  return sampledSoftmaxLoss(output, items, targets, { weights, negativeIds: shared, temperature })
+}
+
+/** The distinct targets of a batch, in the order in which they occur, without padding: what each is set against by 'in-batch'. */
+export function inBatchNegatives(targets: BigInt64Array): BigInt64Array {
+  const distinct = new Set(targets)
+  distinct.delete(0n)
+  return BigInt64Array.from(distinct)
 }
