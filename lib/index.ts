@@ -69,4 +69,4 @@ export { checkVocabulary, type LoadedModel, loadModel } from './train/model_chec
 export { type TrainOptions, trainOptions } from './train/options.js'
 export { type Preset, preset, presetNames } from './train/presets.js'
 export { readSafetensors, writeSafetensors } from './train/safetensors.js'
-export { type TrainEvent, Trainer, type TrainerSetting } from './train/trainer.js'
+export { type StepHandle, type TrainEvent, Trainer, type TrainerSetting } from './train/trainer.js'

@@ -20,3 +20,11 @@ export type TrainEvent =
   | { type: 'checkpoint'; step: number; folder: string }
   | { type: 'interrupted'; step: number; folder: string | null }
   | { type: 'done'; step: number; epoch: number; seconds: number; best: TrainState['best']; stoppedEarly: boolean }
+
+/** A session of a run: since when, from which step on, after how many seconds of earlier sessions, and the tokens of its steps. */
+export interface Session {
+  start: number
+  step: number
+  seconds: number
+  tokens: number
+}

@@ -11,7 +11,7 @@ import { Philox } from '../philox.js'
 import { Random } from '../random.js'
 import type { TensorOptions } from '../tensor.js'
 import { assignTensors, loadCheckpoint, saveCheckpoint } from './checkpoint.js'
-import type { TrainEvent } from './events.js'
+import type { Session, TrainEvent } from './events.js'
 import { modelContent } from './model_checkpoint.js'
 import { type TrainOptions, trainOptions } from './options.js'
 import {
@@ -25,16 +25,8 @@ import {
 } from './state.js'
 import { enqueueStep, type StepHandle } from './step.js'
 
-export type { StepResult, TrainEvent } from './events.js'
+export type { TrainEvent } from './events.js'
 export type { StepHandle } from './step.js'
-
-/** A session of a run: since when, from which step on, after how many seconds of earlier sessions, and the tokens of its steps. */
-interface Session {
-  start: number
-  step: number
-  seconds: number
-  tokens: number
-}
 
 export interface TrainerSetting {
   model: ModelSpec
@@ -182,11 +174,12 @@ export class Trainer {
           if (this.setting.folder) await this.save()
           return void (yield { type: 'interrupted', step: state.step, folder: this.setting.folder ?? null })
         }
-        const event = this.#count(this.step(users), session)
-        event.catch(() => {}) // told to who awaits it
-        this.#counted = event
-        inFlight.push(event)
-        state.batch += 1
+        try {
+          inFlight.push(this.#enqueue(users, session))
+        } catch (error) {
+          yield* landed(0) // the steps before it were made
+          throw error
+        }
         yield* landed(this.lag)
         const due = options.checkpointEvery > 0 && state.step % options.checkpointEvery === 0
         if (due && this.setting.folder) {
@@ -204,6 +197,15 @@ export class Trainer {
     }
     const stoppedEarly = state.epoch < options.epochs
     yield { type: 'done', step: state.step, epoch: state.epoch, seconds: state.seconds, best: state.best, stoppedEarly }
+  }
+
+  /** The next batch's step. @returns its event */
+  #enqueue(users: Int32Array, session: Session): Promise<TrainEvent> {
+    const event = this.#count(this.step(users), session)
+    event.catch(() => {}) // told to who awaits it
+    this.#counted = event
+    this.state.batch += 1
+    return event
   }
 
   /** The event of a step, once its loss and all before it are in the state. */
