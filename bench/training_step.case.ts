@@ -1,6 +1,5 @@
 import { trainBatch } from '#lib/data/batch.js'
 import type { SequenceDataset } from '#lib/data/dataset.js'
-import { precisions } from '#lib/layers/precision.js'
 import { Random } from '#lib/random.js'
 import { preset } from '#lib/train/presets.js'
 import { Trainer } from '#lib/train/trainer.js'
@@ -32,30 +31,25 @@ function mlShape(lengths: 'full' | 'lognormal', users = 128): SequenceDataset {
 
 benchCase('training_step', () =>
   (['hstu', 'hstu-large', 'sasrec'] as const).flatMap(name =>
-    (['full', 'lognormal'] as const).flatMap(lengths => {
+    (['full', 'lognormal'] as const).map(lengths => {
       const dataset = mlShape(lengths)
+      const trainer = new Trainer(dataset, {
+        ...{ model: preset(`ml-1m/${name}`).model(3952), options: { part: 'all' } },
+        tensors: { device: benchDevice() },
+      })
       const users = Int32Array.from({ length: dataset.numUsers }, (_, u) => u)
       const { ids } = trainBatch(dataset, users, { maxLength: 200, protocol: 'all' })
-      const device = benchDevice()
-      return precisions
-        .filter(precision => precision === 'float32' || device !== 'cpu')
-        .map(precision => {
-          const trainer = new Trainer(dataset, {
-            ...{ model: preset(`ml-1m/${name}`).model(3952), options: { part: 'all', precision }, tensors: { device } },
-          })
-          const seconds = timed(`${name} ${lengths} ${precision}`, () => void trainer.step(users))
-          trainer.dispose()
-          const shape = { B: 128, N: 211, d: 50, R: 128, T: ids.length, lengths }
-          const ms = round(seconds * 1e3)
-          return {
-            case: name,
-            ...shape,
-            dtype: precision === 'bf16' ? 'bfloat16' : 'float32',
-            unit: 'ms',
-            hstu: ms,
-            ms,
-          }
-        })
+      const seconds = timed(`${name} ${lengths}`, () => void trainer.step(users))
+      trainer.dispose()
+      const shape = { B: 128, N: 211, d: 50, R: 128, T: ids.length, lengths }
+      return {
+        case: name,
+        ...shape,
+        dtype: 'float32',
+        unit: 'ms',
+        hstu: round(seconds * 1e3),
+        ms: round(seconds * 1e3),
+      }
     }),
   ),
 )
