@@ -272,6 +272,8 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   HSTU_BIND(embedding_backward)
   HSTU_BIND(position_embedding)
   HSTU_BIND(position_embedding_backward)
+  HSTU_BIND(multi_hot_embedding)
+  HSTU_BIND(multi_hot_embedding_backward)
   HSTU_BIND(concat)
   HSTU_BIND(split)
   HSTU_BIND(interleave)

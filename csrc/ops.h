@@ -148,6 +148,13 @@ HSTU_OP(position_embedding, Tensor& y, const Tensor& x, const Tensor& table, con
 HSTU_OP(position_embedding_backward, Tensor& dx, Tensor& dtable, const Tensor& dy, const Tensor& seq_offsets,
         const Tensor* ids, double scale, Stream stream)
 
+// y[t, k] = table[k] where bit k of actions[t] is set, else 0: an action of several bits is one row of K features side by side. A negative
+// action is not known: y[t] = pending. table [K, d] F, K <= 63; actions int64 [T]; pending [K, d] F or null; y [T, K d].
+// A bit at or above K, or a negative action without `pending`, throws (CPU; CUDA under HSTU_DEBUG, else it counts as 0).
+HSTU_OP(multi_hot_embedding, Tensor& y, const Tensor& table, const Tensor& actions, const Tensor* pending, Stream stream)
+// dtable[k] = sum of dy[t, k] over t with bit k set; dpending = sum of dy[t] over t with actions[t] < 0; both in a fixed order.
+HSTU_OP(multi_hot_embedding_backward, Tensor& dtable, Tensor* dpending, const Tensor& dy, const Tensor& actions, Stream stream)
+
 // ---- Jagged ----------------------------------------------------------------------------------------------------------------
 
 // Sequence by sequence, rows of a then rows of b.  a [Ta, ...], b [Tb, ...], y [Ta + Tb, ...], one dtype of any kind.
