@@ -39,6 +39,28 @@ HSTU_INLINE T gelu_derivative(T x) {
   return cdf + x * T(0.39894228040143267794) * std::exp(T(-0.5) * x * x);
 }
 
+// Losses of one element: value(z, y) of prediction z and label y, and its derivative with respect to z.
+struct BceWithLogits {
+  template <typename T>
+  static HSTU_INLINE T value(T z, T y) {
+    return (z > T(0) ? z : T(0)) - z * y + std::log1p(std::exp(-std::abs(z)));
+  }
+  template <typename T>
+  static HSTU_INLINE T derivative(T z, T y) {
+    return sigmoid(z) - y;
+  }
+};
+struct SquaredError {
+  template <typename T>
+  static HSTU_INLINE T value(T z, T y) {
+    return (z - y) * (z - y);
+  }
+  template <typename T>
+  static HSTU_INLINE T derivative(T z, T y) {
+    return T(2) * (z - y);
+  }
+};
+
 // Philox4x32-10 (Salmon et al., SC 2011). Four 32-bit words from a 64-bit key and a 128-bit counter whose upper half is 0.
 struct Philox4 {
   uint32_t word[4];

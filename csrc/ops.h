@@ -204,6 +204,21 @@ HSTU_OP(softmax_loss_backward, Tensor& dquery, Tensor& dtable, const Tensor& dlo
         const Tensor& table, const Tensor& positive_ids, const Tensor* weights, int first_id, bool normalize_items,
         double temperature, double eps, Stream stream)
 
+// Losses of elements, K tasks side by side: loss_k = sum_m w_mk l(logits_mk, labels_mk) / sum_m w_mk, 0 where the sum is 0.
+// logits [M, K] F, K <= 256; labels, weights [M, K] float32 (F float64: float64), weights null = 1; an element of weight 0 counts nothing,
+// whatever it holds. loss, weight_sum [K] float32 (float64), also with 16-bit logits; weight_sum_k = sum_m w_mk, wanted by the backward.
+// l = max(z, 0) - z y + log(1 + exp(-|z|)): the cross entropy of label y in 0 .. 1 and sigmoid(z), without overflow.
+HSTU_OP(bce_with_logits_loss, Tensor& loss, Tensor& weight_sum, const Tensor& logits, const Tensor& labels, const Tensor* weights,
+        Stream stream)
+// dlogits_mk = dloss_k w_mk / weight_sum_k l'(logits_mk, labels_mk).
+HSTU_OP(bce_with_logits_loss_backward, Tensor& dlogits, const Tensor& dloss, const Tensor& weight_sum, const Tensor& logits,
+        const Tensor& labels, const Tensor* weights, Stream stream)
+
+// The same with l = (z - y)^2.
+HSTU_OP(mse_loss, Tensor& loss, Tensor& weight_sum, const Tensor& logits, const Tensor& labels, const Tensor* weights, Stream stream)
+HSTU_OP(mse_loss_backward, Tensor& dlogits, const Tensor& dloss, const Tensor& weight_sum, const Tensor& logits,
+        const Tensor& labels, const Tensor* weights, Stream stream)
+
 // ---- Optimisers (in place, no gradient) ----------------------------------------------------------------------------------------
 
 // Decoupled weight decay (Loshchilov and Hutter 2019): m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2;
