@@ -89,6 +89,14 @@ HSTU_INLINE uint32_t dropout_threshold(double p) {
   return t <= 0 ? 0u : t >= 4294967295.0 ? 4294967295u : uint32_t(t);
 }
 
+// Where a key's probes of a hash table begin: the finaliser of MurmurHash3.
+HSTU_INLINE uint64_t hash_key(int64_t key) {
+  uint64_t x = uint64_t(key);
+  x = (x ^ (x >> 33)) * 0xFF51AFD7ED558CCDull;
+  x = (x ^ (x >> 33)) * 0xC4CEB9FE1A85EC53ull;
+  return x ^ (x >> 33);
+}
+
 // Uniform integer in [low, low + range): the high word of word * range (bias at most range / 2^32).
 HSTU_INLINE int64_t random_id(uint32_t word, int64_t low, int64_t range) {
   return low + int64_t((uint64_t(word) * uint64_t(range)) >> 32);

@@ -230,6 +230,14 @@ HSTU_OP(adamw, TensorList params, TensorList grads, TensorList m, TensorList v, 
 // a norm that is not finite leaves the gradients as they are.
 HSTU_OP(global_norm_clip, Tensor& norm, TensorList grads, double max_norm, Stream stream)
 
+// Adagrad with one accumulator a row, of the rows that ids name: g = sum of grads[t] over t with ids[t] = i, in a fixed order;
+// accumulator[i] += mean over columns of g^2;  table[i] -= lr g / (sqrt(accumulator[i]) + eps). No other row is read or written.
+// table [I, d] F and accumulator [I] float32 (F float64: float64) in place; grads [T, d] F, ids int64 [T].
+// An id outside 0..I-1 throws (CPU; CUDA under HSTU_DEBUG, else it is left out).
+HSTU_OP(rowwise_adagrad, Tensor& table, Tensor& accumulator, const Tensor& grads, const Tensor& ids, double lr, double eps,
+        Stream stream)
+
+
 // ---- Ranking and sampling (no gradient) ----------------------------------------------------------------------------------------
 
 // The k best items of each query by <query_b, table_i> over rows first_id .. I - 1 less the query's exclude_ids; ties by smaller id.
