@@ -294,6 +294,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   HSTU_BIND(adamw)
   HSTU_BIND(global_norm_clip)
   HSTU_BIND(rowwise_adagrad)
+  HSTU_BIND(hash_lookup)
   HSTU_BIND(top_k)
   HSTU_BIND(target_rank)
   HSTU_BIND(random_ids)

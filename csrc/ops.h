@@ -237,6 +237,16 @@ HSTU_OP(global_norm_clip, Tensor& norm, TensorList grads, double max_norm, Strea
 HSTU_OP(rowwise_adagrad, Tensor& table, Tensor& accumulator, const Tensor& grads, const Tensor& ids, double lr, double eps,
         Stream stream)
 
+// ---- Hash tables (in place, no gradient) ----------------------------------------------------------------------------------------
+
+// rows[t] = the row of keys[t] in a table of C rows, of which row 0 belongs to no key and rows 1 .. count - 1 are given. With insert, keys
+// that have none get the rows count, count + 1, ... in order of their first t, and count moves on; without, rows[t] = 0.
+// rows int64 [T]; keys int64 [T], any values. In place: row_keys int64 [C], the key of each row; count int64 [1], at least 1; last_used
+// int32 [C] or null: `tick` for each row that was found or given; slots int32 [S], S a power of two, S >= 2 C, all -1 at first: open
+// addressing over row_keys, made by inserting row_keys 1 .. count - 1 in order. Its layout is no result, everything else is the same
+// bits on both backends. insert needs count + T <= C: otherwise it throws (CPU), or nothing is inserted (CUDA).
+HSTU_OP(hash_lookup, Tensor& rows, Tensor& slots, Tensor& row_keys, Tensor* last_used, Tensor& count, const Tensor& keys, bool insert,
+        int tick, Stream stream)
 
 // ---- Ranking and sampling (no gradient) ----------------------------------------------------------------------------------------
 
