@@ -298,6 +298,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   HSTU_BIND(top_k)
   HSTU_BIND(target_rank)
   HSTU_BIND(random_ids)
+  HSTU_BIND(random_uniform)
   return exports;
 }
 

@@ -89,6 +89,9 @@ HSTU_INLINE uint32_t dropout_threshold(double p) {
   return t <= 0 ? 0u : t >= 4294967295.0 ? 4294967295u : uint32_t(t);
 }
 
+// A word as a signed number of 24 bits: exact in float32.
+HSTU_INLINE int32_t signed_24(uint32_t word) { return int32_t(word) >> 8; }
+
 // Where a key's probes of a hash table begin: the finaliser of MurmurHash3.
 HSTU_INLINE uint64_t hash_key(int64_t key) {
   uint64_t x = uint64_t(key);

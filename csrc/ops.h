@@ -263,3 +263,7 @@ HSTU_OP(target_rank, Tensor& rank, const Tensor& query, const Tensor& table, con
 
 // ids int64 [...]: element n = random_id(philox_word(seed, offset, n), low, high - low): uniform in low .. high - 1, range < 2^32.
 HSTU_OP(random_ids, Tensor& ids, int64_t low, int64_t high, int64_t seed, int64_t offset, Stream stream)
+
+// x [...] F: element n = bound 2^-23 s, s = philox_word(seed, offset, n) as a signed number >> 8: uniform in [-bound, bound). Made in
+// float32 (F float64: float64) by one multiplication, so the same bits on both backends.
+HSTU_OP(random_uniform, Tensor& x, double bound, int64_t seed, int64_t offset, Stream stream)

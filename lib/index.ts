@@ -47,6 +47,7 @@ export { type NormGateLinearOptions, normGateLinear } from './ops/norm_gate_line
 export { type NormLinearSiluOptions, normLinearSilu } from './ops/norm_linear_silu.js'
 export { positionEmbedding } from './ops/position_embedding.js'
 export { randomIds } from './ops/random_ids.js'
+export { type RandomUniformOptions, randomUniform } from './ops/random_uniform.js'
 export { type RowwiseAdagradOptions, rowwiseAdagrad } from './ops/rowwise_adagrad.js'
 export { sampledSoftmaxLoss } from './ops/sampled_softmax_loss.js'
 export { softmaxLoss } from './ops/softmax_loss.js'
