@@ -12,6 +12,13 @@ export { type EvaluateOptions, evaluate } from './eval/evaluate.js'
 export { METRIC_KS, type Metrics, rankingMetrics } from './eval/metrics.js'
 export { type Recommendation, recommend } from './eval/recommend.js'
 export { MultiHeadAttention } from './layers/attention.js'
+export {
+  EmbeddingTable,
+  type EmbeddingTableConfig,
+  type EmbeddingTableState,
+  type EvictionReport,
+  type TableRows,
+} from './layers/embedding_table.js'
 export { FeedForward } from './layers/feed_forward.js'
 export { HstuLayer, type HstuLayerConfig } from './layers/hstu_layer.js'
 export type { Noise, SequenceInputs } from './layers/inputs.js'

@@ -22,6 +22,11 @@ export interface HashLookupOptions {
   tick?: number
 }
 
+/** Slots without keys for an index of `rows` rows. */
+export function emptySlots(rows: number, { device = 'cpu' }: TensorOptions = {}): Tensor {
+  return Tensor.from(new Int32Array(2 ** Math.ceil(Math.log2(2 * rows))).fill(-1), undefined, { device })
+}
+
 /** An index without keys for `rows` rows, row 0 included. */
 export function emptyHashIndex(rows: number, { device = 'cpu' }: TensorOptions = {}): HashIndex {
   argument('hashLookup', Number.isInteger(rows) && rows >= 1 && rows <= 2 ** 30, () => {
@@ -31,7 +36,7 @@ export function emptyHashIndex(rows: number, { device = 'cpu' }: TensorOptions =
     rowKeys: Tensor.zeros([rows], { dtype: 'int64', device }),
     count: Tensor.from(BigInt64Array.of(1n), [1], { device }),
     lastUsed: Tensor.zeros([rows], { dtype: 'int32', device }),
-    slots: Tensor.from(new Int32Array(2 ** Math.ceil(Math.log2(2 * rows))).fill(-1), undefined, { device }),
+    slots: emptySlots(rows, { device }),
   }
 }
 
