@@ -22,6 +22,12 @@ export {
 export { FeedForward } from './layers/feed_forward.js'
 export { HstuLayer, type HstuLayerConfig } from './layers/hstu_layer.js'
 export type { Noise, SequenceInputs } from './layers/inputs.js'
+export {
+  type CandidatePairs,
+  candidatePairs,
+  TargetAttention,
+  type TargetAttentionConfig,
+} from './layers/target_attention.js'
 export { type NextItemLossOptions, nextItemLoss } from './losses/next_item.js'
 export { type AnySequenceModel, createModel, type ModelSpec } from './models/create.js'
 export { HSTU, type HstuConfig } from './models/hstu.js'
