@@ -62,7 +62,8 @@ export interface EmbeddingTableState {
   generation: number
   evicted: number
   skipped: number
-  /** Of the generator; decimal. */
+  /** Of the generator of new rows; decimal. */
+  seed: string
   offset: string
 }
 
@@ -151,23 +152,31 @@ export class EmbeddingTable {
     const { evicted, skipped } = this
     return {
       tensors: Object.fromEntries(tableTensors.map(name => [name, this.tensors[name]])),
-      json: { tick: this.#tick, generation: this.#generation, evicted, skipped, offset: `${this.#philox.offset}` },
+      json: {
+        ...{ tick: this.#tick, generation: this.#generation, evicted, skipped },
+        ...{ seed: `${this.#philox.seed}`, offset: `${this.#philox.offset}` },
+      },
     }
   }
 
   /**
    * Goes on from a state taken earlier.
-   * @throws HstuError ERR_HSTU_CHECKPOINT when a tensor is missing or of another shape; the table is then unchanged.
+   * @throws HstuError ERR_HSTU_CHECKPOINT when a tensor is missing or of another shape, or the seed another; the table is then unchanged.
    */
   restore(tensors: SavedTensors, json: EmbeddingTableState): void {
+    const { tick, generation, evicted, skipped, seed, offset } = json
+    const whole = [tick, generation, evicted, skipped].every(Number.isSafeInteger) && /^\d+$/.test(offset)
+    check(whole && seed === `${this.#philox.seed}`, 'ERR_HSTU_CHECKPOINT', () => {
+      return `EmbeddingTable: expected the state of a table with seed ${this.#philox.seed}, found ${JSON.stringify(json)}`
+    })
     const made = loadTable(tensors, this.config.dim, this.options)
     this.#replace(made)
     this.#given()
-    this.#tick = json.tick
-    this.#generation = json.generation
-    this.evicted = json.evicted
-    this.skipped = json.skipped
-    this.#philox.offset = BigInt(json.offset)
+    this.#tick = tick
+    this.#generation = generation
+    this.evicted = evicted
+    this.skipped = skipped
+    this.#philox.offset = BigInt(offset)
   }
 
   dispose(): void {

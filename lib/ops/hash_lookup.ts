@@ -54,7 +54,7 @@ export function hashLookup(
   { insert = false, tick = 0 }: HashLookupOptions = {},
 ): Tensor {
   const { rowKeys, count, lastUsed, slots } = index
-  refuseInTape('hashLookup')
+  if (insert || lastUsed) refuseInTape('hashLookup')
   const { C, S } = shapes('hashLookup', {
     keys: [keys, ['T']],
     rowKeys: [rowKeys, ['C']],

@@ -4,11 +4,13 @@ import { join } from 'node:path'
 import { reshape, valueAndGrad } from '#lib/autograd.js'
 import { HstuError } from '#lib/errors.js'
 import { EmbeddingTable, type EmbeddingTableConfig, type EvictionReport } from '#lib/layers/embedding_table.js'
+import { native } from '#lib/native.js'
 import { mseLoss } from '#lib/ops/mse_loss.js'
 import { Random } from '#lib/random.js'
-import { memory, scope, Tensor } from '#lib/tensor.js'
+import { type Device, memory, scope, Tensor } from '#lib/tensor.js'
 import { loadCheckpoint, saveCheckpoint } from '#lib/train/checkpoint.js'
 
+const devices: Device[] = native.backend().cuda.usable ? ['cpu', 'cuda'] : ['cpu']
 const keysOf = (...values: (number | bigint)[]) => Tensor.from(BigInt64Array.from(values, BigInt))
 const rowsOf = (table: EmbeddingTable, keys: Tensor, insert = true) =>
   Array.from(table.lookup(keys, { insert }).ids.dataSync(), Number)
@@ -74,68 +76,71 @@ class Model {
   }
 }
 
-it('a million keys looked up: rows, growth, evictions and values as a Map has them, through restored checkpoints', () => {
-  const config = { dim: 2, rows: 64, maxRows: 20_000, evictShare: 0.05, whenFull: 'evict' as const }
-  const before = memory()
-  scope(() => {
-    const random = new Random(17)
-    const model = new Model(config)
-    let reported = 0
-    const onEvict = (report: EvictionReport) => {
-      reported += report.keys.length
-      expect(report.lastUsed).toEqual(report.lastUsed.slice().sort())
-      expect(report.kept + report.keys.length).toBeLessThan(config.maxRows)
-    }
-    let table = new EmbeddingTable({ ...config, onEvict })
-    let total = 0
-    for (let batch = 0; total < 1_000_000; batch++)
-      scope(() => {
-        const size = random.int(4000)
-        total += size
-        // Popular keys, and a tail that moves on.
-        const key = () =>
-          BigInt.asIntN(64, BigInt(Math.floor(total / 20 + 12_000 * random.float() ** 3)) * 0x9e3779b97f4a7c15n)
-        const keys = Array.from({ length: size }, key)
-        const tensor = keysOf(...keys)
-        const insert = random.int(5) > 0
-        const rows = table.lookup(tensor, { insert })
-        const expected = insert ? model.insert(keys) : model.find(keys)
-        expect(rows.ids.dataSync()).toEqual(BigInt64Array.from(expected, BigInt))
-        const read = () => table.embed(rows).dataSync()
-        const check = read()
-        for (const [t, name] of keys.entries()) {
-          const known = model.values.get(name)
-          if (known && (check[2 * t] !== known[0] || check[2 * t + 1] !== known[1]))
-            throw new Error(`batch ${batch}: values of key ${name} are ${check[2 * t]}, were ${known}`)
-        }
-        if (insert) {
-          const gradient = Float32Array.from({ length: 2 * size }, () => random.normal())
-          table.step(rows, Tensor.from(gradient, [size, 2]), 0.1)
-          const after = read()
-          for (const [t, name] of keys.entries())
-            model.values.set(name, [Number(after[2 * t]), Number(after[2 * t + 1])])
-        }
-        if (batch % 50 === 49) {
-          const { tensors, json } = table.state()
-          const saved = new Map(
-            Object.entries(tensors).map(([name, x]) => [name, { shape: x.shape, data: x.dataSync() }]),
-          )
-          const other = new EmbeddingTable({ ...config, onEvict })
-          other.restore(saved, JSON.parse(JSON.stringify(json)))
-          table.dispose()
-          table = other
-        }
-      })
-    expect(table.size).toBe(model.keys.length - 1)
-    expect(table.rows).toBe(model.capacity)
-    expect(table.rows).toBe(config.maxRows)
-    expect(table.evicted).toBe(model.evicted)
-    expect(model.evicted).toBeGreaterThan(10_000)
-    expect(reported).toBe(model.evicted)
-    table.dispose()
-  })
-  expect(memory()).toEqual(before)
-})
+it.each(devices)(
+  'a million keys looked up on %s: rows, growth, evictions and values as a Map has them, through restored checkpoints',
+  device => {
+    const config = { dim: 2, rows: 64, maxRows: 20_000, evictShare: 0.05, whenFull: 'evict' as const }
+    const before = memory()
+    scope(() => {
+      const random = new Random(17)
+      const model = new Model(config)
+      let reported = 0
+      const onEvict = (report: EvictionReport) => {
+        reported += report.keys.length
+        expect(report.lastUsed).toEqual(report.lastUsed.slice().sort())
+        expect(report.kept + report.keys.length).toBeLessThan(config.maxRows)
+      }
+      let table = new EmbeddingTable({ ...config, onEvict }, { device })
+      let total = 0
+      for (let batch = 0; total < 1_000_000; batch++)
+        scope(() => {
+          const size = random.int(4000)
+          total += size
+          // Popular keys, and a tail that moves on.
+          const key = () =>
+            BigInt.asIntN(64, BigInt(Math.floor(total / 20 + 12_000 * random.float() ** 3)) * 0x9e3779b97f4a7c15n)
+          const keys = Array.from({ length: size }, key)
+          const tensor = Tensor.from(BigInt64Array.from(keys), [size], { device })
+          const insert = random.int(5) > 0
+          const rows = table.lookup(tensor, { insert })
+          const expected = insert ? model.insert(keys) : model.find(keys)
+          expect(rows.ids.dataSync()).toEqual(BigInt64Array.from(expected, BigInt))
+          const read = () => table.embed(rows).dataSync()
+          const check = read()
+          for (const [t, name] of keys.entries()) {
+            const known = model.values.get(name)
+            if (known && (check[2 * t] !== known[0] || check[2 * t + 1] !== known[1]))
+              throw new Error(`batch ${batch}: values of key ${name} are ${check[2 * t]}, were ${known}`)
+          }
+          if (insert) {
+            const gradient = Float32Array.from({ length: 2 * size }, () => random.normal())
+            table.step(rows, Tensor.from(gradient, [size, 2], { device }), 0.1)
+            const after = read()
+            for (const [t, name] of keys.entries())
+              model.values.set(name, [Number(after[2 * t]), Number(after[2 * t + 1])])
+          }
+          if (batch % 50 === 49) {
+            const { tensors, json } = table.state()
+            const saved = new Map(
+              Object.entries(tensors).map(([name, x]) => [name, { shape: x.shape, data: x.dataSync() }]),
+            )
+            const other = new EmbeddingTable({ ...config, onEvict }, { device })
+            other.restore(saved, JSON.parse(JSON.stringify(json)))
+            table.dispose()
+            table = other
+          }
+        })
+      expect(table.size).toBe(model.keys.length - 1)
+      expect(table.rows).toBe(model.capacity)
+      expect(table.rows).toBe(config.maxRows)
+      expect(table.evicted).toBe(model.evicted)
+      expect(model.evicted).toBeGreaterThan(10_000)
+      expect(reported).toBe(model.evicted)
+      table.dispose()
+    })
+    expect(memory()).toEqual(before)
+  },
+)
 
 it('gives rows in order of first appearance, 0 to keys it does not know, and looking them up changes nothing', () =>
   withTable({ dim: 3, rows: 8 }, table => {
@@ -251,6 +256,27 @@ it('says that a full table has no room, and goes on', () =>
     expect(rowsOf(table, keysOf(3, 2, 3, 1, 2, 3))).toEqual([3, 2, 3, 1, 2, 3])
   }))
 
+it.runIf(devices.length > 1)('gives the same rows and the same new values on CUDA, through growth and evictions', () =>
+  scope(() => {
+    const config = { dim: 5, rows: 3, maxRows: 300, whenFull: 'evict' as const, seed: 3n }
+    const random = new Random(8)
+    const batches = Array.from({ length: 40 }, (_, step) =>
+      BigInt64Array.from({ length: random.int(200) }, () => BigInt(6 * step + random.int(150))),
+    )
+    const [cpu, cuda] = devices.map(device => {
+      const table = new EmbeddingTable(config, { device })
+      for (const keys of batches)
+        scope(() => void table.lookup(Tensor.from(keys, undefined, { device }), { insert: true }))
+      const { tensors, json } = table.state()
+      const values = Object.entries(tensors).map(([name, x]) => [name, x.dataSync()])
+      table.dispose()
+      return { json, ...Object.fromEntries(values) }
+    })
+    expect(cuda).toEqual(cpu)
+    expect(cpu!.json.evicted).toBeGreaterThan(0)
+  }),
+)
+
 it('goes on from a checkpoint with the same bits', async () => {
   const folder = await mkdtemp(join(tmpdir(), 'hstu-table-'))
   const config = { dim: 3, rows: 4, maxRows: 40, whenFull: 'evict' as const, seed: 5n }
@@ -312,6 +338,10 @@ it('refuses a checkpoint of another table and stays as it is', () =>
       const [more] = saved(table)
       more.set('count', { shape: [1], data: BigInt64Array.of(9n) })
       expect(() => table.restore(more, json)).toThrow(/9 of 4 rows are given/)
+      for (const wrong of [{ seed: '1' }, { offset: 'x' }, { tick: 0.5 }])
+        expect(() => table.restore(saved(table)[0], { ...json, ...wrong })).toThrow(
+          /expected the state of a table with seed 0/,
+        )
       expect(rowsOf(table, keysOf(8), false)).toEqual([1])
     }),
   ))
