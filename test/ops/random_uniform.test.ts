@@ -1,6 +1,6 @@
 import { deepStrictEqual, ok } from 'node:assert/strict'
 import { randomUniform } from '#lib/ops/random_uniform.js'
-import { type Dtype, scope } from '#lib/tensor.js'
+import { type Device, type Dtype, scope } from '#lib/tensor.js'
 import { describeOp, itOp, normal, philoxWord, sameBits, throwsCode } from '../harness.js'
 
 interface Case {
@@ -52,6 +52,18 @@ itOp('random_uniform', 'a draw goes on where the one before ended, with any numb
     deepStrictEqual(whole.rows(20_000, 40_000).dataSync(), parts[1]!.dataSync())
     return whole
   }),
+)
+
+itOp(
+  'random_uniform',
+  'the same bits as on the CPU',
+  () =>
+    scope(() => {
+      const draw = (device: Device) =>
+        randomUniform([33_333], { bound: 0.037, seed: -5n, offset: 9n, device }).dataSync()
+      deepStrictEqual(draw('cuda'), draw('cpu'))
+    }),
+  'cuda',
 )
 
 itOp('random_uniform', 'names what is wrong', () => {
