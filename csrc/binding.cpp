@@ -272,6 +272,8 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   HSTU_BIND(embedding_backward)
   HSTU_BIND(position_embedding)
   HSTU_BIND(position_embedding_backward)
+  HSTU_BIND(multi_hot_embedding)
+  HSTU_BIND(multi_hot_embedding_backward)
   HSTU_BIND(concat)
   HSTU_BIND(split)
   HSTU_BIND(interleave)
@@ -285,11 +287,18 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   HSTU_BIND(sampled_softmax_loss_backward)
   HSTU_BIND(softmax_loss)
   HSTU_BIND(softmax_loss_backward)
+  HSTU_BIND(bce_with_logits_loss)
+  HSTU_BIND(bce_with_logits_loss_backward)
+  HSTU_BIND(mse_loss)
+  HSTU_BIND(mse_loss_backward)
   HSTU_BIND(adamw)
   HSTU_BIND(global_norm_clip)
+  HSTU_BIND(rowwise_adagrad)
+  HSTU_BIND(hash_lookup)
   HSTU_BIND(top_k)
   HSTU_BIND(target_rank)
   HSTU_BIND(random_ids)
+  HSTU_BIND(random_uniform)
   return exports;
 }
 

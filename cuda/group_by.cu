@@ -103,30 +103,34 @@ __global__ void find_outside(unsigned long long* first, const int64_t* ids, int6
 
 }  // namespace
 
-Groups::Groups(const int64_t* ids, int64_t count, int64_t num_rows, Stream stream) : starts(num_rows + 1, stream), order(count, stream) {
+SortedIds::SortedIds(const int64_t* ids, int64_t count, int64_t num_rows, Stream stream) : keys(count, stream), order(count, stream) {
   HSTU_CHECK(count < (int64_t(1) << 32), kInvalidArgument, "group_by_id: ", count, " ids, at most 2^32 - 1 are supported");
   HSTU_CHECK(num_rows < (int64_t(1) << 32), kInvalidArgument, "group_by_id: ", num_rows, " rows, at most 2^32 - 1 are supported");
   int passes = 1;  // keys are 0 .. num_rows
   while (passes * kBits < 32 && (num_rows >> (passes * kBits)) > 0) ++passes;
   int64_t tiles = ceil_div(count, kTile), cells = tiles * kDigits;
-  Scratch<uint32_t> spare_order(passes > 1 ? count : 0, stream), keys_a(count, stream), keys_b(passes > 1 ? count : 0, stream);
+  Scratch<uint32_t> spare_order(passes > 1 ? count : 0, stream), spare_keys(passes > 1 ? count : 0, stream);
   Scratch<uint32_t> counts(cells, stream), tile_starts(cells + 1, stream);
-  uint32_t* keys[2] = {keys_a, keys_b};           // the last pass writes keys[0] and positions[0]
+  uint32_t* sorted[2] = {keys, spare_keys};  // the last pass writes sorted[0] and positions[0]
   uint32_t* positions[2] = {order, spare_order};
   for (int pass = 0; pass < passes && count > 0; ++pass) {
     int to = (passes - 1 - pass) % 2, from = 1 - to, shift = pass * kBits;
     auto sort = [&](auto source, auto count_kernel, auto scatter_kernel) {
       launch(count_kernel, unsigned(tiles), kThreads, 0, stream, counts.get(), source, count, shift);
       exclusive_scan<uint32_t, uint32_t>(tile_starts, counts, cells, stream);
-      launch(scatter_kernel, unsigned(tiles), kThreads, 0, stream, keys[to], positions[to], source,
+      launch(scatter_kernel, unsigned(tiles), kThreads, 0, stream, sorted[to], positions[to], source,
              static_cast<const uint32_t*>(positions[from]), static_cast<const uint32_t*>(tile_starts), count, shift);
     };
     if (pass == 0)
       sort(Ids{ids, num_rows}, count_digits<Ids>, scatter<Ids, true>);
     else
-      sort(static_cast<const uint32_t*>(keys[from]), count_digits<const uint32_t*>, scatter<const uint32_t*, false>);
+      sort(static_cast<const uint32_t*>(sorted[from]), count_digits<const uint32_t*>, scatter<const uint32_t*, false>);
   }
-  launch(find_starts, unsigned(ceil_div(num_rows + 1, 256)), 256, 0, stream, starts.get(), static_cast<const uint32_t*>(keys_a), count,
+}
+
+Groups::Groups(const int64_t* ids, int64_t count, int64_t num_rows, Stream stream)
+    : SortedIds(ids, count, num_rows, stream), starts(num_rows + 1, stream) {
+  launch(find_starts, unsigned(ceil_div(num_rows + 1, 256)), 256, 0, stream, starts.get(), static_cast<const uint32_t*>(keys), count,
          num_rows);
 }
 
