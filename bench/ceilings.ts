@@ -25,9 +25,9 @@ export interface Ceiling {
 /** N(0, 1) on the device at once: rows of a small table, drawn at random. [rows, ...shape] */
 export function noise(device: Device, dtype: FloatDtype, seed: number, rows: number, ...shape: number[]): Tensor {
   return scope(() => {
-    const cols = shape.reduce((a, b) => a * b, 1)
-    const table = placed(normal(new Random(seed), [1024, cols]).data as Float64Array, [1024, cols], dtype, device)
-    const ids = randomIds([rows], { low: 0, high: 1024, seed: BigInt(seed), device })
+    const size = [Math.min(1024, rows), shape.reduce((a, b) => a * b, 1)] as const
+    const table = placed(normal(new Random(seed), size).data as Float64Array, size, dtype, device)
+    const ids = randomIds([rows], { low: 0, high: size[0], seed: BigInt(seed), device })
     return embedding(table, ids).view([rows, ...shape])
   })
 }

@@ -1,11 +1,12 @@
 import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { record, valueAndGrad } from '#lib/autograd.js'
+import { cast } from '#lib/ops/cast.js'
 import { Random } from '#lib/random.js'
 import { type Device, emptyLike, scope, Tensor } from '#lib/tensor.js'
-import { normal as drawn, isFloat, placed, type Values } from '../test/values.js'
+import { normal as drawn, isFloat, type Values } from '../test/values.js'
 import { capture } from './calls.js'
-import { type Ceiling, measureCeilings } from './ceilings.js'
+import { type Ceiling, measureCeilings, noise } from './ceilings.js'
 import { type PeerRow, peersIn, publishedPeers, torchPeers } from './peers.js'
 import { print, provenance, type Result, type Row, type Scalar, type Value } from './report.js'
 import { secondsOf } from './timing.js'
@@ -95,7 +96,8 @@ function toTensors(inputs: Record<string, Values | null>, { dtype, device }: Run
     if (!values) continue
     const { kind, shape, data } = values
     if (kind === 'int32' || kind === 'int64') tensors[name] = Tensor.from(data, shape, { device })
-    else tensors[name] = placed(data, shape, kind === 'float' ? dtype : 'float32', device)
+    else
+      tensors[name] = cast(Tensor.from(new Float32Array(data), shape, { device }), kind === 'float' ? dtype : 'float32')
   }
   return tensors
 }
@@ -146,11 +148,11 @@ export function withPeers(row: Row, share: Record<string, Value>, run: Run, key?
   return { ...row, ...own, ...(Object.keys(published).length ? { published } : {}), share }
 }
 
-/** A scalar whose gradient reaches every output as ones, at no cost to speak of; `begin` is called when the backward begins. */
-export function headOf(outputs: readonly Tensor[], ones: readonly Tensor[], begin: () => void): Tensor {
+/** A scalar, recorded so that the gradients of the outputs are `douts`; `begin` is called when the backward begins. */
+function headOf(outputs: readonly Tensor[], douts: readonly Tensor[], begin: () => void): Tensor {
   return record('head', Tensor.zeros([1], { device: outputs[0]!.device }), outputs, () => {
     begin()
-    return [...ones]
+    return [...douts]
   })
 }
 
@@ -166,10 +168,12 @@ export function timePair(
     const seconds = [secondsOf(name, forward.phases[0]!, device)]
     forward.dispose()
     if (params.length === 0) return seconds
-    const ones = op().map(y =>
-      isFloat(y) ? placed(new Float64Array(y.size).fill(1), y.shape, y.dtype, device) : emptyLike(y),
-    )
-    const both = capture(mark => scope(() => void valueAndGrad(params, () => headOf(op(), ones, mark))))
+    const douts = op().map(y => {
+      if (!isFloat(y)) return emptyLike(y)
+      const cols = y.shape.at(-1)!
+      return noise(device, y.dtype as FloatDtype, 9, y.size / cols, cols).view(y.shape)
+    })
+    const both = capture(mark => scope(() => void valueAndGrad(params, () => headOf(op(), douts, mark))))
     seconds.push(secondsOf(`${name} backward`, both.phases[1]!, device))
     both.dispose()
     return seconds

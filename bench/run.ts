@@ -27,6 +27,7 @@ if (!values.table) {
     if (/\.(bench|case)\.js$/.test(file) && existsSync(join(packageRoot, 'bench', file.replace(/js$/, 'ts'))))
       await import(pathToFileURL(join(here, file)).href)
   const onCpu = values.device === 'cpu'
+  const start = performance.now()
   await runBenches(positionals, {
     save: values.save,
     folder: values.folder ?? join(results, onCpu ? 'cpu' : gpuName()),
@@ -34,5 +35,6 @@ if (!values.table) {
     steps: Number(values.steps),
     only: new RegExp(values.only),
   })
+  process.stdout.write(`done in ${Math.round((performance.now() - start) / 1e3)} s\n`)
 }
 if (values.table || (values.save && !values.folder)) rewriteReadme(join(packageRoot, 'README.md'), results)

@@ -55,7 +55,7 @@ async function secondsAStep(trainer: Trainer, warmUp: number, steps: number): Pr
 
 async function rowsOf(run: Run): Promise<Row[]> {
   const { device } = run
-  const [warmUp, steps] = device === 'cpu' ? [2, 8] : [20, 100]
+  const [warmUp, steps] = device === 'cpu' ? [2, 8] : [20, 200]
   const rows: Row[] = []
   for (const model of ['hstu', 'hstu-large', 'sasrec'] as const)
     for (const lengths of ['full', 'lognormal'] as const)

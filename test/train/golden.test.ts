@@ -1,5 +1,6 @@
 // golden.json: the first 20 steps of ml-100k/hstu in float64 on the CPU. Written again, where data or recipe change, by
 //   HSTU_WRITE_GOLDEN=1 npx vitest run test/train/golden.test.ts
+// golden.py computes the same steps in JAX and agrees to 2e-14; it begins from what HSTU_GOLDEN_INPUTS=<file> makes this test write.
 import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
@@ -11,7 +12,7 @@ import { dropout } from '#lib/ops/dropout.js'
 import { randomIds } from '#lib/ops/random_ids.js'
 import { type Device, scope, Tensor } from '#lib/tensor.js'
 import { preset } from '#lib/train/presets.js'
-import { hashOf, type Step, traceOf } from './trace.js'
+import { hashOf, type Step, traceInputs, traceOf } from './trace.js'
 
 interface Golden {
   preset: string
@@ -57,6 +58,8 @@ describe.skipIf(!hasData)('golden trace of ml-100k/hstu', () => {
   let dataset: SequenceDataset
   beforeAll(async () => {
     dataset = await loadDataset(data)
+    const inputs = process.env.HSTU_GOLDEN_INPUTS
+    if (inputs) writeFileSync(inputs, JSON.stringify(traceInputs(dataset, 20)))
     if (!process.env.HSTU_WRITE_GOLDEN) return
     const { numUsers: users, numItems: items } = dataset
     const about = { users, items, actions: dataset.items.length, sha256: hashOf(dataset) }

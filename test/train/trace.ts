@@ -1,7 +1,12 @@
 // Loss and gradient norms of the first steps of a training run: what golden.json holds and golden.test.ts compares.
 import { createHash } from 'node:crypto'
+import { trainBatch } from '#lib/data/batch.js'
 import type { SequenceDataset } from '#lib/data/dataset.js'
+import { epochBatches, trainableUsers } from '#lib/data/split.js'
+import { createModel } from '#lib/models/create.js'
+import { Random } from '#lib/random.js'
 import type { TensorOptions } from '#lib/tensor.js'
+import { trainOptions } from '#lib/train/options.js'
 import { preset } from '#lib/train/presets.js'
 import { Trainer } from '#lib/train/trainer.js'
 import { decoded } from '../harness.js'
@@ -47,4 +52,28 @@ export async function traceOf(dataset: SequenceDataset, tensors: TensorOptions, 
 export function hashOf({ offsets, items, times }: SequenceDataset): string {
   const hash = createHash('sha256').update(offsets).update(items)
   return (times ? hash.update(times) : hash).digest('hex')
+}
+
+/** Initial weights and batches of the first steps, as JSON can hold them: what golden.py begins from. */
+export function traceInputs(dataset: SequenceDataset, count: number) {
+  const { model: specOf, train } = preset('ml-100k/hstu')
+  const spec = specOf(dataset.numItems)
+  const model = createModel(spec, 0, { dtype: 'float64' })
+  const weights = Object.entries(model.parameters).map(([name, tensor]) => {
+    return [name, { shape: tensor.shape, data: Array.from(decoded(tensor)) }] as const
+  })
+  model.dispose()
+  const { batchSize, part } = trainOptions(train)
+  const batches: Record<string, number[]>[] = []
+  for (let epoch = 0; batches.length < count; epoch++) {
+    const random = new Random(0).fork(`epoch ${epoch}`)
+    for (const users of epochBatches(trainableUsers(dataset, part), batchSize, () => random.float())) {
+      const { ids, targets, offsets, times, queryTimes } = trainBatch(dataset, users, {
+        ...{ maxLength: spec.config.maxLength, protocol: part },
+      })
+      const arrays = Object.entries({ ids, targets, offsets, times: times!, queryTimes: queryTimes! })
+      batches.push(Object.fromEntries(arrays.map(([name, values]) => [name, Array.from(values, Number)])))
+    }
+  }
+  return { config: spec.config, parameters: Object.fromEntries(weights), batches: batches.slice(0, count) }
 }
