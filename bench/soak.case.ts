@@ -40,7 +40,7 @@ function growth(samples: readonly Sample[], name: Watched): number {
 }
 
 /** Trains for `steps` steps on batches of changing size, and reads the memory of device and host on the way. */
-async function soak(model: 'hstu' | 'sasrec', precision: string, { device, options }: Run): Promise<Row> {
+async function soak(model: 'hstu' | 'sasrec', precision: 'float32' | 'bf16', { device, options }: Run): Promise<Row> {
   const dataset = mlShape('lognormal', 1024)
   const stepsPerEpoch = Math.ceil(dataset.numUsers / 128)
   const every = Math.ceil(options.steps / kSamples)
