@@ -43,6 +43,12 @@ std::string name_of(Device device) {
   return device.type == DeviceType::kCpu ? "cpu" : "cuda:" + std::to_string(device.index);
 }
 
+std::string shape_text(const Napi::Array& dims) {
+  std::string text = "[";
+  for (uint32_t i = 0; i < dims.Length(); ++i) text += (i ? ", " : "") + dims.Get(i).ToString().Utf8Value();
+  return text + "]";
+}
+
 Tensor view_of(const Napi::Value& dtype, const Napi::Value& shape, const Napi::Value& device) {
   Tensor view;
   std::string dtype_name = dtype.As<Napi::String>(), device_name = device.As<Napi::String>();
@@ -62,7 +68,7 @@ Tensor view_of(const Napi::Value& dtype, const Napi::Value& shape, const Napi::V
     view.shape[i] = int64_t(dim);
     view.strides[i] = stride;
     HSTU_CHECK(!__builtin_mul_overflow(stride, std::max<int64_t>(view.shape[i], 1), &stride) && stride < (int64_t(1) << 53),
-               kShape, "tensor is too large");
+               kShape, "a tensor of shape ", shape_text(dims), " is too large: 2^53 elements or more");
   }
   return view;
 }
@@ -82,7 +88,13 @@ napi_value create(const Napi::CallbackInfo& info) {
     handle->view = view_of(info[1], info[2], info[3]);
     bool zero = info[4].As<Napi::Boolean>();
     Stream stream = stream_of(addon_of(env), handle->view.device);
-    handle->storage = std::make_shared<Storage>(handle->view.bytes(), stream, zero, addon_of(env).guards);
+    try {
+      handle->storage = std::make_shared<Storage>(handle->view.bytes(), stream, zero, addon_of(env).guards);
+    } catch (const Error& error) {
+      if (std::strcmp(error.code, kOutOfMemory) != 0) throw;
+      std::string shape = shape_text(info[2].As<Napi::Array>());
+      throw Error(kOutOfMemory, message(name_of(handle->view.dtype), shape, " of ", handle->view.bytes(), " bytes: ", error.what()));
+    }
     handle->view.data = handle->storage->data();
     int64_t bytes = int64_t(handle->storage->bytes());
     wrap(env, info[0], std::move(handle));
@@ -195,6 +207,10 @@ Storage::~Storage() {
     if (std::any_of(guards, std::end(guards), [](unsigned char byte) { return byte != kGuardByte; })) violations.fetch_add(1);
   }
   device::release(base_, allocated_, stream_);
+}
+
+Addon::~Addon() {
+  for (const Stream& stream : streams) device::close_stream(stream);
 }
 
 Stream stream_of(Addon& addon, Device device) {

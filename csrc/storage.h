@@ -37,6 +37,7 @@ class Storage {
 
 // State of the addon in one environment.
 struct Addon {
+  ~Addon();
   napi_ref error_class = nullptr;
   int64_t tensors = 0;  // live handles
   int64_t bytes = 0;    // of live storages, as reported to V8

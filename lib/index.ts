@@ -76,9 +76,11 @@ export { Philox, type PhiloxPosition } from './philox.js'
 export { Random } from './random.js'
 export {
   type Device,
+  type DeviceMemory,
   type Dtype,
   memory,
   scope,
+  setMemoryLimit,
   Tensor,
   type TensorOptions,
   type TypedArray,

@@ -1,11 +1,13 @@
 /// <reference lib="esnext.disposable" preserve="true" />
 import { check, HstuError } from './errors.js'
-import { type Dtype, native, type TypedArray } from './native.js'
+import { type DeviceMemory, type Dtype, native, type TypedArray } from './native.js'
 
-export type { Dtype, TypedArray } from './native.js'
+export type { DeviceMemory, Dtype, TypedArray } from './native.js'
 
 /** Where a tensor lives; 'cuda' is the first CUDA device. */
 export type Device = 'cpu' | 'cuda' | `cuda:${number}`
+
+const indexed = (device: Device) => (device === 'cuda' ? 'cuda:0' : device)
 
 const arrayOf = {
   float32: Float32Array,
@@ -51,7 +53,7 @@ export class Tensor {
   private constructor(dtype: Dtype, shape: readonly number[], device: Device) {
     this.dtype = dtype
     this.shape = Object.freeze([...shape]) // the addon keeps its own copy: a shape that changes later would disagree with it
-    this.device = device === 'cuda' ? 'cuda:0' : device
+    this.device = indexed(device)
     let size = 1
     for (const dim of this.shape) size *= dim
     this.size = size
@@ -214,9 +216,26 @@ export function emptyLike(tensor: Tensor): Tensor {
   return Tensor.empty(tensor.shape, { dtype: tensor.dtype, device: tensor.device })
 }
 
-/** Live tensors of this thread and the bytes of their storages. */
-export function memory(): { tensors: number; bytes: number } {
-  return native.memory()
+/**
+ * Without a device: the live tensors of this thread, on all devices, and the bytes of their storages. With one: what the process
+ * holds of that device's memory.
+ * @throws HstuError ERR_HSTU_CUDA_UNAVAILABLE, ERR_HSTU_DRIVER_TOO_OLD where `device` is unavailable.
+ */
+export function memory(): { tensors: number; bytes: number }
+export function memory(device: Device): DeviceMemory
+export function memory(device?: Device): { tensors: number; bytes: number } | DeviceMemory {
+  return device === undefined ? native.memory() : native.memory_statistics(indexed(device))
+}
+
+/**
+ * The most that this process, with all its threads, may hold of a device's memory; `Infinity` (as at the start) lifts the limit. An
+ * allocation that does not fit gives back what is kept unused and tries once more; then it throws ERR_HSTU_OUT_OF_MEMORY with the
+ * bytes that were requested, are free, and are the limit. What is held already stays, also where it is more.
+ * @param bytes 0 or more
+ * @throws HstuError ERR_HSTU_INVALID_ARGUMENT; ERR_HSTU_CUDA_UNAVAILABLE, ERR_HSTU_DRIVER_TOO_OLD where `device` is unavailable.
+ */
+export function setMemoryLimit(bytes: number, device: Device = 'cpu'): void {
+  native.set_memory_limit(indexed(device), bytes)
 }
 
 /** How shapes read in messages. */

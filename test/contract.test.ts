@@ -141,7 +141,7 @@ function mayInclude(from: string, to: string): boolean {
   if (from === 'csrc/storage.h') return /^csrc\/(memory|tensor)\.h$/.test(to)
   if (/^csrc\/(ops|tensor|dispatch|check|math|mask)\.h$/.test(to)) return true
   // What each backend's memory offers: implemented by the backends, used by their scratch memory, chosen in memory.cpp. No op includes it.
-  if (to === 'csrc/memory.h') return !opOf(from)
+  if (/^csrc\/(memory|block_cache)\.h$/.test(to)) return !opOf(from)
   if (/^csrc\/\w+\.(h|cpp)$/.test(from)) return to === 'csrc/page_table.h'
   const own = from.startsWith('csrc/cpu/') ? /^csrc\/cpu\/\w+\.h$/ : /^cuda\/(sm90\/)?\w+\.cuh$/
   return own.test(to) && (!opOf(to) || opOf(to) === opOf(from))

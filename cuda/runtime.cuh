@@ -1,0 +1,62 @@
+// The state of the CUDA runtime layer: one DeviceState a device and process, one Lane a stream, one Queue for each owner of blocks on it.
+// Shared by runtime.cu and memory.cu; all of it is leaked, for finalizers may run after static destructors.
+#pragma once
+#include <atomic>
+#include <memory>
+#include <mutex>
+#include <string>
+#include <vector>
+
+#include "../csrc/block_cache.h"
+#include "stream.cuh"
+
+namespace hstu::cuda {
+
+// Pinned memory that small copies to the device pass through, filled in a ring of segments; a segment's event says that the device has
+// read it. Writing waits only for a segment filled a whole ring ago.
+struct Staging {
+  static constexpr size_t kSegment = size_t(1) << 20;
+  static constexpr int kSegments = 8;
+  char* base = nullptr;
+  cudaEvent_t read[kSegments] = {};
+  int segment = 0;
+  size_t filled = 0;  // of this segment
+};
+
+struct Queue;
+
+// One stream of a device: an environment's while it lives, then the next one's that asks.
+struct Lane {
+  int device = 0;
+  cudaStream_t stream = nullptr;
+  bool capturing = false;  // changes under DeviceState::mutex
+  Staging staging;
+  std::unique_ptr<Queue> queue;
+};
+
+// What a Stream's handle points to: blocks freed into it are handed out again in the order of its stream.
+struct Queue : StreamHandle {
+  Queue(Lane& lane, MemoryAccount& account, uint64_t most_kept, BlockCache::Make make, BlockCache::Drop drop)
+      : StreamHandle{lane.stream}, lane(lane), cache(account, most_kept, std::move(make), std::move(drop)) {}
+  Lane& lane;
+  BlockCache cache;
+};
+
+struct DeviceState {
+  int index = 0;
+  uint64_t total = 0;  // bytes of memory
+  cudaMemPool_t pool = nullptr;
+  MemoryAccount account;
+  std::mutex mutex;  // of what follows
+  std::vector<Lane*> lanes, idle;
+};
+
+DeviceState& state_of(int device);
+inline Queue& queue_of(Stream stream) { return *static_cast<Queue*>(static_cast<StreamHandle*>(stream.handle)); }
+
+// Throws kDeviceLost once an error that ends the context was seen.
+void check_alive();
+bool is_lost() noexcept;
+std::string name_of(int device);
+
+}  // namespace hstu::cuda
