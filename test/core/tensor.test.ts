@@ -38,7 +38,11 @@ describe('Tensor', () => {
     failing(() => Tensor.from([1, 2, 3], [2, 2]), 'ERR_HSTU_SHAPE', /3 values do not fill shape \[2, 2\]/)
     failing(() => Tensor.empty([-1]), 'ERR_HSTU_SHAPE', /dim 0 must be a non-negative integer, got -1/)
     failing(() => Tensor.empty([2 ** 31, 2 ** 31]), 'ERR_HSTU_SHAPE', /shape \[2147483648, 2147483648\] is too large/)
-    failing(() => Tensor.empty([2 ** 45]), 'ERR_HSTU_OUT_OF_MEMORY', /float32\[35184372088832\] of 140737488355328 bytes: out of memory on cpu: 140737488355328 bytes requested, \d+ free of \d+/)
+    failing(
+      () => Tensor.empty([2 ** 45]),
+      'ERR_HSTU_OUT_OF_MEMORY',
+      /float32\[35184372088832\] of 140737488355328 bytes: out of memory on cpu: 140737488355328 bytes requested, \d+ free of \d+/,
+    )
     failing(() => Tensor.empty([1, 1, 1, 1, 1, 1]), 'ERR_HSTU_SHAPE', /at most 5 dims/)
     failing(() => Tensor.empty([1], { dtype: 'float8' as never }), 'ERR_HSTU_DTYPE', /float8/)
     failing(() => Tensor.empty([1], { device: 'cuda:0' }), 'ERR_HSTU_CUDA_UNAVAILABLE', /cuda:0/)
