@@ -1,4 +1,4 @@
-// What the parts of the addon share where C++ meets JavaScript. For binding.cpp, storage.cpp and devices.cpp alone.
+// What the parts of the addon share where C++ meets JavaScript. For binding.cpp, storage.cpp, readback.cpp and devices.cpp alone.
 #pragma once
 #include <napi.h>
 
@@ -26,7 +26,17 @@ inline void add_function(Napi::Object exports, const char* name, napi_value (*fn
   exports.Set(name, Napi::Function::New(exports.Env(), [fn](const Napi::CallbackInfo& info) { return Napi::Value(info.Env(), fn(info)); }, name));
 }
 
+// A tensor and the typed array that its values are copied from or into, of exactly its size in bytes.
+struct HostView {
+  const Tensor& tensor;
+  Stream stream;
+  void* host;
+  size_t bytes;
+};
+HostView host_view(napi_env env, const Napi::Value& tensor, const Napi::Value& array);
+
 void register_storage(Napi::Object exports);
+void register_readback(Napi::Object exports);
 void register_devices(Napi::Object exports);
 
 }  // namespace hstu

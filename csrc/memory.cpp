@@ -22,7 +22,7 @@ namespace {
 Readback host_copy(const void* data, size_t bytes) {
   Readback pending{std::malloc(bytes ? bytes : 1), nullptr, bytes, 0};
   HSTU_CHECK(pending.host, kOutOfMemory, "out of memory on cpu: ", bytes, " bytes requested for a copy");
-  std::memcpy(pending.host, data, bytes);
+  if (bytes) std::memcpy(pending.host, data, bytes);
   return pending;
 }
 

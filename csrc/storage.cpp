@@ -135,20 +135,14 @@ napi_value is_disposed(const Napi::CallbackInfo& info) {
   return Napi::Boolean::New(info.Env(), !handle || !handle->storage);
 }
 
-// Copies between a tensor and a typed array (or DataView) of exactly its size in bytes.
 template <bool kWrite>
 napi_value transfer(const Napi::CallbackInfo& info) {
   napi_env env = info.Env();
   return guarded(env, [&]() -> napi_value {
-    Handle& handle = live(env, info[0]);
-    HSTU_CHECK(info[1].IsTypedArray(), kInvalidArgument, "expected a typed array");
-    size_t bytes = info[1].As<Napi::TypedArray>().ByteLength();  // 0 where the buffer is detached
-    HSTU_CHECK(int64_t(bytes) == handle.view.bytes(), kShape, "typed array of ", bytes, " bytes does not match a tensor of ",
-               handle.view.bytes());
-    void* host = nullptr;  // by typedarray_info, which also takes a SharedArrayBuffer
-    napi_get_typedarray_info(env, info[1], nullptr, nullptr, &host, nullptr, nullptr);
-    Stream stream = handle.storage->stream();
-    if (bytes > 0) kWrite ? device::write(handle.view.data, host, bytes, stream) : device::read(host, handle.view.data, bytes, stream);
+    HostView view = host_view(env, info[0], info[1]);
+    if (view.bytes == 0) return nullptr;
+    kWrite ? device::write(view.tensor.data, view.host, view.bytes, view.stream)
+           : device::read(view.host, view.tensor.data, view.bytes, view.stream);
     return nullptr;
   });
 }
@@ -237,16 +231,28 @@ Handle* handle_of(napi_env env, napi_value value) {
   return static_cast<Handle*>(data);
 }
 
-void throw_js(napi_env env, const char* code, const std::string& text) {
+HostView host_view(napi_env env, const Napi::Value& tensor, const Napi::Value& array) {
+  Handle& handle = live(env, tensor);
+  HSTU_CHECK(array.IsTypedArray(), kInvalidArgument, "expected a typed array");
+  size_t bytes = array.As<Napi::TypedArray>().ByteLength();  // 0 where the buffer is detached
+  HSTU_CHECK(int64_t(bytes) == handle.view.bytes(), kShape, "typed array of ", bytes, " bytes does not match a tensor of ",
+             handle.view.bytes());
+  void* host = nullptr;  // by typedarray_info, which also takes a SharedArrayBuffer
+  napi_get_typedarray_info(env, array, nullptr, nullptr, &host, nullptr, nullptr);
+  return {handle.view, handle.storage->stream(), host, bytes};
+}
+
+napi_value error_object(napi_env env, const char* code, const std::string& text) {
   napi_value error_class = nullptr, error = nullptr, arguments[2];
   napi_create_string_utf8(env, code, NAPI_AUTO_LENGTH, &arguments[0]);
   napi_create_string_utf8(env, text.c_str(), text.size(), &arguments[1]);
   if (addon_of(env).error_class) napi_get_reference_value(env, addon_of(env).error_class, &error_class);
-  if (error_class && napi_new_instance(env, error_class, 2, arguments, &error) == napi_ok)
-    napi_throw(env, error);
-  else
-    napi_throw_error(env, code, text.c_str());
+  if (!error_class || napi_new_instance(env, error_class, 2, arguments, &error) != napi_ok)
+    napi_create_error(env, arguments[0], arguments[1], &error);
+  return error;
 }
+
+void throw_js(napi_env env, const char* code, const std::string& text) { napi_throw(env, error_object(env, code, text)); }
 
 void register_storage(Napi::Object exports) {
   add_function(exports, "create", create);

@@ -35,6 +35,8 @@ class Storage {
   bool guarded_;
 };
 
+class Reader;
+
 // State of the addon in one environment.
 struct Addon {
   ~Addon();
@@ -43,6 +45,7 @@ struct Addon {
   int64_t bytes = 0;    // of live storages, as reported to V8
   bool guards = false;  // allocate with guard bytes (tests)
   std::vector<Stream> streams;  // one compute stream a CUDA device, opened when first used
+  Reader* reader = nullptr;     // of readback.cpp, made by the first read; its cleanup hook ends it
 };
 
 struct Handle {
@@ -55,7 +58,8 @@ Addon& addon_of(napi_env env);
 Stream stream_of(Addon& addon, Device device);
 // The handle behind a tagged object, or null when `value` is something else.
 Handle* handle_of(napi_env env, napi_value value);
-// Throws the error class registered by the library, with `code` and `message`.
+// An instance of the error class registered by the library, with `code` and `message`; throws it.
+napi_value error_object(napi_env env, const char* code, const std::string& message);
 void throw_js(napi_env env, const char* code, const std::string& message);
 // 'cpu', or 'cuda:' and a number.
 Device device_of(const std::string& name);

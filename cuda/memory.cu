@@ -26,6 +26,19 @@ char* reserve(Staging& staging, size_t bytes, cudaStream_t stream) {
   return room;
 }
 
+// An event that the thread which waits for it sleeps on.
+cudaEvent_t take_event(DeviceState& state) {
+  std::lock_guard<std::mutex> lock(state.mutex);
+  cudaEvent_t event = nullptr;
+  if (state.events.empty()) {
+    CUDA_CHECK(cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync));
+  } else {
+    event = state.events.back();
+    state.events.pop_back();
+  }
+  return event;
+}
+
 }  // namespace
 
 void* allocate(size_t bytes, Stream stream) {
@@ -52,6 +65,7 @@ void fill(void* data, int byte, size_t bytes, Stream stream) {
 // Host memory may be reused as soon as this returns.
 void write(void* device, const void* host, size_t bytes, Stream stream) {
   check_alive();
+  refuse_in_capture(stream, "writing a tensor from");
   CUDA_CHECK(cudaSetDevice(stream.device.index));
   Staging& staging = queue_of(stream).lane.staging;
   for (size_t begin = 0; begin < bytes; begin += Staging::kSegment) {
@@ -64,6 +78,7 @@ void write(void* device, const void* host, size_t bytes, Stream stream) {
 
 void read(void* host, const void* device, size_t bytes, Stream stream) {
   check_alive();
+  refuse_in_capture(stream, "reading a tensor to");
   CUDA_CHECK(cudaSetDevice(stream.device.index));
   if (bytes) CUDA_CHECK(cudaMemcpyAsync(host, device, bytes, cudaMemcpyDeviceToHost, handle_of(stream)));
   CUDA_CHECK(cudaStreamSynchronize(handle_of(stream)));
@@ -71,17 +86,18 @@ void read(void* host, const void* device, size_t bytes, Stream stream) {
 
 Readback begin_read(const void* device, size_t bytes, Stream stream) {
   check_alive();
-  CUDA_CHECK(cudaSetDevice(stream.device.index));
-  Readback pending{nullptr, nullptr, bytes, stream.device.index};
-  CUDA_CHECK(cudaHostAlloc(&pending.host, bytes ? bytes : 1, cudaHostAllocDefault));
-  cudaEvent_t event = nullptr;
-  cudaError_t status = cudaEventCreateWithFlags(&event, cudaEventDisableTiming | cudaEventBlockingSync);
-  if (status == cudaSuccess) status = cudaMemcpyAsync(pending.host, device, bytes, cudaMemcpyDeviceToHost, handle_of(stream));
-  if (status == cudaSuccess) status = cudaEventRecord(event, handle_of(stream));
-  pending.event = event;
-  if (status != cudaSuccess) {
+  refuse_in_capture(stream, "reading a tensor to");
+  DeviceState& state = state_of(stream.device.index);
+  CUDA_CHECK(cudaSetDevice(state.index));
+  Readback pending{state.pinned->take(bytes), nullptr, bytes, state.index};
+  HSTU_CHECK(pending.host, kOutOfMemory, "out of pinned host memory: ", bytes, " bytes requested for a read-back");
+  try {
+    pending.event = take_event(state);
+    if (bytes) CUDA_CHECK(cudaMemcpyAsync(pending.host, device, bytes, cudaMemcpyDeviceToHost, handle_of(stream)));
+    CUDA_CHECK(cudaEventRecord(static_cast<cudaEvent_t>(pending.event), handle_of(stream)));
+  } catch (...) {
     end_read(pending);
-    fail(status, "read-back", __FILE__, __LINE__);
+    throw;
   }
   return pending;
 }
@@ -92,8 +108,10 @@ void wait_read(const Readback& pending) {
 }
 
 void end_read(Readback& pending) noexcept {
-  if (pending.event) cudaEventDestroy(static_cast<cudaEvent_t>(pending.event));
-  if (pending.host) cudaFreeHost(pending.host);
+  DeviceState& state = state_of(pending.device);
+  state.pinned->give(pending.host, pending.bytes);
+  std::lock_guard<std::mutex> lock(state.mutex);
+  if (pending.event) state.events.push_back(static_cast<cudaEvent_t>(pending.event));
   pending.event = pending.host = nullptr;
 }
 

@@ -90,6 +90,8 @@ Availability find() {
   return found;
 }
 
+constexpr uint64_t kMostPinned = uint64_t(256) << 20;  // kept for the next read-back
+
 Lane* open_lane(DeviceState& state) {
   auto lane = std::make_unique<Lane>();
   lane->device = state.index;
@@ -145,6 +147,11 @@ void check_alive() {
   if (is_lost()) throw_lost();
 }
 
+void refuse_in_capture(Stream stream, const char* what) {
+  HSTU_CHECK(!queue_of(stream).lane.capturing, kInvalidArgument, what,
+             " the host is not possible while a CUDA graph is captured: do it before, or after a replay");
+}
+
 DeviceState& state_of(int device) {
   static std::mutex& mutex = *new std::mutex;
   static std::vector<DeviceState*>& states = *new std::vector<DeviceState*>;
@@ -157,6 +164,13 @@ DeviceState& state_of(int device) {
     CUDA_CHECK(cudaDeviceGetDefaultMemPool(&state->pool, device));
     uint64_t keep = UINT64_MAX;  // freed memory stays in the pool until it is trimmed
     CUDA_CHECK(cudaMemPoolSetAttribute(state->pool, cudaMemPoolAttrReleaseThreshold, &keep));
+    auto make = [](size_t bytes) -> void* {
+      void* data = nullptr;
+      if (cudaHostAlloc(&data, bytes, cudaHostAllocDefault) == cudaSuccess) return data;
+      cudaGetLastError();
+      return nullptr;
+    };
+    state->pinned = std::make_unique<BlockCache>(state->pinned_account, kMostPinned, make, [](void* block) { cudaFreeHost(block); });
     states[device] = state.release();
   }
   return *states[device];

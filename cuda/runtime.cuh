@@ -46,13 +46,18 @@ struct DeviceState {
   int index = 0;
   uint64_t total = 0;  // bytes of memory
   cudaMemPool_t pool = nullptr;
-  MemoryAccount account;
-  std::mutex mutex;  // of what follows
+  MemoryAccount account, pinned_account;
+  std::unique_ptr<BlockCache> pinned;  // host memory that read-backs arrive in
+  std::mutex mutex;                    // of what follows
   std::vector<Lane*> lanes, idle;
+  std::vector<cudaEvent_t> events;  // of read-backs that have ended
 };
 
 DeviceState& state_of(int device);
 inline Queue& queue_of(Stream stream) { return *static_cast<Queue*>(static_cast<StreamHandle*>(stream.handle)); }
+
+// Throws where the stream's work is being captured into a graph: what the host gives or wants now would not be of its replays.
+void refuse_in_capture(Stream stream, const char* what);
 
 // Throws kDeviceLost once an error that ends the context was seen.
 void check_alive();

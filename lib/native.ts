@@ -53,6 +53,8 @@ interface NativeStorage {
   is_disposed(tensor: Tensor): boolean
   write(tensor: Tensor, data: TypedArray): void
   read(tensor: Tensor, data: TypedArray): void
+  /** Resolves with `data` when it holds the values that the tensor has at the call. */
+  read_later<T extends TypedArray>(tensor: Tensor, data: T): Promise<T>
   memory(): { tensors: number; bytes: number }
   set_error_class(errorClass: typeof HstuError): void
   set_guards(on: boolean): void

@@ -141,9 +141,13 @@ export class Tensor {
     return data
   }
 
-  /** A copy of the values; on CUDA it does not block the event loop. */
+  /**
+   * A copy of the values as they are at the call, whatever is written or disposed after it. On CUDA it does not block the event loop;
+   * on the CPU the values are there already. The process stays alive until the promise is settled.
+   */
   async data(): Promise<TypedArray> {
-    return this.dataSync()
+    if (this.device === 'cpu') return this.dataSync()
+    return native.read_later(this, new arrayOf[this.dtype](this.size))
   }
 
   /** The only value of a one-element tensor. */
