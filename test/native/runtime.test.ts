@@ -1,4 +1,4 @@
-import { mkdtempSync, writeFileSync } from 'node:fs'
+import { mkdtempSync, readFileSync, writeFileSync } from 'node:fs'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
 import { native } from '#lib/native.js'
@@ -53,6 +53,28 @@ describe('data()', () => {
     x.write(Float32Array.of(4, 5, 6))
     x.dispose()
     for (const values of await Promise.all(reads)) expect([...values]).toEqual([1, 2, 3])
+  })
+})
+
+describe('write()', () => {
+  onEachCuda('does not wait for the stream where it is small', async run => {
+    const log = join(mkdtempSync(join(tmpdir(), 'hstu-')), 'log')
+    const { ms, right } = printed(await run('writes.mjs', ['small'], { FAKE_CUDA_DELAY_MS: '5', FAKE_CUDA_LOG: log }))
+    expect(right).toBe(true)
+    if (run !== onFakeCuda) return
+    expect(ms).toBeLessThan(60 * 5) // the ops before the writes alone take as long
+    const calls = readFileSync(log, 'utf8').split('\n')
+    const firstRead = calls.indexOf('cudaStreamSynchronize')
+    expect(calls.slice(0, firstRead).filter(name => name === 'cudaMemcpyAsync')).toHaveLength(601)
+    expect(calls.slice(0, firstRead).filter(name => /Synchronize|HostAlloc/.test(name))).toEqual(['cudaHostAlloc'])
+  })
+
+  onEachCuda('arrives whole at every size', async run => {
+    expect(printed(await run('writes.mjs', ['sizes'])).right).not.toContain(false)
+  })
+
+  onEachCuda('goes around the ring in the order of the stream', async run => {
+    expect(printed(await run('writes.mjs', ['around'], { FAKE_CUDA_DELAY_MS: '1' }))).toEqual({ right: true })
   })
 })
 
