@@ -7,18 +7,17 @@ namespace hstu {
 namespace {
 
 // The device of this name; throws where it is unavailable.
-Device opened(napi_env env, const Napi::Value& name) {
-  return stream_of(addon_of(env), device_of(name.As<Napi::String>())).device;
-}
+Device opened(napi_env env, napi_value name) { return stream_of(addon_of(env), device_of(Text(env, name))).device; }
 
-napi_value set_num_threads(const Napi::CallbackInfo& info) {
-  cpu::set_num_threads(info[0].As<Napi::Number>().Int32Value());
+napi_value set_num_threads(napi_env env, const napi_value* arguments) {
+  int32_t count = 0;
+  HSTU_CHECK(napi_get_value_int32(env, arguments[0], &count) == napi_ok, kInvalidArgument, "set_num_threads: expected a number");
+  cpu::set_num_threads(count);
   return nullptr;
 }
 
 // What there is to compute on: the CPU's threads and instruction set; CUDA, or why not.
-napi_value backend(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
+napi_value backend(napi_env env, const napi_value*) {
   Napi::Object result = Napi::Object::New(env), cuda = Napi::Object::New(env);
   result.Set("threads", cpu::num_threads());
   result.Set("instructionSet", cpu::instruction_set());
@@ -44,44 +43,36 @@ napi_value backend(const Napi::CallbackInfo& info) {
 }
 
 // Of this process: {used, peak, reserved, free, total, limit} in bytes.
-napi_value memory_statistics(const Napi::CallbackInfo& info) {
-  napi_env env = info.Env();
-  return guarded(env, [&]() -> napi_value {
-    MemoryStatistics statistics = device::memory_statistics(opened(env, info[0]));
-    Napi::Object result = Napi::Object::New(env);
-    result.Set("used", double(statistics.used));
-    result.Set("peak", double(statistics.peak));
-    result.Set("reserved", double(statistics.reserved));
-    result.Set("free", double(statistics.free));
-    result.Set("total", double(statistics.total));
-    result.Set("limit", statistics.limit == kNoMemoryLimit ? std::numeric_limits<double>::infinity() : double(statistics.limit));
-    return result;
-  });
+napi_value memory_statistics(napi_env env, const napi_value* arguments) {
+  MemoryStatistics statistics = device::memory_statistics(opened(env, arguments[0]));
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("used", double(statistics.used));
+  result.Set("peak", double(statistics.peak));
+  result.Set("reserved", double(statistics.reserved));
+  result.Set("free", double(statistics.free));
+  result.Set("total", double(statistics.total));
+  result.Set("limit", statistics.limit == kNoMemoryLimit ? std::numeric_limits<double>::infinity() : double(statistics.limit));
+  return result;
 }
 
 // set_memory_limit(device, bytes): infinity lifts it.
-napi_value set_memory_limit(const Napi::CallbackInfo& info) {
-  napi_env env = info.Env();
-  return guarded(env, [&]() -> napi_value {
-    Device device = opened(env, info[0]);
-    double bytes = info[1].As<Napi::Number>().DoubleValue();
-    HSTU_CHECK(bytes >= 0, kInvalidArgument, "setMemoryLimit: the limit must be a number of bytes, got ", bytes);
-    device::set_memory_limit(bytes < 0x1p63 ? uint64_t(bytes) : kNoMemoryLimit, device);
-    return nullptr;
-  });
+napi_value set_memory_limit(napi_env env, const napi_value* arguments) {
+  Device device = opened(env, arguments[0]);
+  double bytes = -1;
+  napi_get_value_double(env, arguments[1], &bytes);
+  HSTU_CHECK(bytes >= 0, kInvalidArgument, "setMemoryLimit: the limit must be a number of bytes, got ", bytes);
+  device::set_memory_limit(bytes < 0x1p63 ? uint64_t(bytes) : kNoMemoryLimit, device);
+  return nullptr;
 }
 
-napi_value trim(const Napi::CallbackInfo& info) {
-  napi_env env = info.Env();
-  return guarded(env, [&]() -> napi_value {
-    device::trim(opened(env, info[0]));
-    return nullptr;
-  });
+napi_value trim(napi_env env, const napi_value* arguments) {
+  device::trim(opened(env, arguments[0]));
+  return nullptr;
 }
 
 // What the device can do at most, for benches: {gflops, gbps}.
-napi_value ceilings(const Napi::CallbackInfo& info) {
-  Napi::Object result = Napi::Object::New(info.Env());
+napi_value ceilings(napi_env env, const napi_value*) {
+  Napi::Object result = Napi::Object::New(env);
   result.Set("gflops", cpu::fma_peak_gflops());
   result.Set("gbps", cpu::copy_gbps());
   return result;

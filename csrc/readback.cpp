@@ -102,21 +102,18 @@ class Reader {
 namespace {
 
 // read_later(tensor, array): a promise of the array, filled with the values that the tensor has now.
-napi_value read_later(const Napi::CallbackInfo& info) {
-  napi_env env = info.Env();
-  return guarded(env, [&]() -> napi_value {
-    HostView view = host_view(env, info[0], info[1]);
-    Addon& addon = addon_of(env);
-    if (!addon.reader) addon.reader = new Reader(env);
-    auto read = std::make_unique<Read>();
-    read->target = view.host;
-    read->copy = device::begin_read(view.tensor.data, view.bytes, view.stream);
-    napi_value promise;
-    napi_create_reference(env, info[1], 1, &read->array);
-    napi_create_promise(env, &read->deferred, &promise);
-    addon.reader->add(std::move(read));
-    return promise;
-  });
+napi_value read_later(napi_env env, const napi_value* arguments) {
+  HostView view = host_view(env, arguments[0], arguments[1]);
+  Addon& addon = addon_of(env);
+  if (!addon.reader) addon.reader = new Reader(env);
+  auto read = std::make_unique<Read>();
+  read->target = view.host;
+  read->copy = device::begin_read(view.tensor.data, view.bytes, view.stream);
+  napi_value promise;
+  napi_create_reference(env, arguments[1], 1, &read->array);
+  napi_create_promise(env, &read->deferred, &promise);
+  addon.reader->add(std::move(read));
+  return promise;
 }
 
 }  // namespace

@@ -5,6 +5,7 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
 #include <vector>
 
 #include "memory.h"
@@ -42,7 +43,8 @@ struct Addon {
   ~Addon();
   napi_ref error_class = nullptr;
   int64_t tensors = 0;  // live handles
-  int64_t bytes = 0;    // of live storages, as reported to V8
+  int64_t bytes = 0;    // of live storages
+  int64_t reported = 0;  // of them, to V8
   bool guards = false;  // allocate with guard bytes (tests)
   std::vector<Stream> streams;  // one compute stream a CUDA device, opened when first used
   Reader* reader = nullptr;     // of readback.cpp, made by the first read; its cleanup hook ends it
@@ -62,6 +64,6 @@ Handle* handle_of(napi_env env, napi_value value);
 napi_value error_object(napi_env env, const char* code, const std::string& message);
 void throw_js(napi_env env, const char* code, const std::string& message);
 // 'cpu', or 'cuda:' and a number.
-Device device_of(const std::string& name);
+Device device_of(std::string_view name);
 
 }  // namespace hstu

@@ -80,8 +80,8 @@ function backpropagate(nodes: Node[], value: Tensor): Map<Tensor, Tensor> {
     const dout = node.outputs.map(output => gradients.get(output) ?? null)
     if (dout.every(gradient => gradient === null)) continue
     const din = node.backward(...dout)
-    for (const [i, input] of node.inputs.entries()) {
-      const gradient = din[i]
+    for (let i = 0; i < node.inputs.length; i++) {
+      const [input, gradient] = [node.inputs[i], din[i]]
       if (!input || !gradient || !tracked!.has(input)) continue
       checkGradient(node, i, gradient)
       const before = gradients.get(input)
@@ -108,8 +108,8 @@ export function valueAndGrad<P extends readonly Tensor[] | Record<string, Tensor
 ): { value: Tensor; grads: { [K in keyof P]: Tensor } } {
   if (tape) throw new HstuError('ERR_HSTU_INVALID_ARGUMENT', 'valueAndGrad cannot be nested')
   const list: Tensor[] = Array.isArray(params) ? [...params] : Object.values(params)
-  const later = new Set<Tensor>()
-  const handler = setDisposeHandler(tensor => later.add(tensor))
+  const later: Tensor[] = [] // some perhaps twice, which dispose allows
+  const handler = setDisposeHandler(tensor => later.push(tensor))
   try {
     return scope(() => {
       tape = []

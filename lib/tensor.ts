@@ -52,7 +52,8 @@ export class Tensor {
 
   private constructor(dtype: Dtype, shape: readonly number[], device: Device) {
     this.dtype = dtype
-    this.shape = Object.freeze([...shape]) // the addon keeps its own copy: a shape that changes later would disagree with it
+    // The addon keeps its own copy: a shape that changes later would disagree with it.
+    this.shape = Object.isFrozen(shape) ? shape : Object.freeze([...shape])
     this.device = indexed(device)
     let size = 1
     for (const dim of this.shape) size *= dim
@@ -65,17 +66,19 @@ export class Tensor {
     return tensor
   }
 
-  /** Uninitialised memory; every op that takes it as an output writes all of it. */
-  static empty(shape: readonly number[], { dtype = 'float32', device = 'cpu' }: TensorOptions = {}): Tensor {
-    const tensor = new Tensor(dtype, shape, device)
-    native.create(tensor, dtype, tensor.shape, tensor.device, false)
+  private static create(shape: readonly number[], options: TensorOptions, zero: boolean): Tensor {
+    const tensor = new Tensor(options.dtype ?? 'float32', shape, options.device ?? 'cpu')
+    native.create(tensor, tensor.dtype, tensor.shape, tensor.device, zero)
     return Tensor.register(tensor)
   }
 
-  static zeros(shape: readonly number[], { dtype = 'float32', device = 'cpu' }: TensorOptions = {}): Tensor {
-    const tensor = new Tensor(dtype, shape, device)
-    native.create(tensor, dtype, tensor.shape, tensor.device, true)
-    return Tensor.register(tensor)
+  /** Uninitialised memory; every op that takes it as an output writes all of it. */
+  static empty(shape: readonly number[], options: TensorOptions = {}): Tensor {
+    return Tensor.create(shape, options, false)
+  }
+
+  static zeros(shape: readonly number[], options: TensorOptions = {}): Tensor {
+    return Tensor.create(shape, options, true)
   }
 
   /**
@@ -217,7 +220,7 @@ export function setDisposeHandler(handler: ((tensor: Tensor) => void) | null): t
 }
 
 export function emptyLike(tensor: Tensor): Tensor {
-  return Tensor.empty(tensor.shape, { dtype: tensor.dtype, device: tensor.device })
+  return Tensor.empty(tensor.shape, tensor)
 }
 
 /**
