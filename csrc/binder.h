@@ -40,7 +40,8 @@ struct Call {  // while its arguments are read
       device = handle->view.device;
       device_from = parameters[index - 1].name + suffix;
     }
-    HSTU_CHECK(*device == handle->view.device, kDevice, where(), suffix, " and ", device_from, " are on different devices");
+    HSTU_CHECK(*device == handle->view.device, kDevice, where(), suffix, " is on ", name_of(handle->view.device), ", ", device_from, " is on ",
+               name_of(*device));
     return handle->view;
   }
 };

@@ -180,6 +180,10 @@ Device device_of(std::string_view name) {
   return {DeviceType::kCuda, index};
 }
 
+std::string name_of(Device device) {
+  return device.type == DeviceType::kCpu ? "cpu" : "cuda:" + std::to_string(device.index);
+}
+
 Storage::Storage(size_t bytes, Stream stream, bool zero, bool guarded)
     : bytes_(bytes), allocated_(bytes + (guarded ? 2 * kGuardBytes : 0)), stream_(stream), guarded_(guarded) {
   base_ = device::allocate(allocated_, stream_);

@@ -65,5 +65,6 @@ napi_value error_object(napi_env env, const char* code, const std::string& messa
 void throw_js(napi_env env, const char* code, const std::string& message);
 // 'cpu', or 'cuda:' and a number.
 Device device_of(std::string_view name);
+std::string name_of(Device device);
 
 }  // namespace hstu

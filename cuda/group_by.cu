@@ -96,9 +96,10 @@ __global__ void find_starts(int64_t* starts, const uint32_t* keys, int64_t count
   starts[row] = low;
 }
 
-__global__ void find_outside(unsigned long long* first, const int64_t* ids, int64_t count, int64_t low, int64_t high) {
+__global__ void find_outside(unsigned long long* first, const int64_t* ids, int64_t count, int64_t low, int64_t high,
+                             const float* weights, int64_t ids_a_weight) {
   for (int64_t t = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; t < count; t += int64_t(gridDim.x) * blockDim.x)
-    if (ids[t] < low || ids[t] > high) atomicMin(first, static_cast<unsigned long long>(t));
+    if ((ids[t] < low || ids[t] > high) && (!weights || weights[t / ids_a_weight] != 0)) atomicMin(first, static_cast<unsigned long long>(t));
 }
 
 }  // namespace
@@ -134,12 +135,13 @@ Groups::Groups(const int64_t* ids, int64_t count, int64_t num_rows, Stream strea
          num_rows);
 }
 
-void check_ids(const char* op, const char* name, const int64_t* ids, int64_t count, int64_t low, int64_t high, Stream stream) {
+void check_ids(const char* op, const char* name, const int64_t* ids, int64_t count, int64_t low, int64_t high, Stream stream,
+               const float* weights, int64_t ids_a_weight) {
   if (!debugging() || count == 0) return;
   Scratch<unsigned long long> first(1, stream);
   unsigned long long t = ~0ull;
   CUDA_CHECK(cudaMemsetAsync(first, 0xff, sizeof t, handle_of(stream)));
-  launch(find_outside, blocks_for(count, 256, 4096), 256, 0, stream, first.get(), ids, count, low, high);
+  launch(find_outside, blocks_for(count, 256, 4096), 256, 0, stream, first.get(), ids, count, low, high, weights, ids_a_weight);
   read(&t, first, sizeof t, stream);
   if (t == ~0ull) return;
   int64_t id = 0;

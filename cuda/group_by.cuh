@@ -23,7 +23,8 @@ inline Groups group_by_id(const int64_t* ids, int64_t count, int64_t num_rows, S
 }
 
 // Under HSTU_DEBUG=1 alone, for it waits: throws "op: name[12] = 99 is outside low..high" for the first id outside low .. high (both
-// legal).
-void check_ids(const char* op, const char* name, const int64_t* ids, int64_t count, int64_t low, int64_t high, Stream stream);
+// legal). Where weights are given, ids t with weights[t / ids_a_weight] = 0 may be anything.
+void check_ids(const char* op, const char* name, const int64_t* ids, int64_t count, int64_t low, int64_t high, Stream stream,
+               const float* weights = nullptr, int64_t ids_a_weight = 1);
 
 }  // namespace hstu::cuda

@@ -27,9 +27,11 @@ void sampled_softmax_loss(Tensor& loss, Tensor& lse, const Tensor& query, const 
   pick_dtype(kOp, query.dtype, [&](auto zero) {
     using T = decltype(zero);
     int64_t items = table.rows(), dims = table.cols();
-    if (!weights) check_ids(kOp, "positive_ids", positive_ids.as<int64_t>(), positive_ids.size(), first_id, items - 1, stream);
-    if (negative_ids && (!weights || negative_ids->rank == 1))
-      check_ids(kOp, "negative_ids", negative_ids->as<int64_t>(), negative_ids->size(), first_id, items - 1, stream);
+    const float* weight = data_or_null<float>(weights);
+    check_ids(kOp, "positive_ids", positive_ids.as<int64_t>(), positive_ids.size(), first_id, items - 1, stream, weight);
+    if (negative_ids)
+      check_ids(kOp, "negative_ids", negative_ids->as<int64_t>(), negative_ids->size(), first_id, items - 1, stream,
+                negative_ids->rank == 1 ? nullptr : weight, num_negatives);
     LossRows rows(kOp, query, table, weights, stream);
     NormFactors<T> norms(table, normalize_items, eps, stream);
     Scratch<float> losses(rows.total, stream);

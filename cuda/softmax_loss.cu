@@ -9,7 +9,8 @@ void softmax_loss(Tensor& loss, Tensor& lse, const Tensor& query, const Tensor& 
   constexpr char kOp[] = "softmax_loss";
   pick_dtype(kOp, query.dtype, [&](auto zero) {
     using T = decltype(zero);
-    if (!weights) check_ids(kOp, "positive_ids", positive_ids.as<int64_t>(), positive_ids.size(), first_id, table.rows() - 1, stream);
+    check_ids(kOp, "positive_ids", positive_ids.as<int64_t>(), positive_ids.size(), first_id, table.rows() - 1, stream,
+              data_or_null<float>(weights));
     LossRows rows(kOp, query, table, weights, stream);
     NormFactors<T> norms(table, normalize_items, eps, stream);
     Scratch<float> losses(rows.total, stream);
