@@ -22,6 +22,7 @@ struct Parameter {
 
 struct Call {  // while its arguments are read
   napi_env env;
+  Addon& addon;
   const char* op;
   const std::vector<Parameter>& parameters;
   const napi_value* values;
@@ -42,6 +43,8 @@ struct Call {  // while its arguments are read
     }
     HSTU_CHECK(*device == handle->view.device, kDevice, where(), suffix, " is on ", name_of(handle->view.device), ", ", device_from, " is on ",
                name_of(*device));
+    if (Capture* capture = addon.capture; capture && capture->keep && handle->storage->stream().handle != capture->stream.handle)
+      capture->kept.insert(handle->storage);
     return handle->view;
   }
 };
@@ -165,7 +168,7 @@ struct Argument<E, std::enable_if_t<std::is_enum_v<E>>> {
 template <>
 struct Argument<Stream> {
   Stream held;
-  Argument(Call& call) : held(stream_of(addon_of(call.env), call.device.value_or(Device{}))) {}
+  Argument(Call& call) : held(stream_of(call.addon, call.device.value_or(Device{}))) {}
   Stream pass() { return held; }
   static std::string kind() { return ""; }
 };
@@ -199,6 +202,8 @@ void run(Call& call, const Op<P...>& op, std::index_sequence<I...>) {
   auto* backend = call.device.value_or(Device{}).type == DeviceType::kCpu ? op.cpu : op.cuda;
   HSTU_CHECK(backend, kCudaUnavailable, op.name, ": this addon was built without CUDA");
   Stream stream = std::get<sizeof...(P) - 1>(arguments).held;
+  HSTU_CHECK(!call.addon.capture || stream.device == call.addon.capture->stream.device, kDevice, op.name, " runs on ", name_of(stream.device),
+             " while a graph of ", name_of(call.addon.capture->stream.device), " is captured: it would not be part of the graph");
   device::begin_op(stream, op.name);
   backend(std::get<I>(arguments).pass()...);
   device::end_op(stream, op.name);
@@ -214,7 +219,7 @@ napi_value invoke(napi_env env, napi_callback_info info) {
   const auto& op = *static_cast<const Op<P...>*>(data);
   try {
     HSTU_CHECK(count == kCount, kInvalidArgument, op.name, ": expected ", kCount, " arguments, got ", count);
-    Call call{.env = env, .op = op.name, .parameters = op.parameters, .values = values, .index = 0, .device = {}, .device_from = {}};
+    Call call{.env = env, .addon = addon_of(env), .op = op.name, .parameters = op.parameters, .values = values, .index = 0, .device = {}, .device_from = {}};
     run(call, op, std::index_sequence_for<P...>{});
   } catch (const Error& error) {
     throw_js(env, error.code, error.what());

@@ -17,6 +17,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   register_storage(exports);
   register_readback(exports);
   register_devices(exports);
+  register_graphs(exports);
   Napi::Object signatures = Napi::Object::New(env);
   exports.Set("signatures", signatures);
   static std::mutex& mutex = *new std::mutex;  // two workers may load at once; bind keeps a process-wide list

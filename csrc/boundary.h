@@ -1,4 +1,4 @@
-// What the parts of the addon share where C++ meets JavaScript. For binding.cpp, storage.cpp, readback.cpp and devices.cpp alone.
+// What the parts of the addon share where C++ meets JavaScript. For the files that speak Node-API alone.
 #pragma once
 #include <napi.h>
 
@@ -62,6 +62,7 @@ HostView host_view(napi_env env, napi_value tensor, napi_value array);
 
 void register_storage(Napi::Object exports);
 void register_readback(Napi::Object exports);
+void register_graphs(Napi::Object exports);
 void register_devices(Napi::Object exports);
 
 }  // namespace hstu

@@ -86,4 +86,22 @@ void set_memory_limit(uint64_t bytes, Device device) {
 }
 void trim(Device device) { HSTU_BY_DEVICE(device, cuda::trim(device.index), cpu::trim()); }
 
+#ifdef HSTU_CUDA
+Graph* open_graph(Stream stream) {
+  HSTU_CHECK(stream.device.type == DeviceType::kCuda, kInvalidArgument, "a graph is of a CUDA device");
+  return cuda::open_graph(stream);
+}
+Stream begin_capture(Graph& graph) { return cuda::begin_capture(graph); }
+void end_capture(Graph& graph, bool keep) { cuda::end_capture(graph, keep); }
+void launch_graph(Graph& graph) { cuda::launch_graph(graph); }
+void close_graph(Graph* graph) noexcept { cuda::close_graph(graph); }
+#else
+// No graph can exist here, for none can be opened.
+Graph* open_graph(Stream) { throw Error(kInvalidArgument, "a graph is of a CUDA device"); }
+Stream begin_capture(Graph&) { return {}; }
+void end_capture(Graph&, bool) {}
+void launch_graph(Graph&) {}
+void close_graph(Graph*) noexcept {}
+#endif
+
 }  // namespace hstu::device

@@ -53,7 +53,10 @@ struct Readback {
   int device;
 };
 
-// Implemented in cuda/memory.cu; named in a build without CUDA by nobody.
+// What ops put on one stream, recorded instead of run, to be launched as a whole; and the memory that they used.
+struct Graph;
+
+// Implemented in cuda/runtime.cu, memory.cu and graph.cu; named in a build without CUDA by nobody.
 namespace cuda __attribute__((visibility("hidden"))) {
 const Availability& availability();
 Stream open_stream(int device);
@@ -71,6 +74,11 @@ void end_read(Readback& pending) noexcept;
 MemoryStatistics memory_statistics(int device);
 void set_memory_limit(uint64_t bytes, int device);
 void trim(int device);  // waits for the device
+Graph* open_graph(Stream stream);
+Stream begin_capture(Graph& graph);         // the stream of what is captured: its memory is the graph's
+void end_capture(Graph& graph, bool keep);  // what was captured before is replaced, or stays where `keep` is false
+void launch_graph(Graph& graph);
+void close_graph(Graph* graph) noexcept;  // its memory stays until the last tensor on it is gone
 }  // namespace cuda
 
 // Both backends by the stream's device: the one place that knows which backends this build has.
@@ -92,6 +100,11 @@ void end_read(Readback& pending) noexcept;
 MemoryStatistics memory_statistics(Device device);
 void set_memory_limit(uint64_t bytes, Device device);  // of this process; throws where the device is unavailable, as the others do
 void trim(Device device);                              // gives back what is kept and not used
+Graph* open_graph(Stream stream);                      // of a CUDA stream
+Stream begin_capture(Graph& graph);
+void end_capture(Graph& graph, bool keep);
+void launch_graph(Graph& graph);
+void close_graph(Graph* graph) noexcept;
 }  // namespace device
 
 }  // namespace hstu

@@ -199,12 +199,12 @@ Storage::Storage(size_t bytes, Stream stream, bool zero, bool guarded)
 Storage::~Storage() {
   if (guarded_) {
     unsigned char guards[2 * kGuardBytes] = {};
-    try {  // a lost device throws: its own error tells
+    try {
       device::read(guards, base_, kGuardBytes, stream_);
       device::read(guards + kGuardBytes, static_cast<char*>(data_) + bytes_, kGuardBytes, stream_);
-    } catch (const Error&) {
+      if (std::any_of(guards, std::end(guards), [](unsigned char byte) { return byte != kGuardByte; })) violations.fetch_add(1);
+    } catch (const Error&) {  // a lost device, whose own error tells, or a capture
     }
-    if (std::any_of(guards, std::end(guards), [](unsigned char byte) { return byte != kGuardByte; })) violations.fetch_add(1);
   }
   device::release(base_, allocated_, stream_);
 }
@@ -214,11 +214,18 @@ Addon::~Addon() {
 }
 
 Stream stream_of(Addon& addon, Device device) {
+  if (addon.capture && addon.capture->stream.device == device) return addon.capture->stream;
   if (device.type == DeviceType::kCpu) return {};
   for (const Stream& stream : addon.streams)
     if (stream.device == device) return stream;
   addon.streams.push_back(device::open_stream(device));
   return addon.streams.back();
+}
+
+void release(napi_env env, std::unordered_set<std::shared_ptr<Storage>>& kept) {
+  for (const std::shared_ptr<Storage>& storage : kept)
+    if (storage.use_count() == 1) adjust(addon_of(env), env, -int64_t(storage->bytes()));
+  kept.clear();
 }
 
 Addon& addon_of(napi_env env) {

@@ -6,6 +6,7 @@
 #include <memory>
 #include <string>
 #include <string_view>
+#include <unordered_set>
 #include <vector>
 
 #include "memory.h"
@@ -38,6 +39,13 @@ class Storage {
 
 class Reader;
 
+// Set while the work of one stream is captured into a graph.
+struct Capture {
+  Stream stream;  // of the graph: what is made meanwhile is the graph's
+  bool keep;      // whether the graph keeps the tensors that its ops use: for captures that are launched more than once
+  std::unordered_set<std::shared_ptr<Storage>> kept;
+};
+
 // State of the addon in one environment.
 struct Addon {
   ~Addon();
@@ -47,6 +55,7 @@ struct Addon {
   int64_t reported = 0;  // of them, to V8
   bool guards = false;  // allocate with guard bytes (tests)
   std::vector<Stream> streams;  // one compute stream a CUDA device, opened when first used
+  Capture* capture = nullptr;
   Reader* reader = nullptr;     // of readback.cpp, made by the first read; its cleanup hook ends it
 };
 
@@ -58,6 +67,8 @@ struct Handle {
 Addon& addon_of(napi_env env);
 // The queue of this environment on a device; throws where the device is unavailable.
 Stream stream_of(Addon& addon, Device device);
+// Lets go of tensors that a graph kept.
+void release(napi_env env, std::unordered_set<std::shared_ptr<Storage>>& kept);
 // The handle behind a tagged object, or null when `value` is something else.
 Handle* handle_of(napi_env env, napi_value value);
 // An instance of the error class registered by the library, with `code` and `message`; throws it.

@@ -44,18 +44,22 @@ cudaEvent_t take_event(DeviceState& state) {
 void* allocate(size_t bytes, Stream stream) {
   check_alive();
   if (bytes == 0) return nullptr;
-  BlockCache& cache = queue_of(stream).cache;
-  void* data = cache.take(bytes);
+  Queue& queue = queue_of(stream);
+  void* data = queue.cache.take(bytes);
   if (!data) {
     trim(stream.device.index);
-    data = cache.take(bytes);
+    data = queue.cache.take(bytes);
   }
   if (!data) out_of_memory(name_of(stream.device.index), bytes, memory_statistics(stream.device.index));
+  ++queue.live;
   return data;
 }
 
 void release(void* data, size_t bytes, Stream stream) noexcept {
-  if (data) queue_of(stream).cache.give(data, bytes);
+  if (!data) return;
+  Queue& queue = queue_of(stream);
+  queue.cache.give(data, bytes);
+  if (--queue.live == 0 && queue.closed) delete &queue;
 }
 
 void fill(void* data, int byte, size_t bytes, Stream stream) {

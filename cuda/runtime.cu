@@ -105,11 +105,7 @@ Lane* open_lane(DeviceState& state) {
     if (status != cudaSuccess) cudaGetLastError();
     return status == cudaSuccess ? data : nullptr;
   };
-  // A lost context, or a process whose runtime is unloading, has nothing left to free.
-  auto drop = [raw](void* block) {
-    if (!is_lost()) cudaFreeAsync(block, raw->stream);
-  };
-  lane->queue = std::make_unique<Queue>(*lane, state.account, state.total / 8, make, drop);
+  lane->queue = std::make_unique<Queue>(*lane, state.account, state.total / 8, make, [raw](void* block) { raw->drop(block); });
   state.lanes.push_back(raw);
   return lane.release();
 }
@@ -139,6 +135,13 @@ void fail(cudaError_t status, const char* what, const char* file, int line) {
     throw_lost();
   }
   throw Error(kDevice, text);
+}
+
+// A lost context, or a process whose runtime is unloading, has nothing left to free.
+void Lane::drop(void* block) noexcept {
+  if (is_lost()) return;
+  if (capturing) return deferred.push_back(block);
+  cudaFreeAsync(block, stream);
 }
 
 bool is_lost() noexcept { return lost.load(std::memory_order_relaxed); }
@@ -209,7 +212,7 @@ void end_op(Stream stream, const char* op) {
     const char* text = std::getenv("HSTU_DEBUG");
     return text && text[0] == '1';
   }();
-  if (!debug) return;
+  if (!debug || queue_of(stream).lane.capturing) return;
   cudaError_t status = cudaStreamSynchronize(handle_of(stream));
   if (status != cudaSuccess) fail(status, op, "HSTU_DEBUG", 0);
 }

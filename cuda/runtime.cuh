@@ -1,5 +1,5 @@
 // The state of the CUDA runtime layer: one DeviceState a device and process, one Lane a stream, one Queue for each owner of blocks on it.
-// Shared by runtime.cu and memory.cu; all of it is leaked, for finalizers may run after static destructors.
+// Shared by runtime.cu, memory.cu and graph.cu; all of it is leaked, for finalizers may run after static destructors.
 #pragma once
 #include <atomic>
 #include <memory>
@@ -29,9 +29,12 @@ struct Queue;
 struct Lane {
   int device = 0;
   cudaStream_t stream = nullptr;
-  bool capturing = false;  // changes under DeviceState::mutex
+  bool capturing = false;       // changes under DeviceState::mutex
+  std::vector<void*> deferred;  // blocks dropped while capturing
   Staging staging;
   std::unique_ptr<Queue> queue;
+
+  void drop(void* block) noexcept;
 };
 
 // What a Stream's handle points to: blocks freed into it are handed out again in the order of its stream.
@@ -40,6 +43,14 @@ struct Queue : StreamHandle {
       : StreamHandle{lane.stream}, lane(lane), cache(account, most_kept, std::move(make), std::move(drop)) {}
   Lane& lane;
   BlockCache cache;
+  int64_t live = 0;  // blocks handed out
+  bool closed = false;
+
+  // For a queue made with new: it goes with the last block.
+  void close() noexcept {
+    closed = true;
+    if (live == 0) delete this;
+  }
 };
 
 struct DeviceState {
@@ -50,6 +61,7 @@ struct DeviceState {
   std::unique_ptr<BlockCache> pinned;  // host memory that read-backs arrive in
   std::mutex mutex;                    // of what follows
   std::vector<Lane*> lanes, idle;
+  cudaStream_t beside = nullptr;    // for allocations while another stream is captured
   std::vector<cudaEvent_t> events;  // of read-backs that have ended
 };
 

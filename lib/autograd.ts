@@ -41,6 +41,11 @@ export function record<R extends Tensor | readonly Tensor[]>(
   return outputs
 }
 
+/** Whether a tape is open. */
+export function isRecording(): boolean {
+  return tape !== null
+}
+
 /** A gradient that was summed in float32, in its input's dtype. */
 export function inDtypeOf(input: Tensor, gradient: Tensor): Tensor {
   if (input.dtype === gradient.dtype) return gradient
@@ -70,11 +75,17 @@ function checkGradient(node: Node, index: number, gradient: Tensor): void {
   })
 }
 
+/** 1, made on the device: a graph that is captured takes nothing from the host. */
+function oneLike(value: Tensor): Tensor {
+  const [one, id] = [emptyLike(value), Tensor.empty([1], { dtype: 'int64', device: value.device })]
+  native.random_ids(id, 1n, 2n, 0n, 0n) // an id of 1 .. 1
+  native.cast(one, id)
+  return one
+}
+
 /** Walks the tape backwards from `value`, whose gradient is one. */
 function backpropagate(nodes: Node[], value: Tensor): Map<Tensor, Tensor> {
-  const seed = emptyLike(value)
-  seed.write(value.dtype === 'float64' ? Float64Array.of(1) : Float32Array.of(1))
-  const gradients = new Map<Tensor, Tensor>([[value, seed]])
+  const gradients = new Map<Tensor, Tensor>([[value, oneLike(value)]])
   for (let n = nodes.length - 1; n >= 0; n--) {
     const node = nodes[n]!
     const dout = node.outputs.map(output => gradients.get(output) ?? null)

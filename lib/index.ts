@@ -11,6 +11,7 @@ export { HstuError, type HstuErrorCode } from './errors.js'
 export { type EvaluateOptions, evaluate } from './eval/evaluate.js'
 export { METRIC_KS, type Metrics, rankingMetrics } from './eval/metrics.js'
 export { type Recommendation, recommend } from './eval/recommend.js'
+export { captureGraph, type Graph, type Graphed, type GraphOptions, graphed } from './graph.js'
 export { MultiHeadAttention } from './layers/attention.js'
 export {
   EmbeddingTable,

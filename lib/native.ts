@@ -64,6 +64,10 @@ interface NativeStorage {
   memory_statistics(device: string): DeviceMemory
   set_memory_limit(device: string, bytes: number): void
   trim(device: string): void
+  graph_create(graph: object, device: string): void
+  graph_capture<R>(graph: object, fn: () => R, keep: boolean): R
+  graph_launch(graph: object): void
+  graph_dispose(graph: object): void
   ceilings(): { gflops: number; gbps: number }
   signatures: Record<string, string[]>
 }

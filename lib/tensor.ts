@@ -178,27 +178,39 @@ function collect(value: unknown, kept: Set<Tensor>): void {
     for (const item of Object.values(value)) collect(item, kept)
 }
 
+/** The tensors in a result, as `scope` finds them: in arrays, sets, maps and plain objects, in order. */
+export function tensorsIn(value: unknown): Tensor[] {
+  const found = new Set<Tensor>()
+  collect(value, found)
+  return [...found]
+}
+
+/** `scope`, telling also which of the tensors in the result were made inside. */
+export function keptBy<R>(fn: () => R): { result: R; kept: Tensor[] } {
+  const outer = currentScope
+  const made: Tensor[] = (currentScope = [])
+  const inResult = new Set<Tensor>()
+  try {
+    const result = fn()
+    if (result instanceof Promise)
+      throw new HstuError('ERR_HSTU_INVALID_ARGUMENT', 'scope: the function returned a promise; a scope is synchronous')
+    collect(result, inResult)
+    return { result, kept: made.filter(tensor => inResult.has(tensor)) }
+  } finally {
+    currentScope = outer
+    for (const tensor of made)
+      if (inResult.has(tensor)) outer?.push(tensor)
+      else tensor.dispose()
+  }
+}
+
 /**
  * Runs `fn` and frees every tensor made inside, except those in its return value (a tensor, or arrays, maps and plain objects of
  * them), which pass to the enclosing scope if there is one.
  * @throws HstuError ERR_HSTU_INVALID_ARGUMENT when `fn` returns a promise: a scope is synchronous.
  */
 export function scope<R>(fn: () => R): R {
-  const outer = currentScope
-  const made: Tensor[] = (currentScope = [])
-  const kept = new Set<Tensor>()
-  try {
-    const result = fn()
-    if (result instanceof Promise)
-      throw new HstuError('ERR_HSTU_INVALID_ARGUMENT', 'scope: the function returned a promise; a scope is synchronous')
-    collect(result, kept)
-    return result
-  } finally {
-    currentScope = outer
-    for (const tensor of made)
-      if (kept.has(tensor)) outer?.push(tensor)
-      else tensor.dispose()
-  }
+  return keptBy(fn).result
 }
 
 /** Runs `fn` outside every scope: what it makes lives until it is disposed. For parameters and optimiser state. */
