@@ -1,12 +1,12 @@
 import { adamw } from '#lib/ops/adamw.js'
-import { normal } from '../test/harness.js'
-import { benchOp } from './harness.js'
+import { benchOp, normal } from './harness.js'
 
 benchOp('adamw', {
   cases: [
     { case: 'one table', tensors: 1, size: 8_000_000 },
     { case: 'a model', tensors: 40, size: 25_000 },
   ],
+  dtypes: ['float32'],
   inputs: ({ tensors, size }, random) =>
     Object.fromEntries(
       ['p', 'g', 'm', 'v'].map(name => {

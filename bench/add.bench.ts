@@ -1,6 +1,5 @@
 import { add } from '#lib/ops/add.js'
-import { normal } from '../test/harness.js'
-import { benchOp } from './harness.js'
+import { benchOp, normal } from './harness.js'
 
 benchOp('add', {
   cases: [
@@ -9,5 +8,5 @@ benchOp('add', {
   ],
   inputs: (c, random) => ({ a: normal(random, [c.T, c.d]), b: normal(random, [c.T, c.d]) }),
   run: t => add(t.a!, t.b!),
-  bytes: c => 3 * 4 * c.T * c.d,
+  bytes: (c, F) => 3 * F * c.T * c.d,
 })

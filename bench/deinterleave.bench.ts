@@ -1,6 +1,5 @@
 import { deinterleave } from '#lib/ops/deinterleave.js'
-import { normal } from '../test/harness.js'
-import { benchOp } from './harness.js'
+import { benchOp, normal } from './harness.js'
 
 benchOp('deinterleave', {
   cases: [
@@ -11,6 +10,6 @@ benchOp('deinterleave', {
   inputs: ({ T, d }, random) => ({ y: normal(random, [2 * T, d]) }),
   run: t => deinterleave(t.y!),
   gradients: ['y'],
-  bytes: c => 4 * 4 * c.T * c.d,
-  backwardFlops: c => 4 * 4 * c.T * c.d,
+  bytes: (c, F) => 4 * F * c.T * c.d,
+  backwardBytes: (c, F) => 4 * F * c.T * c.d,
 })

@@ -1,6 +1,6 @@
 import { denseToJagged } from '#lib/ops/dense_to_jagged.js'
-import { normal, offsets, sum } from '../test/harness.js'
-import { benchOp } from './harness.js'
+import { offsets, sum } from '../test/harness.js'
+import { benchOp, normal } from './harness.js'
 
 /** Lengths spread evenly over 0 .. N. */
 const lengths = (B: number, N: number) => Array.from({ length: B }, (_, b) => Math.floor((b * (N + 1)) / B))
@@ -13,6 +13,6 @@ benchOp('dense_to_jagged', {
   inputs: ({ B, N, d }, random) => ({ dense: normal(random, [B, N, d]), seqOffsets: offsets(lengths(B, N)) }),
   run: (t, { B, N }) => denseToJagged(t.dense!, { seqOffsets: t.seqOffsets!, rows: sum(lengths(B, N)) }),
   gradients: ['dense'],
-  bytes: ({ B, N, d }) => 2 * 4 * d * sum(lengths(B, N)),
-  backwardFlops: ({ B, N, d }) => 4 * d * (sum(lengths(B, N)) + B * N),
+  bytes: ({ B, N, d }, F) => 2 * F * d * sum(lengths(B, N)),
+  backwardBytes: ({ B, N, d }, F) => F * d * (sum(lengths(B, N)) + B * N),
 })

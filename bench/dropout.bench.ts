@@ -1,6 +1,5 @@
 import { dropout } from '#lib/ops/dropout.js'
-import { normal } from '../test/harness.js'
-import { benchOp } from './harness.js'
+import { benchOp, normal } from './harness.js'
 
 benchOp('dropout', {
   cases: [
@@ -10,5 +9,6 @@ benchOp('dropout', {
   inputs: (c, random) => ({ x: normal(random, [c.T, c.d]) }),
   run: (t, c) => dropout(t.x!, c.p, { seed: 1n, offset: 0n }),
   gradients: ['x'],
-  bytes: c => 2 * 4 * c.T * c.d,
+  bytes: (c, F) => 2 * F * c.T * c.d,
+  backwardBytes: (c, F) => 2 * F * c.T * c.d,
 })

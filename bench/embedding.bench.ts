@@ -1,6 +1,6 @@
 import { embedding } from '#lib/ops/embedding.js'
-import { int64, normal } from '../test/harness.js'
-import { benchOp } from './harness.js'
+import { int64 } from '../test/harness.js'
+import { benchOp, normal } from './harness.js'
 
 benchOp('embedding', {
   cases: [
@@ -15,5 +15,6 @@ benchOp('embedding', {
   }),
   run: t => embedding(t.table!, t.ids!),
   gradients: ['table'],
-  bytes: c => (2 * 4 * c.d + 8) * c.T,
+  bytes: (c, F) => (F * c.d + 8) * c.T + F * c.d * (c.hot ? 1 : Math.min(c.T, c.I)),
+  backwardBytes: (c, F) => (F * c.d + 8) * c.T + F * c.d * c.I,
 })

@@ -1,6 +1,6 @@
 import { expand } from '#lib/ops/expand.js'
-import { normal, offsets } from '../test/harness.js'
-import { benchOp } from './harness.js'
+import { offsets } from '../test/harness.js'
+import { benchOp, normal } from './harness.js'
 
 benchOp('expand', {
   cases: [
@@ -10,6 +10,6 @@ benchOp('expand', {
   inputs: ({ B, K, d }, random) => ({ x: normal(random, [B, d]), offsets: offsets(new Array<number>(B).fill(K)) }),
   run: (t, { B, K }) => expand(t.x!, { offsets: t.offsets!, rows: B * K }),
   gradients: ['x'],
-  bytes: ({ B, K, d }) => 4 * d * B * (K + 1),
-  backwardFlops: ({ B, K, d }) => 4 * d * B * (K + 1),
+  bytes: ({ B, K, d }, F) => F * d * B * (K + 1),
+  backwardBytes: ({ B, K, d }, F) => F * d * B * (K + 1),
 })

@@ -1,6 +1,5 @@
 import { globalNormClip } from '#lib/ops/global_norm_clip.js'
-import { normal } from '../test/harness.js'
-import { benchOp } from './harness.js'
+import { benchOp, normal } from './harness.js'
 
 benchOp('global_norm_clip', {
   cases: [
@@ -13,5 +12,5 @@ benchOp('global_norm_clip', {
     const grads = Array.from({ length: tensors }, (_, i) => t.g!.rows(i, i + 1))
     return globalNormClip(grads, Number.POSITIVE_INFINITY)
   },
-  bytes: ({ tensors, size }) => 4 * tensors * size,
+  bytes: ({ tensors, size }, F) => F * tensors * size,
 })

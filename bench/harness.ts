@@ -1,237 +1,243 @@
-import { execFileSync } from 'node:child_process'
-import { mkdirSync, writeFileSync } from 'node:fs'
-import { cpus } from 'node:os'
+import { existsSync, mkdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import Benchmark from 'benchmark'
 import { record, valueAndGrad } from '#lib/autograd.js'
-import { native, packageRoot } from '#lib/native.js'
+import { cast } from '#lib/ops/cast.js'
 import { Random } from '#lib/random.js'
 import { type Device, emptyLike, scope, Tensor } from '#lib/tensor.js'
-import { placed, type Values } from '../test/harness.js'
+import { normal as drawn, isFloat, type Values } from '../test/values.js'
+import { capture } from './calls.js'
+import { type Ceiling, measureCeilings, noise } from './ceilings.js'
+import { type PeerRow, peersIn, publishedPeers, torchPeers } from './peers.js'
+import { print, provenance, type Result, type Row, type Scalar, type Value } from './report.js'
+import { secondsOf } from './timing.js'
 
-type Scalar = number | string | boolean | undefined
+export type { Row } from './report.js'
+
+export type FloatDtype = 'float32' | 'bfloat16'
 
 export interface OpBench<C extends Record<string, Scalar>> {
   /** `case` labels the row; the other keys are shape letters and options, copied into the result. */
   cases: readonly (C & { case: string })[]
+  /** Further cases on CUDA, too large for the CPU. */
+  cudaCases?: readonly (C & { case: string })[]
   inputs: (c: C, random: Random) => Record<string, Values | null>
   run: (t: Record<string, Tensor>, c: C) => Tensor | readonly Tensor[]
   /** Inputs whose gradient is timed: the row then holds [forward, backward]. */
   gradients?: readonly string[]
-  /** Floating-point operations of the forward; the row is in GFLOP/s. */
+  /** Dtypes measured on CUDA; default bfloat16 and float32. */
+  dtypes?: readonly FloatDtype[]
+  /** Floating-point operations of the forward. The row is in floating-point operations a second; without, in GB/s. */
   flops?: (c: C) => number
   /** Default: twice the forward's. */
   backwardFlops?: (c: C) => number
-  /** Bytes the forward moves; the row is in GB/s where no flops are given. */
-  bytes?: (c: C) => number
+  /** Bytes that the forward must read and write at least; F is the bytes of a float. */
+  bytes?: (c: C, F: number) => number
+  /** Default: twice the forward's. */
+  backwardBytes?: (c: C, F: number) => number
+  /** Keys of the same case among the published peers. */
+  peer?: (c: C) => Record<string, number | string>
 }
 
-/** One case of a result file: its keys are `case`, shape letters, dtype, unit, ms, hstu, ceiling. */
-export interface Row {
-  [key: string]: Scalar | number[] | Record<string, number>
+/** Where and against what a bench runs. */
+export interface Run {
+  device: Device
+  dtype: FloatDtype
+  ceiling: Ceiling
+  /** Rows of the peers measured in this run. */
+  peers: readonly PeerRow[]
+  options: RunOptions
+  /** Rows of this bench in the file that is to be written, and a way to write it before the end. */
+  before: readonly Row[]
+  keep: (rows: readonly Row[]) => void
 }
 
-/** A file of bench/results. */
-export interface Result {
-  device: string
-  threads?: number
-  instructionSet?: string
-  driver?: number
-  cuda?: number
-  node: string
-  commit: string
-  date: string
-  command: string
-  ceiling: { gflops: number; gbps: number }
-  rows: Row[]
+/** How benches are run: the flags of bench/run.ts. */
+export interface RunOptions {
+  save: boolean
+  folder: string
+  device: Device
+  /** Of soak: steps. */
+  steps: number
+  /** Of quality: cases whose name this matches. */
+  only: RegExp
 }
 
-type FloatDtype = 'float32' | 'bfloat16'
+/** The same name as the peers' tables. */
+export const labelOf = (dtype: FloatDtype) => (dtype === 'bfloat16' ? 'bf16' : dtype)
 
-const registered: { op: string; run: (ceiling: Result['ceiling'], dtype: FloatDtype) => Row[] }[] = []
-
-/** Where the benches of this run compute. */
-let device: Device = 'cpu'
-
-/** Seconds a call takes on CUDA: enough calls to fill 50 ms between two waits for the device, the median of seven such runs. */
-function deviceSeconds(fn: () => void): number {
-  const wait = Tensor.zeros([1], { device })
-  const run = (count: number) => {
-    wait.dataSync()
-    const start = performance.now()
-    for (let i = 0; i < count; i++) fn()
-    wait.dataSync()
-    return (performance.now() - start) / 1e3
-  }
-  run(3)
-  const count = Math.max(1, Math.ceil(0.05 / run(1)))
-  const samples = Array.from({ length: 7 }, () => run(count) / count).sort((a, b) => a - b)
-  wait.dispose()
-  return samples[3]!
+interface Registered {
+  op: string
+  run: (run: Run) => Row[] | Promise<Row[]>
+  dtypes: readonly FloatDtype[]
+  /** Takes minutes: runs only where it is named. */
+  byName?: boolean
+  /** What the peers' script is to measure. */
+  peerCases?: readonly object[]
 }
 
-/** Seconds a call takes: the median of Benchmark's samples. */
-function seconds(name: string, fn: () => void): number {
-  if (device !== 'cpu') return deviceSeconds(fn)
-  const bench = new Benchmark(name, fn, { minSamples: 5, maxTime: 1 })
-  bench.run()
-  if (bench.error) throw bench.error
-  const samples = [...bench.stats.sample].sort((a, b) => a - b)
-  return samples[samples.length >> 1]!
-}
-
-function toTensors(inputs: Record<string, Values | null>, dtype: FloatDtype): Record<string, Tensor> {
-  const tensors: Record<string, Tensor> = {}
-  for (const [name, values] of Object.entries(inputs)) {
-    if (!values) continue
-    const { kind, shape, data } = values
-    if (kind === 'int32' || kind === 'int64') tensors[name] = Tensor.from(data, shape, { device })
-    else tensors[name] = placed(data, shape, kind === 'float' ? dtype : 'float32', device)
-  }
-  return tensors
-}
-
-/** A scalar whose gradient reaches every output as ones, at no cost to speak of. */
-export function headOf(outputs: readonly Tensor[], ones: readonly Tensor[]): Tensor {
-  return record('head', Tensor.zeros([1], { device }), outputs, () => [...ones])
-}
-
-/** Registers an op's bench: the same inputs as its tests, at realistic sizes, float32. */
-export function benchOp<C extends Record<string, Scalar>>(op: string, bench: OpBench<C>): void {
-  registered.push({
-    op,
-    run: (ceiling, dtype) =>
-      bench.cases.map(c =>
-        scope(() => {
-          const tensors = toTensors(bench.inputs(c, new Random(1)), dtype)
-          const outputs = (() => {
-            const out = bench.run(tensors, c)
-            return out instanceof Tensor ? [out] : out
-          })()
-          const work = bench.flops?.(c) ?? bench.bytes?.(c) ?? 0
-          const unit = bench.flops ? 'GFLOP/s' : 'GB/s'
-          const forward = seconds(`${op} ${c.case}`, () => scope(() => void bench.run(tensors, c)))
-          const row: Row = { ...c, dtype, unit, ms: round(forward * 1e3), hstu: round(work / forward / 1e9) }
-          if (bench.gradients) {
-            const ones = outputs.map(output => {
-              const float = output.dtype === 'float32' || output.dtype === 'bfloat16'
-              return float
-                ? placed(new Float64Array(output.size).fill(1), output.shape, output.dtype as FloatDtype, device)
-                : emptyLike(output)
-            })
-            const params = bench.gradients.filter(name => tensors[name]).map(name => tensors[name]!)
-            const both = seconds(`${op} ${c.case} backward`, () => {
-              scope(() => {
-                valueAndGrad(params, () => {
-                  const out = bench.run(tensors, c)
-                  return headOf(out instanceof Tensor ? [out] : out, ones)
-                })
-              })
-            })
-            const backward = Math.max(both - forward, 1e-9)
-            const backwardWork = bench.backwardFlops?.(c) ?? 2 * work
-            row.ms = [round(forward * 1e3), round(backward * 1e3)]
-            row.hstu = [round(work / forward / 1e9), round(backwardWork / backward / 1e9)]
-          }
-          row.ceiling = bench.flops ? round(ceiling.gflops) : round(ceiling.gbps)
-          return row
-        }),
-      ),
-  })
-}
-
-/** Cases whose model, or optimiser state, is float32 alone. */
-const float32Only = new Set(['adamw', 'training_step'])
-
-/** Registers something larger than an op (a training step): `run` returns its rows. */
-export function benchCase(name: string, run: (ceiling: Result['ceiling'], dtype: FloatDtype) => Row[]): void {
-  registered.push({ op: name, run })
-}
-
-export const timed = seconds
-
-/** Where this run computes, for cases that make their own tensors. */
-export const benchDevice = () => device
+const registered: Registered[] = []
 
 export function round(x: number): number {
   return Number(x.toPrecision(4))
 }
 
-function print(op: string, rows: Row[]): void {
-  for (const row of rows) {
-    const { case: name, dtype, unit, ms, hstu, ceiling, ...shape } = row
-    const letters = Object.entries(shape).map(([key, value]) => `${key} ${value}`)
-    const pair = (value: unknown) => (Array.isArray(value) ? value.join(' | ') : String(value ?? ''))
-    const share = typeof ceiling === 'number' ? ` of ${ceiling}` : ''
-    process.stdout.write(
-      `${op.padEnd(28)} ${String(name).padEnd(18)} ${letters.join(', ').padEnd(44)} ${pair(ms).padStart(18)} ms ` +
-        `${pair(hstu).padStart(18)}${share} ${unit ?? ''} ${dtype ?? ''}\n`,
-    )
-  }
+/** N(0, 1) of any size, at once: a million draws, repeated. */
+export function normal(random: Random, shape: readonly number[], scale = 1): Values {
+  const size = shape.reduce((a, b) => a * b, 1)
+  const block = drawn(random, [Math.min(size, 2 ** 20 - 3)], scale).data as Float64Array
+  const data = new Float64Array(size)
+  for (let at = 0; at < size; at += block.length) data.set(block.subarray(0, size - at), at)
+  return { shape, data, kind: 'float' }
 }
 
-function commit(): string {
-  if (process.env.HSTU_COMMIT) return process.env.HSTU_COMMIT
-  const git = (...args: string[]) => execFileSync('git', args, { cwd: packageRoot, encoding: 'utf8' }).trim()
-  try {
-    return git('rev-parse', 'HEAD') + (git('status', '--porcelain', '--', 'csrc', 'lib') ? '-dirty' : '')
-  } catch {
-    return 'unknown'
+function toTensors(inputs: Record<string, Values | null>, { dtype, device }: Run): Record<string, Tensor> {
+  const tensors: Record<string, Tensor> = {}
+  for (const [name, values] of Object.entries(inputs)) {
+    if (!values) continue
+    const { kind, shape, data } = values
+    if (kind === 'int32' || kind === 'int64') tensors[name] = Tensor.from(data, shape, { device })
+    else
+      tensors[name] = cast(Tensor.from(new Float32Array(data), shape, { device }), kind === 'float' ? dtype : 'float32')
   }
+  return tensors
 }
 
-/** Copy of 1 GiB (read plus write) by `cast`, and the product of 8192^3 in bfloat16 by `linear`: what the others are measured against. */
-function cudaCeilings(): Result['ceiling'] {
-  return scope(() => {
-    const x = Tensor.zeros([2 ** 28], { device })
-    const copy = seconds('copy', () => scope(() => void native.cast(emptyLike(x), x)))
-    const n = 8192
-    const values = Float64Array.from({ length: n }, (_, i) => Math.sin(i))
-    const a = placed(
-      Float64Array.from({ length: n * n }, (_, i) => values[(i * 31) % n]!),
-      [n, n],
-      'bfloat16',
-      device,
-    )
-    const product = seconds('product', () =>
-      scope(() => void native.linear(emptyLike(a), null, a, a, null, null, 'none')),
-    )
-    return { gflops: (2 * n ** 3) / product / 1e9, gbps: (2 * 2 ** 30) / copy / 1e9 }
+/** One measurement: what took how long, and how long it would take at the ceiling. */
+export interface Measured {
+  seconds: number
+  work: number
+  limit: number
+}
+
+const single = (values: readonly number[]) =>
+  values.length === 1 || values[0] === values[1] ? values[0]! : [...values]
+
+/** Share of `theirs` that `ours` reaches; of times the other way round. */
+export function shareOf(ours: Value, theirs: Value, unit: string): Value {
+  const [a, b] = [[ours].flat(), [theirs].flat()]
+  return single(a.map((x, i) => round(unit === 'ms' ? b[i % b.length]! / x : x / b[i % b.length]!)))
+}
+
+/** The row of a case in the unit of its work: TFLOP/s, GFLOP/s or GB/s. */
+export function rowOf(
+  shape: Record<string, Scalar>,
+  unit: string,
+  parts: readonly Measured[],
+  run: Run,
+  key?: object,
+): Row {
+  const per = unit === 'TFLOP/s' ? 1e12 : 1e9
+  const pair = (of: (part: Measured) => number) => {
+    const values = parts.map(part => round(of(part)))
+    return values.length === 1 ? values[0]! : values
+  }
+  const hstu = pair(({ work, seconds }) => work / seconds / per)
+  const ms = pair(({ seconds }) => seconds * 1e3)
+  const ceiling = single(parts.map(({ work, limit }) => round(work / limit / per)))
+  const share: Record<string, Value> = { ceiling: pair(({ seconds, limit }) => limit / seconds) }
+  const row: Row = { ...shape, dtype: shape.dtype ?? labelOf(run.dtype), unit, ms, hstu, ceiling }
+  return withPeers(row, share, run, key)
+}
+
+/** Adds the peers of this run, the published ones and our share of each. */
+export function withPeers(row: Row, share: Record<string, Value>, run: Run, key?: object): Row {
+  const own = key ? peersIn(run.peers, key as Record<string, number>) : {}
+  const published = key && run.device !== 'cpu' ? publishedPeers(key as Record<string, number>) : {}
+  for (const [name, value] of Object.entries({ ...published, ...own }))
+    share[name] = shareOf(row.hstu as Value, value, String(row.unit))
+  return { ...row, ...own, ...(Object.keys(published).length ? { published } : {}), share }
+}
+
+/** A scalar, recorded so that the gradients of the outputs are `douts`; `begin` is called when the backward begins. */
+function headOf(outputs: readonly Tensor[], douts: readonly Tensor[], begin: () => void): Tensor {
+  return record('head', Tensor.zeros([1], { device: outputs[0]!.device }), outputs, () => {
+    begin()
+    return [...douts]
   })
 }
 
-/** Runs what was registered whose name is one of `filters` (all where there are none) and saves the results where `save` is set. */
-export function runBenches(
-  filters: readonly string[],
-  options: { save: boolean; folder: string; device: Device },
-): void {
-  device = options.device
-  const { threads, instructionSet, cuda } = native.backend()
-  const onCpu = device === 'cpu'
-  const ceiling = onCpu ? native.ceilings() : cudaCeilings()
-  const name = onCpu ? (cpus()[0]?.model ?? 'cpu') : cuda.devices[0]!.name
-  process.stdout.write(onCpu ? `${name}, ${threads} threads, ${instructionSet}: ` : `${name}: `)
-  const product = onCpu ? 'FMA in registers' : 'bfloat16 product 8192^3'
-  process.stdout.write(`${round(ceiling.gflops)} GFLOP/s ${product}, ${round(ceiling.gbps)} GB/s copy\n`)
-  for (const { op, run } of registered) {
-    if (filters.length && !filters.includes(op)) continue
-    const rows = (onCpu ? (['float32'] as const) : (['bfloat16', 'float32'] as const)).flatMap(dtype => {
-      if (!onCpu && dtype === 'bfloat16' && float32Only.has(op)) return []
-      return scope(() => run(ceiling, dtype))
+/** Seconds of the forward of `op`, and of its backward for the gradients of `params`. */
+export function timePair(
+  name: string,
+  op: () => readonly Tensor[],
+  params: readonly Tensor[],
+  device: Device,
+): number[] {
+  return scope(() => {
+    const forward = capture(() => scope(() => void op()))
+    const seconds = [secondsOf(name, forward.phases[0]!, device)]
+    forward.dispose()
+    if (params.length === 0) return seconds
+    const douts = op().map(y => {
+      if (!isFloat(y)) return emptyLike(y)
+      const cols = y.shape.at(-1)!
+      return noise(device, y.dtype as FloatDtype, 9, y.size / cols, cols).view(y.shape)
     })
-    print(op, rows)
-    if (!options.save) continue
-    const result: Result = {
-      device: name,
-      ...(onCpu ? { threads, instructionSet } : { driver: cuda.driver, cuda: cuda.runtime }),
-      node: process.version,
-      commit: commit(),
-      date: new Date().toISOString(),
-      command: `npm run bench -- --save --device ${onCpu ? 'cpu' : 'cuda'} ${op}`,
-      ceiling,
-      rows,
+    const both = capture(mark => scope(() => void valueAndGrad(params, () => headOf(op(), douts, mark))))
+    seconds.push(secondsOf(`${name} backward`, both.phases[1]!, device))
+    both.dispose()
+    return seconds
+  })
+}
+
+/** Registers an op's bench: the same inputs as its tests, at realistic sizes. */
+export function benchOp<C extends Record<string, Scalar>>(op: string, bench: OpBench<C>): void {
+  const rows = (run: Run): Row[] =>
+    [...bench.cases, ...((run.device !== 'cpu' && bench.cudaCases) || [])].map(c =>
+      scope(() => {
+        const tensors = toTensors(bench.inputs(c, new Random(1)), run)
+        const forward = () => [bench.run(tensors, c)].flat() as Tensor[]
+        const params = (bench.gradients ?? []).filter(name => tensors[name]).map(name => tensors[name]!)
+        const F = run.dtype === 'bfloat16' ? 2 : 4
+        const [flops, bytes] = [bench.flops?.(c) ?? 0, bench.bytes?.(c, F) ?? 0]
+        const work = [
+          { flops, bytes },
+          { flops: bench.backwardFlops?.(c) ?? 2 * flops, bytes: bench.backwardBytes?.(c, F) ?? 2 * bytes },
+        ]
+        const { gbps, product, tensorCores } = run.ceiling
+        const peak = (run.dtype === 'bfloat16' && tensorCores) || product[run.dtype]!
+        const seconds = timePair(`${op} ${c.case}`, forward, params, run.device)
+        const parts = seconds.map((seconds, i) => {
+          const { flops, bytes } = work[i]!
+          const limit = Math.max(flops / peak, bytes / gbps) / 1e9
+          return { seconds, work: bench.flops ? flops : bytes, limit }
+        })
+        const unit = bench.flops ? (run.device === 'cpu' ? 'GFLOP/s' : 'TFLOP/s') : 'GB/s'
+        const key = bench.peer && { ...bench.peer(c), dtype: labelOf(run.dtype) }
+        return rowOf(c, unit, parts, run, key)
+      }),
+    )
+  registered.push({ op, run: rows, dtypes: bench.dtypes ?? ['bfloat16', 'float32'] })
+}
+
+/** Registers a bench of more than an op: `run` returns its rows, for each of `dtypes`. */
+export function benchCase(op: string, bench: Omit<Registered, 'op'>): void {
+  registered.push({ op, ...bench })
+}
+
+/** Runs what was registered whose name is one of `filters` (all but the long ones where there are none) and saves the results. */
+export async function runBenches(filters: readonly string[], options: RunOptions): Promise<void> {
+  const { device, folder } = options
+  const onCpu = device === 'cpu'
+  const benches = registered.filter(({ op, byName }) => (filters.length ? filters.includes(op) : !byName))
+  if (benches.length === 0) throw new Error(`no bench of ${filters}; there are ${registered.map(({ op }) => op)}`)
+  const long = benches.every(({ byName }) => byName)
+  const peers = onCpu || long ? [] : torchPeers(benches.flatMap(({ peerCases = [] }) => peerCases))
+  const ceiling = long ? { gbps: 0, product: {} } : measureCeilings(device, peers)
+  if (!long) process.stdout.write(`${JSON.stringify(ceiling)}\n`)
+  for (const { op, run, dtypes } of benches) {
+    const file = join(folder, `${op}.json`)
+    const before = existsSync(file) ? (JSON.parse(readFileSync(file, 'utf8')) as Result).rows : []
+    const keep = (rows: readonly Row[]) => {
+      if (!options.save || rows.length === 0) return
+      mkdirSync(folder, { recursive: true })
+      const result = { ...provenance(device, op), ...(long ? {} : { ceiling }), rows }
+      writeFileSync(file, `${JSON.stringify(result, null, 2)}\n`)
     }
-    mkdirSync(options.folder, { recursive: true })
-    writeFileSync(join(options.folder, `${op}.json`), `${JSON.stringify(result, null, 2)}\n`)
+    const rows: Row[] = []
+    for (const dtype of onCpu ? (['float32'] as const) : dtypes)
+      rows.push(...(await run({ device, dtype, ceiling, peers, options, before, keep })))
+    print(op, rows)
+    keep(rows)
   }
 }

@@ -1,6 +1,6 @@
 import { hstuAttention } from '#lib/ops/hstu_attention.js'
-import { int64, normal, offsets } from '../test/harness.js'
-import { benchOp } from './harness.js'
+import { int64, offsets } from '../test/harness.js'
+import { benchOp, normal } from './harness.js'
 
 type Case = { B: number; L: number; H: number; D: number; V: number; bias: boolean; activation: 'silu' | 'softmax' }
 
@@ -42,6 +42,7 @@ benchOp('hstu_attention', {
       activation: c.activation,
     }),
   gradients: ['q', 'k', 'v', 'posW', 'timeW'],
+  bytes: (c, F) => 2 * F * c.B * c.L * c.H * (c.D + c.V),
   flops: c => pairs(c) * 2 * (c.D + c.V),
   backwardFlops: c => pairs(c) * (6 * c.D + 4 * c.V),
 })

@@ -1,6 +1,5 @@
 import { interleave } from '#lib/ops/interleave.js'
-import { normal } from '../test/harness.js'
-import { benchOp } from './harness.js'
+import { benchOp, normal } from './harness.js'
 
 benchOp('interleave', {
   cases: [
@@ -11,6 +10,6 @@ benchOp('interleave', {
   inputs: ({ T, d }, random) => ({ a: normal(random, [T, d]), b: normal(random, [T, d]) }),
   run: t => interleave(t.a!, t.b!),
   gradients: ['a', 'b'],
-  bytes: c => 4 * 4 * c.T * c.d,
-  backwardFlops: c => 4 * 4 * c.T * c.d,
+  bytes: (c, F) => 4 * F * c.T * c.d,
+  backwardBytes: (c, F) => 4 * F * c.T * c.d,
 })

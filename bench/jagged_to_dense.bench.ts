@@ -1,6 +1,6 @@
 import { jaggedToDense } from '#lib/ops/jagged_to_dense.js'
-import { normal, offsets, sum } from '../test/harness.js'
-import { benchOp } from './harness.js'
+import { offsets, sum } from '../test/harness.js'
+import { benchOp, normal } from './harness.js'
 
 /** Lengths spread evenly over 0 .. N. */
 const lengths = (B: number, N: number) => Array.from({ length: B }, (_, b) => Math.floor((b * (N + 1)) / B))
@@ -16,6 +16,6 @@ benchOp('jagged_to_dense', {
   }),
   run: (t, { N }) => jaggedToDense(t.x!, { seqOffsets: t.seqOffsets!, maxLength: N }),
   gradients: ['x'],
-  bytes: ({ B, N, d }) => 4 * d * (sum(lengths(B, N)) + B * N),
-  backwardFlops: ({ B, N, d }) => 2 * 4 * d * sum(lengths(B, N)),
+  bytes: ({ B, N, d }, F) => F * d * (sum(lengths(B, N)) + B * N),
+  backwardBytes: ({ B, N, d }, F) => 2 * F * d * sum(lengths(B, N)),
 })

@@ -1,6 +1,5 @@
 import { l2Normalize } from '#lib/ops/l2_normalize.js'
-import { normal } from '../test/harness.js'
-import { benchOp } from './harness.js'
+import { benchOp, normal } from './harness.js'
 
 benchOp('l2_normalize', {
   cases: [
@@ -10,5 +9,6 @@ benchOp('l2_normalize', {
   inputs: (c, random) => ({ x: normal(random, [c.T, c.d]) }),
   run: t => l2Normalize(t.x!),
   gradients: ['x'],
-  bytes: c => 2 * 4 * c.T * c.d,
+  bytes: (c, F) => 2 * F * c.T * c.d,
+  backwardBytes: (c, F) => 3 * F * c.T * c.d,
 })

@@ -1,6 +1,5 @@
 import { mul } from '#lib/ops/mul.js'
-import { normal } from '../test/harness.js'
-import { benchOp } from './harness.js'
+import { benchOp, normal } from './harness.js'
 
 benchOp('mul', {
   cases: [
@@ -10,5 +9,6 @@ benchOp('mul', {
   inputs: (c, random) => ({ a: normal(random, [c.T, c.d]), b: normal(random, [c.T, c.d]) }),
   run: t => mul(t.a!, t.b!),
   gradients: ['a', 'b'],
-  bytes: c => 3 * 4 * c.T * c.d,
+  bytes: (c, F) => 3 * F * c.T * c.d,
+  backwardBytes: (c, F) => 5 * F * c.T * c.d,
 })

@@ -1,6 +1,5 @@
 import { normGateLinear } from '#lib/ops/norm_gate_linear.js'
-import { normal } from '../test/harness.js'
-import { benchOp } from './harness.js'
+import { benchOp, normal } from './harness.js'
 
 benchOp('norm_gate_linear', {
   cases: [
@@ -19,4 +18,5 @@ benchOp('norm_gate_linear', {
   },
   gradients: ['x', 'u', 'o', 'w'],
   flops: c => 2 * c.T * c.H * c.V * c.d,
+  bytes: (c, F) => F * (c.T * (2 * c.d + 2 * c.H * c.V) + c.H * c.V * c.d),
 })

@@ -1,6 +1,6 @@
 import { positionEmbedding } from '#lib/ops/position_embedding.js'
-import { int64, normal, offsets } from '../test/harness.js'
-import { benchOp } from './harness.js'
+import { int64, offsets } from '../test/harness.js'
+import { benchOp, normal } from './harness.js'
 
 benchOp('position_embedding', {
   cases: [
@@ -17,5 +17,6 @@ benchOp('position_embedding', {
     return positionEmbedding(t.x!, t.table!, { seqOffsets: t.seqOffsets!, ids: t.ids!, scale: Math.sqrt(c.d) })
   },
   gradients: ['x', 'table'],
-  bytes: c => 2 * 4 * c.B * c.N * c.d,
+  bytes: (c, F) => (2 * F * c.d + 8) * c.B * c.N,
+  backwardBytes: (c, F) => (2 * F * c.d + 8) * c.B * c.N,
 })

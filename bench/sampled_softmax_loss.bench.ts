@@ -1,6 +1,6 @@
 import { sampledSoftmaxLoss } from '#lib/ops/sampled_softmax_loss.js'
-import { int64, normal } from '../test/harness.js'
-import { benchOp } from './harness.js'
+import { int64 } from '../test/harness.js'
+import { benchOp, normal } from './harness.js'
 
 benchOp('sampled_softmax_loss', {
   cases: [
@@ -24,6 +24,7 @@ benchOp('sampled_softmax_loss', {
     return sampledSoftmaxLoss(t.query!, t.table!, t.positives!, options)
   },
   gradients: ['query', 'table'],
+  bytes: ({ T, d, I }, F) => F * d * (T + I),
   flops: ({ T, R, d }) => 2 * T * (R + 1) * d,
   // The products again, then one product each for dquery and dtable.
   backwardFlops: ({ T, R, d }) => 6 * T * (R + 1) * d,

@@ -1,6 +1,6 @@
 import { softmaxLoss } from '#lib/ops/softmax_loss.js'
-import { int64, normal } from '../test/harness.js'
-import { benchOp } from './harness.js'
+import { int64 } from '../test/harness.js'
+import { benchOp, normal } from './harness.js'
 
 benchOp('softmax_loss', {
   cases: [
@@ -15,6 +15,7 @@ benchOp('softmax_loss', {
   }),
   run: t => softmaxLoss(t.query!, t.table!, t.positives!),
   gradients: ['query', 'table'],
+  bytes: ({ T, d, I }, F) => F * d * (T + I),
   flops: ({ T, d, I }) => 2 * T * d * (I - 1),
   // The products again, then one product each for dquery and dtable.
   backwardFlops: ({ T, d, I }) => 6 * T * d * (I - 1),

@@ -1,6 +1,6 @@
 import { split } from '#lib/ops/split.js'
-import { normal, offsets } from '../test/harness.js'
-import { benchOp } from './harness.js'
+import { offsets } from '../test/harness.js'
+import { benchOp, normal } from './harness.js'
 
 const lengths = (count: number, length: number) => Array.from({ length: count }, (_, b) => (b % 2 ? 2 * length : 0))
 
@@ -16,6 +16,6 @@ benchOp('split', {
   }),
   run: (t, { B, La }) => split(t.y!, { aOffsets: t.aOffsets!, bOffsets: t.bOffsets!, aRows: B * La }),
   gradients: ['y'],
-  bytes: c => 2 * 4 * c.B * (c.La + c.Lb) * c.d,
-  backwardFlops: c => 2 * 4 * c.B * (c.La + c.Lb) * c.d,
+  bytes: (c, F) => 2 * F * c.B * (c.La + c.Lb) * c.d,
+  backwardBytes: (c, F) => 2 * F * c.B * (c.La + c.Lb) * c.d,
 })

@@ -1,6 +1,5 @@
 import { swishLayerNorm } from '#lib/ops/swish_layer_norm.js'
-import { normal } from '../test/harness.js'
-import { benchOp } from './harness.js'
+import { benchOp, normal } from './harness.js'
 
 benchOp('swish_layer_norm', {
   cases: [
@@ -15,5 +14,6 @@ benchOp('swish_layer_norm', {
   }),
   run: t => swishLayerNorm(t.x!, { weight: t.weight ?? null, bias: t.bias ?? null }),
   gradients: ['x', 'weight', 'bias'],
-  bytes: c => 2 * 4 * c.T * c.d,
+  bytes: (c, F) => 2 * F * c.T * c.d,
+  backwardBytes: (c, F) => 3 * F * c.T * c.d,
 })

@@ -1,6 +1,6 @@
 import { targetRank } from '#lib/ops/target_rank.js'
-import { int64, normal, offsets } from '../test/harness.js'
-import { benchOp } from './harness.js'
+import { int64, offsets } from '../test/harness.js'
+import { benchOp, normal } from './harness.js'
 
 benchOp('target_rank', {
   cases: [
@@ -19,5 +19,6 @@ benchOp('target_rank', {
     const exclusions = { excludeIds: t.excludeIds!, excludeOffsets: t.excludeOffsets! }
     return targetRank(t.query!, t.table!, t.targetIds!, exclusions)
   },
+  bytes: ({ B, I, d, E }, F) => F * d * (B + I) + 8 * B * (E + 2),
   flops: ({ B, I, d }) => 2 * B * I * d,
 })

@@ -1,6 +1,6 @@
 import { topK } from '#lib/ops/top_k.js'
-import { int64, normal, offsets } from '../test/harness.js'
-import { benchOp } from './harness.js'
+import { int64, offsets } from '../test/harness.js'
+import { benchOp, normal } from './harness.js'
 
 benchOp('top_k', {
   cases: [
@@ -22,5 +22,6 @@ benchOp('top_k', {
     })
     return [scores, ids]
   },
+  bytes: ({ B, I, d, k, E }, F) => F * d * (B + I) + 8 * B * E + (8 + F) * B * k,
   flops: ({ B, I, d }) => 2 * B * I * d,
 })

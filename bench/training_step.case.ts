@@ -1,12 +1,12 @@
-import { trainBatch } from '#lib/data/batch.js'
 import type { SequenceDataset } from '#lib/data/dataset.js'
 import { Random } from '#lib/random.js'
+import { trainOptions } from '#lib/train/options.js'
 import { preset } from '#lib/train/presets.js'
 import { Trainer } from '#lib/train/trainer.js'
-import { benchCase, benchDevice, round, timed } from './harness.js'
+import { benchCase, type Row, type Run, round, withPeers } from './harness.js'
 
-/** One batch of users at the ML-1M shape: 3,952 items; every length 200, or lognormal(4.55, 1.0) clipped to 20..200, seed 0. */
-function mlShape(lengths: 'full' | 'lognormal', users = 128): SequenceDataset {
+/** Users at the ML-1M shape: 3,952 items; every length 200, or lognormal(4.55, 1.0) clipped to 20..200, seed 0. */
+export function mlShape(lengths: 'full' | 'lognormal', users = 128): SequenceDataset {
   const random = new Random(0)
   const offsets = [0]
   for (let u = 0; u < users; u++) {
@@ -29,27 +29,57 @@ function mlShape(lengths: 'full' | 'lognormal', users = 128): SequenceDataset {
   }
 }
 
-benchCase('training_step', () =>
-  (['hstu', 'hstu-large', 'sasrec'] as const).flatMap(name =>
-    (['full', 'lognormal'] as const).map(lengths => {
-      const dataset = mlShape(lengths)
-      const trainer = new Trainer(dataset, {
-        ...{ model: preset(`ml-1m/${name}`).model(3952), options: { part: 'all' } },
-        tensors: { device: benchDevice() },
-      })
-      const users = Int32Array.from({ length: dataset.numUsers }, (_, u) => u)
-      const { ids } = trainBatch(dataset, users, { maxLength: 200, protocol: 'all' })
-      const seconds = timed(`${name} ${lengths}`, () => void trainer.step(users))
-      trainer.dispose()
-      const shape = { B: 128, N: 211, d: 50, R: 128, T: ids.length, lengths }
-      return {
-        case: name,
-        ...shape,
-        dtype: 'float32',
-        unit: 'ms',
-        hstu: round(seconds * 1e3),
-        ms: round(seconds * 1e3),
+/** The precisions that the trainer has on a device. */
+export function precisions(device: string): readonly ('float32' | 'bf16')[] {
+  if (device === 'cpu') return ['float32']
+  try {
+    trainOptions({ precision: 'bf16' } as object)
+    return ['float32', 'bf16']
+  } catch {
+    return ['float32']
+  }
+}
+
+/**
+ * Seconds a step of the training loop as it is run: batches prepared, copied and enqueued while the device works, events told. The
+ * clock starts when the warm-up steps are known to be done and stops when the last one is, so the loop is timed in its steady state.
+ */
+async function secondsAStep(trainer: Trainer, warmUp: number, steps: number): Promise<number> {
+  let start = 0
+  for await (const event of trainer.run()) {
+    if (event.type === 'step' && event.step === warmUp) start = performance.now()
+    if (event.type === 'done') return (performance.now() - start) / 1e3 / steps
+  }
+  throw new Error('the run did not end')
+}
+
+async function rowsOf(run: Run): Promise<Row[]> {
+  const { device } = run
+  const [warmUp, steps] = device === 'cpu' ? [2, 8] : [20, 200]
+  const rows: Row[] = []
+  for (const model of ['hstu', 'hstu-large', 'sasrec'] as const)
+    for (const lengths of ['full', 'lognormal'] as const)
+      for (const precision of precisions(device)) {
+        const dataset = mlShape(lengths)
+        const count = 128 * (warmUp + steps)
+        const trainer = new Trainer(dataset, {
+          model: preset(`ml-1m/${model}`).model(dataset.numItems),
+          // Every batch is the same 128 users.
+          users: Int32Array.from({ length: count }, (_, i) => i % 128),
+          options: {
+            ...{ part: 'all', shuffle: false, epochs: 1, evaluateEvery: 0 },
+            ...(precision === 'float32' ? {} : { precision }),
+          },
+          tensors: { device },
+        })
+        const ms = round(1e3 * (await secondsAStep(trainer, warmUp, steps)))
+        trainer.dispose()
+        const tokens = dataset.items.length - dataset.numUsers
+        const shape = { case: 'train_step.ml1m', model, B: 128, N: 211, d: 50, negatives: 128, tokens, lengths }
+        const row: Row = { ...shape, dtype: precision, unit: 'ms', ms, hstu: ms }
+        rows.push(withPeers(row, {}, run, lengths === 'lognormal' ? { case: shape.case, model } : undefined))
       }
-    }),
-  ),
-)
+  return rows
+}
+
+benchCase('training_step', { dtypes: ['float32'], run: rowsOf })

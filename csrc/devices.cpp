@@ -1,17 +1,23 @@
-// What JavaScript asks of the backends beside memory: what there is to compute on, how fast it can be, the pool.
+// What JavaScript asks of the backends beside memory: what there is to compute on, how fast it can be, what of its memory is used.
+#include <limits>
+
 #include "boundary.h"
 
 namespace hstu {
 namespace {
 
-napi_value set_num_threads(const Napi::CallbackInfo& info) {
-  cpu::set_num_threads(info[0].As<Napi::Number>().Int32Value());
+// The device of this name; throws where it is unavailable.
+Device opened(napi_env env, napi_value name) { return stream_of(addon_of(env), device_of(Text(env, name))).device; }
+
+napi_value set_num_threads(napi_env env, const napi_value* arguments) {
+  int32_t count = 0;
+  HSTU_CHECK(napi_get_value_int32(env, arguments[0], &count) == napi_ok, kInvalidArgument, "set_num_threads: expected a number");
+  cpu::set_num_threads(count);
   return nullptr;
 }
 
 // What there is to compute on: the CPU's threads and instruction set; CUDA, or why not.
-napi_value backend(const Napi::CallbackInfo& info) {
-  Napi::Env env = info.Env();
+napi_value backend(napi_env env, const napi_value*) {
   Napi::Object result = Napi::Object::New(env), cuda = Napi::Object::New(env);
   result.Set("threads", cpu::num_threads());
   result.Set("instructionSet", cpu::instruction_set());
@@ -36,26 +42,37 @@ napi_value backend(const Napi::CallbackInfo& info) {
   return result;
 }
 
-// The pool of the device of this tensor's stream: {used, peak, reserved, free, total} in bytes; also where `trim` wants it smaller.
-napi_value pool(const Napi::CallbackInfo& info) {
-  napi_env env = info.Env();
-  return guarded(env, [&]() -> napi_value {
-    Stream stream = stream_of(addon_of(env), device_of(info[0].As<Napi::String>()));
-    if (info[1].As<Napi::Boolean>()) device::trim(stream);
-    PoolStatistics statistics = device::pool_statistics(stream.device);
-    Napi::Object result = Napi::Object::New(env);
-    result.Set("used", double(statistics.used));
-    result.Set("peak", double(statistics.peak));
-    result.Set("reserved", double(statistics.reserved));
-    result.Set("free", double(statistics.free));
-    result.Set("total", double(statistics.total));
-    return result;
-  });
+// Of this process: {used, peak, reserved, free, total, limit} in bytes.
+napi_value memory_statistics(napi_env env, const napi_value* arguments) {
+  MemoryStatistics statistics = device::memory_statistics(opened(env, arguments[0]));
+  Napi::Object result = Napi::Object::New(env);
+  result.Set("used", double(statistics.used));
+  result.Set("peak", double(statistics.peak));
+  result.Set("reserved", double(statistics.reserved));
+  result.Set("free", double(statistics.free));
+  result.Set("total", double(statistics.total));
+  result.Set("limit", statistics.limit == kNoMemoryLimit ? std::numeric_limits<double>::infinity() : double(statistics.limit));
+  return result;
+}
+
+// set_memory_limit(device, bytes): infinity lifts it.
+napi_value set_memory_limit(napi_env env, const napi_value* arguments) {
+  Device device = opened(env, arguments[0]);
+  double bytes = -1;
+  napi_get_value_double(env, arguments[1], &bytes);
+  HSTU_CHECK(bytes >= 0, kInvalidArgument, "setMemoryLimit: the limit must be a number of bytes, got ", bytes);
+  device::set_memory_limit(bytes < 0x1p63 ? uint64_t(bytes) : kNoMemoryLimit, device);
+  return nullptr;
+}
+
+napi_value trim(napi_env env, const napi_value* arguments) {
+  device::trim(opened(env, arguments[0]));
+  return nullptr;
 }
 
 // What the device can do at most, for benches: {gflops, gbps}.
-napi_value ceilings(const Napi::CallbackInfo& info) {
-  Napi::Object result = Napi::Object::New(info.Env());
+napi_value ceilings(napi_env env, const napi_value*) {
+  Napi::Object result = Napi::Object::New(env);
   result.Set("gflops", cpu::fma_peak_gflops());
   result.Set("gbps", cpu::copy_gbps());
   return result;
@@ -66,7 +83,9 @@ napi_value ceilings(const Napi::CallbackInfo& info) {
 void register_devices(Napi::Object exports) {
   add_function(exports, "set_num_threads", set_num_threads);
   add_function(exports, "backend", backend);
-  add_function(exports, "pool", pool);
+  add_function(exports, "memory_statistics", memory_statistics);
+  add_function(exports, "set_memory_limit", set_memory_limit);
+  add_function(exports, "trim", trim);
   add_function(exports, "ceilings", ceilings);
 }
 

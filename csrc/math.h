@@ -39,6 +39,28 @@ HSTU_INLINE T gelu_derivative(T x) {
   return cdf + x * T(0.39894228040143267794) * std::exp(T(-0.5) * x * x);
 }
 
+// Losses of one element: value(z, y) of prediction z and label y, and its derivative with respect to z.
+struct BceWithLogits {
+  template <typename T>
+  static HSTU_INLINE T value(T z, T y) {
+    return (z > T(0) ? z : T(0)) - z * y + std::log1p(std::exp(-std::abs(z)));
+  }
+  template <typename T>
+  static HSTU_INLINE T derivative(T z, T y) {
+    return sigmoid(z) - y;
+  }
+};
+struct SquaredError {
+  template <typename T>
+  static HSTU_INLINE T value(T z, T y) {
+    return (z - y) * (z - y);
+  }
+  template <typename T>
+  static HSTU_INLINE T derivative(T z, T y) {
+    return T(2) * (z - y);
+  }
+};
+
 // Philox4x32-10 (Salmon et al., SC 2011). Four 32-bit words from a 64-bit key and a 128-bit counter whose upper half is 0.
 struct Philox4 {
   uint32_t word[4];
@@ -65,6 +87,17 @@ HSTU_INLINE uint32_t philox_word(uint64_t seed, uint64_t offset, uint64_t index)
 HSTU_INLINE uint32_t dropout_threshold(double p) {
   double t = p * 4294967296.0;
   return t <= 0 ? 0u : t >= 4294967295.0 ? 4294967295u : uint32_t(t);
+}
+
+// A word as a signed number of 24 bits: exact in float32.
+HSTU_INLINE int32_t signed_24(uint32_t word) { return int32_t(word) >> 8; }
+
+// Where a key's probes of a hash table begin: the finaliser of MurmurHash3.
+HSTU_INLINE uint64_t hash_key(int64_t key) {
+  uint64_t x = uint64_t(key);
+  x = (x ^ (x >> 33)) * 0xFF51AFD7ED558CCDull;
+  x = (x ^ (x >> 33)) * 0xC4CEB9FE1A85EC53ull;
+  return x ^ (x >> 33);
 }
 
 // Uniform integer in [low, low + range): the high word of word * range (bias at most range / 2^32).

@@ -21,12 +21,10 @@ namespace {
 
 Readback host_copy(const void* data, size_t bytes) {
   Readback pending{std::malloc(bytes ? bytes : 1), nullptr, bytes, 0};
-  HSTU_CHECK(pending.host, kOutOfMemory, "out of host memory: ", bytes, " bytes wanted");
-  std::memcpy(pending.host, data, bytes);
+  HSTU_CHECK(pending.host, kOutOfMemory, "out of memory on cpu: ", bytes, " bytes requested for a copy");
+  if (bytes) std::memcpy(pending.host, data, bytes);
   return pending;
 }
-
-PoolStatistics no_pool() { return {}; }
 
 }  // namespace
 
@@ -45,6 +43,7 @@ Stream open_stream(Device device) {
 }
 #endif
 
+void close_stream(Stream stream) noexcept { HSTU_BY_DEVICE(stream.device, cuda::close_stream(stream), void()); }
 void begin_op(Stream stream, const char* op) { HSTU_BY_DEVICE(stream.device, cuda::begin_op(stream, op), void(op)); }
 void end_op(Stream stream, const char* op) { HSTU_BY_DEVICE(stream.device, cuda::end_op(stream, op), void(op)); }
 
@@ -81,7 +80,28 @@ void end_read(Readback& pending) noexcept {
   std::free(pending.host);
   pending.host = nullptr;
 }
-PoolStatistics pool_statistics(Device device) { HSTU_BY_DEVICE(device, cuda::pool_statistics(device.index), no_pool()); }
-void trim(Stream stream) { HSTU_BY_DEVICE(stream.device, cuda::trim(stream), cpu::trim()); }
+MemoryStatistics memory_statistics(Device device) { HSTU_BY_DEVICE(device, cuda::memory_statistics(device.index), cpu::memory_statistics()); }
+void set_memory_limit(uint64_t bytes, Device device) {
+  HSTU_BY_DEVICE(device, cuda::set_memory_limit(bytes, device.index), cpu::set_memory_limit(bytes));
+}
+void trim(Device device) { HSTU_BY_DEVICE(device, cuda::trim(device.index), cpu::trim()); }
+
+#ifdef HSTU_CUDA
+Graph* open_graph(Stream stream) {
+  HSTU_CHECK(stream.device.type == DeviceType::kCuda, kInvalidArgument, "a graph is of a CUDA device");
+  return cuda::open_graph(stream);
+}
+Stream begin_capture(Graph& graph) { return cuda::begin_capture(graph); }
+void end_capture(Graph& graph, bool keep) { cuda::end_capture(graph, keep); }
+void launch_graph(Graph& graph) { cuda::launch_graph(graph); }
+void close_graph(Graph* graph) noexcept { cuda::close_graph(graph); }
+#else
+// No graph can exist here, for none can be opened.
+Graph* open_graph(Stream) { throw Error(kInvalidArgument, "a graph is of a CUDA device"); }
+Stream begin_capture(Graph&) { return {}; }
+void end_capture(Graph&, bool) {}
+void launch_graph(Graph&) {}
+void close_graph(Graph*) noexcept {}
+#endif
 
 }  // namespace hstu::device

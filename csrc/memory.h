@@ -9,11 +9,23 @@
 
 namespace hstu {
 
+// What this process holds of a device, and what the device has, in bytes.
+constexpr uint64_t kNoMemoryLimit = UINT64_MAX;
+struct MemoryStatistics {
+  uint64_t used = 0;      // handed out: tensors, scratch
+  uint64_t peak = 0;      // the most that was used
+  uint64_t reserved = 0;  // used, and kept to be handed out again
+  uint64_t free = 0, total = 0;
+  uint64_t limit = kNoMemoryLimit;  // of reserved
+};
+
 // What each backend gives the storage layer. allocate throws Error{kOutOfMemory}; release is stream-ordered and never throws.
 namespace cpu __attribute__((visibility("hidden"))) {
 void* allocate(size_t bytes);
 void release(void* data, size_t bytes) noexcept;
 void trim() noexcept;
+MemoryStatistics memory_statistics();
+void set_memory_limit(uint64_t bytes);
 int num_threads();
 void set_num_threads(int count);
 const char* instruction_set();
@@ -33,10 +45,6 @@ struct Availability {
   int driver = 0, runtime = 0;                     // versions as CUDA counts them: 13000 = 13.0
   std::vector<DeviceInfo> devices;
 };
-struct PoolStatistics {
-  uint64_t used = 0, peak = 0, reserved = 0, free = 0, total = 0;  // bytes
-};
-
 // A read-back under way: begin on the JavaScript thread, wait on any, end once.
 struct Readback {
   void* host;
@@ -45,10 +53,14 @@ struct Readback {
   int device;
 };
 
-// Implemented in cuda/memory.cu; named in a build without CUDA by nobody.
+// What ops put on one stream, recorded instead of run, to be launched as a whole; and the memory that they used.
+struct Graph;
+
+// Implemented in cuda/runtime.cu, memory.cu and graph.cu; named in a build without CUDA by nobody.
 namespace cuda __attribute__((visibility("hidden"))) {
 const Availability& availability();
-Stream open_stream(int device);  // lives as long as the process
+Stream open_stream(int device);
+void close_stream(Stream stream) noexcept;  // the next one that opens a stream gets it
 void begin_op(Stream stream, const char* op);
 void end_op(Stream stream, const char* op);  // under HSTU_DEBUG=1 waits for the op and names it in its error
 void* allocate(size_t bytes, Stream stream);
@@ -59,8 +71,14 @@ void read(void* host, const void* device, size_t bytes, Stream stream);   // wai
 Readback begin_read(const void* device, size_t bytes, Stream stream);
 void wait_read(const Readback& pending);
 void end_read(Readback& pending) noexcept;
-PoolStatistics pool_statistics(int device);
-void trim(Stream stream);
+MemoryStatistics memory_statistics(int device);
+void set_memory_limit(uint64_t bytes, int device);
+void trim(int device);  // waits for the device
+Graph* open_graph(Stream stream);
+Stream begin_capture(Graph& graph);         // the stream of what is captured: its memory is the graph's
+void end_capture(Graph& graph, bool keep);  // what was captured before is replaced, or stays where `keep` is false
+void launch_graph(Graph& graph);
+void close_graph(Graph* graph) noexcept;  // its memory stays until the last tensor on it is gone
 }  // namespace cuda
 
 // Both backends by the stream's device: the one place that knows which backends this build has.
@@ -68,6 +86,7 @@ namespace device {
 extern const bool kCudaCompiled;
 const Availability& cuda_availability();
 Stream open_stream(Device device);
+void close_stream(Stream stream) noexcept;
 void begin_op(Stream stream, const char* op);
 void end_op(Stream stream, const char* op);
 void* allocate(size_t bytes, Stream stream);
@@ -78,8 +97,14 @@ void read(void* host, const void* data, size_t bytes, Stream stream);
 Readback begin_read(const void* data, size_t bytes, Stream stream);
 void wait_read(const Readback& pending);
 void end_read(Readback& pending) noexcept;
-PoolStatistics pool_statistics(Device device);
-void trim(Stream stream);
+MemoryStatistics memory_statistics(Device device);
+void set_memory_limit(uint64_t bytes, Device device);  // of this process; throws where the device is unavailable, as the others do
+void trim(Device device);                              // gives back what is kept and not used
+Graph* open_graph(Stream stream);                      // of a CUDA stream
+Stream begin_capture(Graph& graph);
+void end_capture(Graph& graph, bool keep);
+void launch_graph(Graph& graph);
+void close_graph(Graph* graph) noexcept;
 }  // namespace device
 
 }  // namespace hstu

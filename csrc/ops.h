@@ -129,9 +129,10 @@ HSTU_OP(add, Tensor& y, const Tensor& a, const Tensor& b, Stream stream)
 HSTU_OP(mul, Tensor& y, const Tensor& a, const Tensor& b, Stream stream)
 HSTU_OP(mul_backward, Tensor& da, Tensor& db, const Tensor& dy, const Tensor& a, const Tensor& b, Stream stream)
 
-// y = x in y's dtype. To float: round to nearest even, once; NaN stays NaN. Float to integer: toward zero, saturating, NaN gives 0;
-// int64 to int32 saturates. Any dtypes, on both backends.
-HSTU_OP(cast, Tensor& y, const Tensor& x, Stream stream)
+// y[n] = x[n] in y's dtype, for each n: the parameters of a layer are one call. To float: round to nearest even, once; NaN stays NaN.
+// Float to integer: toward zero, saturating, NaN gives 0; int64 to int32 saturates. Any dtypes, on both backends; all of y share one, all
+// of x one.
+HSTU_OP(cast, TensorList y, TensorList x, Stream stream)
 
 // y = x / (1 - p) where Philox(seed, offset) keeps the element, else 0; 0 <= p < 1. Its gradient is itself on dy.
 HSTU_OP(dropout, Tensor& y, const Tensor& x, double p, int64_t seed, int64_t offset, Stream stream)
@@ -147,6 +148,13 @@ HSTU_OP(position_embedding, Tensor& y, const Tensor& x, const Tensor& table, con
         double scale, Stream stream)
 HSTU_OP(position_embedding_backward, Tensor& dx, Tensor& dtable, const Tensor& dy, const Tensor& seq_offsets,
         const Tensor* ids, double scale, Stream stream)
+
+// y[t, k] = table[k] where bit k of actions[t] is set, else 0: an action of several bits is one row of K features side by side. A negative
+// action is not known: y[t] = pending. table [K, d] F, K <= 63; actions int64 [T]; pending [K, d] F or null; y [T, K d].
+// A bit at or above K, or a negative action without `pending`, throws (CPU; CUDA under HSTU_DEBUG, else it counts as 0).
+HSTU_OP(multi_hot_embedding, Tensor& y, const Tensor& table, const Tensor& actions, const Tensor* pending, Stream stream)
+// dtable[k] = sum of dy[t, k] over t with bit k set; dpending = sum of dy[t] over t with actions[t] < 0; both in a fixed order.
+HSTU_OP(multi_hot_embedding_backward, Tensor& dtable, Tensor* dpending, const Tensor& dy, const Tensor& actions, Stream stream)
 
 // ---- Jagged ----------------------------------------------------------------------------------------------------------------
 
@@ -177,14 +185,15 @@ HSTU_OP(cumsum, Tensor& offsets, const Tensor& lengths, Stream stream)
 // ---- Losses ----------------------------------------------------------------------------------------------------------------
 // Items: rows first_id .. I - 1 of table [I, d] (row 0 is padding); with normalize_items each row counts as row / max(|row|, eps).
 // weights float32 [T] (F float64: float64) or null = 1. Every loss divides by the sum of the weights; 0 where the sum is 0.
+// loss [1], lse [T] and dloss [1] are float32 (F float64: float64): summed, and kept, wider than 16 bits.
 
 // loss = sum_t w_t (lse_t - s_t,pos) / sum w;  s = <query_t, item> / temperature; lse over {positive, R negatives}; a negative equal to the
-// positive counts as logit -5e4.  loss [1] F, lse [T] F, query [T, d], positive_ids int64 [T].
+// positive counts as logit -5e4.  query [T, d], positive_ids int64 [T].
 // negative_ids int64 [T, R], or [R] shared by all rows (in-batch), or null: element t R + r of random_ids(first_id .. I - 1, seed, offset).
 HSTU_OP(sampled_softmax_loss, Tensor& loss, Tensor& lse, const Tensor& query, const Tensor& table, const Tensor& positive_ids,
         const Tensor* weights, const Tensor* negative_ids, int num_negatives, int first_id, bool normalize_items,
         double temperature, double eps, int64_t seed, int64_t offset, Stream stream)
-// dloss [1] F.  dtable [I, d] is written whole.
+// dtable [I, d] is written whole.
 HSTU_OP(sampled_softmax_loss_backward, Tensor& dquery, Tensor& dtable, const Tensor& dloss, const Tensor& lse,
         const Tensor& query, const Tensor& table, const Tensor& positive_ids, const Tensor* weights,
         const Tensor* negative_ids, int num_negatives, int first_id, bool normalize_items, double temperature, double eps,
@@ -197,6 +206,21 @@ HSTU_OP(softmax_loss_backward, Tensor& dquery, Tensor& dtable, const Tensor& dlo
         const Tensor& table, const Tensor& positive_ids, const Tensor* weights, int first_id, bool normalize_items,
         double temperature, double eps, Stream stream)
 
+// Losses of elements, K tasks side by side: loss_k = sum_m w_mk l(logits_mk, labels_mk) / sum_m w_mk, 0 where the sum is 0.
+// logits [M, K] F, K <= 256; labels, weights [M, K] float32 (F float64: float64), weights null = 1; an element of weight 0 counts nothing,
+// whatever it holds. loss, weight_sum [K] float32 (float64), also with 16-bit logits; weight_sum_k = sum_m w_mk, wanted by the backward.
+// l = max(z, 0) - z y + log(1 + exp(-|z|)): the cross entropy of label y in 0 .. 1 and sigmoid(z), without overflow.
+HSTU_OP(bce_with_logits_loss, Tensor& loss, Tensor& weight_sum, const Tensor& logits, const Tensor& labels, const Tensor* weights,
+        Stream stream)
+// dlogits_mk = dloss_k w_mk / weight_sum_k l'(logits_mk, labels_mk).
+HSTU_OP(bce_with_logits_loss_backward, Tensor& dlogits, const Tensor& dloss, const Tensor& weight_sum, const Tensor& logits,
+        const Tensor& labels, const Tensor* weights, Stream stream)
+
+// The same with l = (z - y)^2.
+HSTU_OP(mse_loss, Tensor& loss, Tensor& weight_sum, const Tensor& logits, const Tensor& labels, const Tensor* weights, Stream stream)
+HSTU_OP(mse_loss_backward, Tensor& dlogits, const Tensor& dloss, const Tensor& weight_sum, const Tensor& logits,
+        const Tensor& labels, const Tensor* weights, Stream stream)
+
 // ---- Optimisers (in place, no gradient) ----------------------------------------------------------------------------------------
 
 // Decoupled weight decay (Loshchilov and Hutter 2019): m = b1 m + (1 - b1) g; v = b2 v + (1 - b2) g^2;
@@ -207,6 +231,24 @@ HSTU_OP(adamw, TensorList params, TensorList grads, TensorList m, TensorList v, 
 // norm [1] F = sqrt(sum of squares over all grads); grads *= min(1, max_norm / (norm + 1e-6)) in place;
 // a norm that is not finite leaves the gradients as they are.
 HSTU_OP(global_norm_clip, Tensor& norm, TensorList grads, double max_norm, Stream stream)
+
+// Adagrad with one accumulator a row, of the rows that ids name: g = sum of grads[t] over t with ids[t] = i, in a fixed order;
+// accumulator[i] += mean over columns of g^2;  table[i] -= lr g / (sqrt(accumulator[i]) + eps). No other row is read or written.
+// table [I, d] F and accumulator [I] float32 (F float64: float64) in place; grads [T, d] F, ids int64 [T].
+// An id outside 0..I-1 throws (CPU; CUDA under HSTU_DEBUG, else it is left out).
+HSTU_OP(rowwise_adagrad, Tensor& table, Tensor& accumulator, const Tensor& grads, const Tensor& ids, double lr, double eps,
+        Stream stream)
+
+// ---- Hash tables (in place, no gradient) ----------------------------------------------------------------------------------------
+
+// rows[t] = the row of keys[t] in a table of C rows, of which row 0 belongs to no key and rows 1 .. count - 1 are given. With insert, keys
+// that have none get the rows count, count + 1, ... in order of their first t, and count moves on; without, rows[t] = 0.
+// rows int64 [T]; keys int64 [T], any values. In place: row_keys int64 [C], the key of each row; count int64 [1], at least 1; last_used
+// int32 [C] or null: `tick` for each row that was found or given; slots int32 [S], S a power of two, S >= 2 C, all -1 at first: open
+// addressing over row_keys, made by inserting row_keys 1 .. count - 1 in order. Its layout is no result, everything else is the same
+// bits on both backends. insert needs count + T <= C: otherwise it throws (CPU), or nothing is inserted (CUDA).
+HSTU_OP(hash_lookup, Tensor& rows, Tensor& slots, Tensor& row_keys, Tensor* last_used, Tensor& count, const Tensor& keys, bool insert,
+        int tick, Stream stream)
 
 // ---- Ranking and sampling (no gradient) ----------------------------------------------------------------------------------------
 
@@ -223,3 +265,7 @@ HSTU_OP(target_rank, Tensor& rank, const Tensor& query, const Tensor& table, con
 
 // ids int64 [...]: element n = random_id(philox_word(seed, offset, n), low, high - low): uniform in low .. high - 1, range < 2^32.
 HSTU_OP(random_ids, Tensor& ids, int64_t low, int64_t high, int64_t seed, int64_t offset, Stream stream)
+
+// x [...] F: element n = bound 2^-23 s, s = philox_word(seed, offset, n) as a signed number >> 8: uniform in [-bound, bound). Made in
+// float32 (F float64: float64) by one multiplication, so the same bits on both backends.
+HSTU_OP(random_uniform, Tensor& x, double bound, int64_t seed, int64_t offset, Stream stream)

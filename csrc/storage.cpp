@@ -1,5 +1,7 @@
 #include <algorithm>
 #include <atomic>
+#include <charconv>
+#include <cstdlib>
 #include <cstring>
 
 #include "boundary.h"
@@ -12,17 +14,23 @@ constexpr size_t kGuardBytes = 64;
 constexpr unsigned char kGuardByte = 0xA5;
 std::atomic<int> violations{0};
 
-void adjust(napi_env env, int64_t bytes) {
+// Below this, what V8 has not been told of is not worth a call.
+constexpr int64_t kUnreported = 1 << 20;
+
+void adjust(Addon& addon, napi_env env, int64_t bytes) {
+  addon.bytes += bytes;
+  if (std::abs(addon.bytes - addon.reported) < kUnreported) return;
   int64_t total;
-  addon_of(env).bytes += bytes;
-  napi_adjust_external_memory(env, bytes, &total);
+  napi_adjust_external_memory(env, addon.bytes - addon.reported, &total);
+  addon.reported = addon.bytes;
 }
 
 // The last reference of this environment to a storage takes its bytes off the account.
 void let_go(napi_env env, Handle& handle) {
   if (!handle.storage) return;
-  addon_of(env).tensors -= 1;
-  if (handle.storage.use_count() == 1) adjust(env, -int64_t(handle.storage->bytes()));
+  Addon& addon = addon_of(env);
+  addon.tensors -= 1;
+  if (handle.storage.use_count() == 1) adjust(addon, env, -int64_t(handle.storage->bytes()));
   handle.storage.reset();
 }
 
@@ -31,38 +39,47 @@ void finalize(napi_env env, void* data, void*) {
   let_go(env, *handle);
 }
 
-void wrap(napi_env env, napi_value object, std::unique_ptr<Handle> handle) {
+void wrap(Addon& addon, napi_env env, napi_value object, std::unique_ptr<Handle> handle) {
   HSTU_CHECK(napi_type_tag_object(env, object, &kTensorTag) == napi_ok, kInvalidArgument, "object is already a tensor");
   HSTU_CHECK(napi_wrap(env, object, handle.get(), finalize, nullptr, nullptr) == napi_ok, kInvalidArgument,
              "cannot wrap this object as a tensor");
   handle.release();
-  addon_of(env).tensors += 1;
+  addon.tensors += 1;
 }
 
-std::string name_of(Device device) {
-  return device.type == DeviceType::kCpu ? "cpu" : "cuda:" + std::to_string(device.index);
+std::string shape_text(const Tensor& view) {
+  std::string text = "[";
+  for (int i = 0; i < view.rank; ++i) text += (i ? ", " : "") + std::to_string(view.shape[i]);
+  return text + "]";
 }
 
-Tensor view_of(const Napi::Value& dtype, const Napi::Value& shape, const Napi::Value& device) {
-  Tensor view;
-  std::string dtype_name = dtype.As<Napi::String>(), device_name = device.As<Napi::String>();
-  int found = -1;
+Dtype dtype_of(std::string_view name) {
   for (int i = 0; i < int(std::size(kDtypeNames)); ++i)
-    if (dtype_name == kDtypeNames[i]) found = i;
-  HSTU_CHECK(found >= 0, kDtype, "unknown dtype '", dtype_name, "'");
-  view.dtype = Dtype(found);
-  view.device = device_of(device_name);
-  Napi::Array dims = shape.As<Napi::Array>();
-  HSTU_CHECK(dims.Length() <= uint32_t(kMaxRank), kShape, "a tensor has at most ", kMaxRank, " dims, got ", dims.Length());
-  view.rank = int(dims.Length());
-  int64_t stride = 1;
-  for (int i = view.rank - 1; i >= 0; --i) {
-    double dim = dims.Get(uint32_t(i)).As<Napi::Number>().DoubleValue();
+    if (name == kDtypeNames[i]) return Dtype(i);
+  throw Error(kDtype, message("unknown dtype '", name, "'"));
+}
+
+Tensor view_of(napi_env env, Dtype dtype, napi_value shape, Device device) {
+  Tensor view;
+  view.dtype = dtype;
+  view.device = device;
+  uint32_t rank = 0;
+  HSTU_CHECK(napi_get_array_length(env, shape, &rank) == napi_ok, kInvalidArgument, "a shape is an array of numbers");
+  HSTU_CHECK(rank <= uint32_t(kMaxRank), kShape, "a tensor has at most ", kMaxRank, " dims, got ", rank);
+  view.rank = int(rank);
+  for (int i = 0; i < view.rank; ++i) {
+    napi_value element;
+    double dim = 0;
+    napi_get_element(env, shape, uint32_t(i), &element);
+    HSTU_CHECK(napi_get_value_double(env, element, &dim) == napi_ok, kInvalidArgument, "dim ", i, " must be a number");
     HSTU_CHECK(dim >= 0 && dim == double(int64_t(dim)), kShape, "dim ", i, " must be a non-negative integer, got ", dim);
     view.shape[i] = int64_t(dim);
+  }
+  int64_t stride = 1;
+  for (int i = view.rank - 1; i >= 0; --i) {
     view.strides[i] = stride;
     HSTU_CHECK(!__builtin_mul_overflow(stride, std::max<int64_t>(view.shape[i], 1), &stride) && stride < (int64_t(1) << 53),
-               kShape, "tensor is too large");
+               kShape, "a tensor of shape ", shape_text(view), " is too large: 2^53 elements or more");
   }
   return view;
 }
@@ -75,101 +92,96 @@ Handle& live(napi_env env, napi_value value) {
 }
 
 // create(object, dtype, shape, device, zero)
-napi_value create(const Napi::CallbackInfo& info) {
-  napi_env env = info.Env();
-  return guarded(env, [&]() -> napi_value {
-    auto handle = std::make_unique<Handle>();
-    handle->view = view_of(info[1], info[2], info[3]);
-    bool zero = info[4].As<Napi::Boolean>();
-    Stream stream = stream_of(addon_of(env), handle->view.device);
-    handle->storage = std::make_shared<Storage>(handle->view.bytes(), stream, zero, addon_of(env).guards);
-    handle->view.data = handle->storage->data();
-    int64_t bytes = int64_t(handle->storage->bytes());
-    wrap(env, info[0], std::move(handle));
-    adjust(env, bytes);
-    return nullptr;
-  });
+napi_value create(napi_env env, const napi_value* arguments) {
+  Addon& addon = addon_of(env);
+  auto handle = std::make_unique<Handle>();
+  Tensor& view = handle->view;
+  view = view_of(env, dtype_of(Text(env, arguments[1])), arguments[2], device_of(Text(env, arguments[3])));
+  bool zero = false;
+  napi_get_value_bool(env, arguments[4], &zero);
+  try {
+    handle->storage = std::make_shared<Storage>(view.bytes(), stream_of(addon, view.device), zero, addon.guards);
+  } catch (const Error& error) {
+    if (std::strcmp(error.code, kOutOfMemory) != 0) throw;
+    throw Error(kOutOfMemory, message(name_of(view.dtype), shape_text(view), " of ", view.bytes(), " bytes: ", error.what()));
+  }
+  view.data = handle->storage->data();
+  int64_t bytes = int64_t(handle->storage->bytes());
+  wrap(addon, env, arguments[0], std::move(handle));
+  adjust(addon, env, bytes);
+  return nullptr;
 }
 
 // create_view(object, source, shape, element_offset): same storage, other shape.
-napi_value create_view(const Napi::CallbackInfo& info) {
-  napi_env env = info.Env();
-  return guarded(env, [&]() -> napi_value {
-    Handle& source = live(env, info[1]);
-    auto handle = std::make_unique<Handle>();
-    handle->view = view_of(Napi::String::New(env, name_of(source.view.dtype)), info[2], Napi::String::New(env, name_of(source.view.device)));
-    double offset = info[3].As<Napi::Number>().DoubleValue();
-    HSTU_CHECK(offset >= 0 && offset == double(int64_t(offset)) && offset + double(handle->view.size()) <= double(source.view.size()),
-               kShape, "view of ", handle->view.size(), " elements at ", offset, " is not inside a tensor of ", source.view.size());
-    handle->storage = source.storage;
-    handle->view.data = static_cast<char*>(source.view.data) + int64_t(offset) * size_of(source.view.dtype);
-    wrap(env, info[0], std::move(handle));
-    return nullptr;
-  });
+napi_value create_view(napi_env env, const napi_value* arguments) {
+  Handle& source = live(env, arguments[1]);
+  auto handle = std::make_unique<Handle>();
+  handle->view = view_of(env, source.view.dtype, arguments[2], source.view.device);
+  double offset = -1;
+  napi_get_value_double(env, arguments[3], &offset);
+  HSTU_CHECK(offset >= 0 && offset == double(int64_t(offset)) && offset + double(handle->view.size()) <= double(source.view.size()),
+             kShape, "view of ", handle->view.size(), " elements at ", offset, " is not inside a tensor of ", source.view.size());
+  handle->storage = source.storage;
+  handle->view.data = static_cast<char*>(source.view.data) + int64_t(offset) * size_of(source.view.dtype);
+  wrap(addon_of(env), env, arguments[0], std::move(handle));
+  return nullptr;
 }
 
-napi_value dispose(const Napi::CallbackInfo& info) {
-  napi_env env = info.Env();
-  return guarded(env, [&]() -> napi_value {
-    Handle* handle = handle_of(env, info[0]);
-    HSTU_CHECK(handle, kInvalidArgument, "dispose: not a tensor");
-    let_go(env, *handle);
-    return nullptr;
-  });
+napi_value dispose(napi_env env, const napi_value* arguments) {
+  Handle* handle = handle_of(env, arguments[0]);
+  HSTU_CHECK(handle, kInvalidArgument, "dispose: not a tensor");
+  let_go(env, *handle);
+  return nullptr;
 }
 
-napi_value is_disposed(const Napi::CallbackInfo& info) {
-  Handle* handle = handle_of(info.Env(), info[0]);
-  return Napi::Boolean::New(info.Env(), !handle || !handle->storage);
+napi_value is_disposed(napi_env env, const napi_value* arguments) {
+  Handle* handle = handle_of(env, arguments[0]);
+  return Napi::Boolean::New(env, !handle || !handle->storage);
 }
 
-// Copies between a tensor and a typed array (or DataView) of exactly its size in bytes.
 template <bool kWrite>
-napi_value transfer(const Napi::CallbackInfo& info) {
-  napi_env env = info.Env();
-  return guarded(env, [&]() -> napi_value {
-    Handle& handle = live(env, info[0]);
-    HSTU_CHECK(info[1].IsTypedArray(), kInvalidArgument, "expected a typed array");
-    size_t bytes = info[1].As<Napi::TypedArray>().ByteLength();  // 0 where the buffer is detached
-    HSTU_CHECK(int64_t(bytes) == handle.view.bytes(), kShape, "typed array of ", bytes, " bytes does not match a tensor of ",
-               handle.view.bytes());
-    void* host = nullptr;  // by typedarray_info, which also takes a SharedArrayBuffer
-    napi_get_typedarray_info(env, info[1], nullptr, nullptr, &host, nullptr, nullptr);
-    Stream stream = handle.storage->stream();
-    if (bytes > 0) kWrite ? device::write(handle.view.data, host, bytes, stream) : device::read(host, handle.view.data, bytes, stream);
-    return nullptr;
-  });
+napi_value transfer(napi_env env, const napi_value* arguments) {
+  HostView view = host_view(env, arguments[0], arguments[1]);
+  if (view.bytes == 0) return nullptr;
+  kWrite ? device::write(view.tensor.data, view.host, view.bytes, view.stream)
+         : device::read(view.host, view.tensor.data, view.bytes, view.stream);
+  return nullptr;
 }
 
-napi_value memory(const Napi::CallbackInfo& info) {
-  Addon& addon = addon_of(info.Env());
-  Napi::Object result = Napi::Object::New(info.Env());
+napi_value memory(napi_env env, const napi_value*) {
+  Addon& addon = addon_of(env);
+  Napi::Object result = Napi::Object::New(env);
   result.Set("tensors", double(addon.tensors));
   result.Set("bytes", double(addon.bytes));
   return result;
 }
 
-napi_value set_error_class(const Napi::CallbackInfo& info) {
-  napi_create_reference(info.Env(), info[0], 1, &addon_of(info.Env()).error_class);
+napi_value set_error_class(napi_env env, const napi_value* arguments) {
+  napi_create_reference(env, arguments[0], 1, &addon_of(env).error_class);
   return nullptr;
 }
 
-napi_value set_guards(const Napi::CallbackInfo& info) {
-  addon_of(info.Env()).guards = info[0].As<Napi::Boolean>();
+napi_value set_guards(napi_env env, const napi_value* arguments) {
+  napi_get_value_bool(env, arguments[0], &addon_of(env).guards);
   return nullptr;
 }
 
 // Storages freed so far, in this process, with a guard byte overwritten.
-napi_value guard_violations(const Napi::CallbackInfo& info) { return Napi::Number::New(info.Env(), violations.load()); }
+napi_value guard_violations(napi_env env, const napi_value*) { return Napi::Number::New(env, violations.load()); }
 
 }  // namespace
 
-Device device_of(const std::string& name) {
+Device device_of(std::string_view name) {
   if (name == "cpu") return {};
-  int index = -1, end = 0;
-  bool known = std::sscanf(name.c_str(), "cuda:%d%n", &index, &end) == 1 && size_t(end) == name.size() && index >= 0;
-  HSTU_CHECK(known, kInvalidArgument, "unknown device '", name, "': 'cpu', or 'cuda:' and a number");
+  int index = -1;
+  const char* end = name.data() + name.size();
+  auto [parsed, error] = std::from_chars(name.data() + std::min<size_t>(name.size(), 5), end, index);
+  HSTU_CHECK(name.starts_with("cuda:") && error == std::errc() && parsed == end && index >= 0, kInvalidArgument, "unknown device '", name, "': 'cpu', or 'cuda:' and a number");
   return {DeviceType::kCuda, index};
+}
+
+std::string name_of(Device device) {
+  return device.type == DeviceType::kCpu ? "cpu" : "cuda:" + std::to_string(device.index);
 }
 
 Storage::Storage(size_t bytes, Stream stream, bool zero, bool guarded)
@@ -187,22 +199,33 @@ Storage::Storage(size_t bytes, Stream stream, bool zero, bool guarded)
 Storage::~Storage() {
   if (guarded_) {
     unsigned char guards[2 * kGuardBytes] = {};
-    try {  // a lost device throws: its own error tells
+    try {
       device::read(guards, base_, kGuardBytes, stream_);
       device::read(guards + kGuardBytes, static_cast<char*>(data_) + bytes_, kGuardBytes, stream_);
-    } catch (const Error&) {
+      if (std::any_of(guards, std::end(guards), [](unsigned char byte) { return byte != kGuardByte; })) violations.fetch_add(1);
+    } catch (const Error&) {  // a lost device, whose own error tells, or a capture
     }
-    if (std::any_of(guards, std::end(guards), [](unsigned char byte) { return byte != kGuardByte; })) violations.fetch_add(1);
   }
   device::release(base_, allocated_, stream_);
 }
 
+Addon::~Addon() {
+  for (const Stream& stream : streams) device::close_stream(stream);
+}
+
 Stream stream_of(Addon& addon, Device device) {
+  if (addon.capture && addon.capture->stream.device == device) return addon.capture->stream;
   if (device.type == DeviceType::kCpu) return {};
   for (const Stream& stream : addon.streams)
     if (stream.device == device) return stream;
   addon.streams.push_back(device::open_stream(device));
   return addon.streams.back();
+}
+
+void release(napi_env env, std::unordered_set<std::shared_ptr<Storage>>& kept) {
+  for (const std::shared_ptr<Storage>& storage : kept)
+    if (storage.use_count() == 1) adjust(addon_of(env), env, -int64_t(storage->bytes()));
+  kept.clear();
 }
 
 Addon& addon_of(napi_env env) {
@@ -221,16 +244,29 @@ Handle* handle_of(napi_env env, napi_value value) {
   return static_cast<Handle*>(data);
 }
 
-void throw_js(napi_env env, const char* code, const std::string& text) {
+HostView host_view(napi_env env, napi_value tensor, napi_value array) {
+  Handle& handle = live(env, tensor);
+  bool typed = false;
+  HSTU_CHECK(napi_is_typedarray(env, array, &typed) == napi_ok && typed, kInvalidArgument, "expected a typed array");
+  size_t bytes = Napi::TypedArray(env, array).ByteLength();  // 0 where the buffer is detached
+  HSTU_CHECK(int64_t(bytes) == handle.view.bytes(), kShape, "typed array of ", bytes, " bytes does not match a tensor of ",
+             handle.view.bytes());
+  void* host = nullptr;  // by typedarray_info, which also takes a SharedArrayBuffer
+  napi_get_typedarray_info(env, array, nullptr, nullptr, &host, nullptr, nullptr);
+  return {handle.view, handle.storage->stream(), host, bytes};
+}
+
+napi_value error_object(napi_env env, const char* code, const std::string& text) {
   napi_value error_class = nullptr, error = nullptr, arguments[2];
   napi_create_string_utf8(env, code, NAPI_AUTO_LENGTH, &arguments[0]);
   napi_create_string_utf8(env, text.c_str(), text.size(), &arguments[1]);
   if (addon_of(env).error_class) napi_get_reference_value(env, addon_of(env).error_class, &error_class);
-  if (error_class && napi_new_instance(env, error_class, 2, arguments, &error) == napi_ok)
-    napi_throw(env, error);
-  else
-    napi_throw_error(env, code, text.c_str());
+  if (!error_class || napi_new_instance(env, error_class, 2, arguments, &error) != napi_ok)
+    napi_create_error(env, arguments[0], arguments[1], &error);
+  return error;
 }
+
+void throw_js(napi_env env, const char* code, const std::string& text) { napi_throw(env, error_object(env, code, text)); }
 
 void register_storage(Napi::Object exports) {
   add_function(exports, "create", create);

@@ -5,6 +5,8 @@
 
 #include <memory>
 #include <string>
+#include <string_view>
+#include <unordered_set>
 #include <vector>
 
 #include "memory.h"
@@ -35,13 +37,26 @@ class Storage {
   bool guarded_;
 };
 
+class Reader;
+
+// Set while the work of one stream is captured into a graph.
+struct Capture {
+  Stream stream;  // of the graph: what is made meanwhile is the graph's
+  bool keep;      // whether the graph keeps the tensors that its ops use: for captures that are launched more than once
+  std::unordered_set<std::shared_ptr<Storage>> kept;
+};
+
 // State of the addon in one environment.
 struct Addon {
+  ~Addon();
   napi_ref error_class = nullptr;
   int64_t tensors = 0;  // live handles
-  int64_t bytes = 0;    // of live storages, as reported to V8
+  int64_t bytes = 0;    // of live storages
+  int64_t reported = 0;  // of them, to V8
   bool guards = false;  // allocate with guard bytes (tests)
   std::vector<Stream> streams;  // one compute stream a CUDA device, opened when first used
+  Capture* capture = nullptr;
+  Reader* reader = nullptr;     // of readback.cpp, made by the first read; its cleanup hook ends it
 };
 
 struct Handle {
@@ -52,11 +67,15 @@ struct Handle {
 Addon& addon_of(napi_env env);
 // The queue of this environment on a device; throws where the device is unavailable.
 Stream stream_of(Addon& addon, Device device);
+// Lets go of tensors that a graph kept.
+void release(napi_env env, std::unordered_set<std::shared_ptr<Storage>>& kept);
 // The handle behind a tagged object, or null when `value` is something else.
 Handle* handle_of(napi_env env, napi_value value);
-// Throws the error class registered by the library, with `code` and `message`.
+// An instance of the error class registered by the library, with `code` and `message`; throws it.
+napi_value error_object(napi_env env, const char* code, const std::string& message);
 void throw_js(napi_env env, const char* code, const std::string& message);
 // 'cpu', or 'cuda:' and a number.
-Device device_of(const std::string& name);
+Device device_of(std::string_view name);
+std::string name_of(Device device);
 
 }  // namespace hstu

@@ -1,4 +1,4 @@
-#include "map.cuh"
+#include "tensor_batch.cuh"
 
 namespace hstu::cuda {
 namespace {
@@ -71,21 +71,34 @@ void pick_type(Dtype dtype, Fn&& fn) {
   }
 }
 
+// A block owns one chunk of one tensor.
+template <typename To, typename From>
+__global__ void __launch_bounds__(kBatchThreads) cast_chunks(const __grid_constant__ TensorBatch<2> batch) {
+  int64_t begin, end;
+  int i = batch.find(begin, end);
+  Cast<To, From> fn{static_cast<To*>(batch.data[0][i]), static_cast<const From*>(batch.data[1][i])};
+  bool whole_y = reinterpret_cast<uintptr_t>(fn.y) % alignof(Vector<To, 4>) == 0;
+  bool whole_x = reinterpret_cast<uintptr_t>(fn.x) % alignof(Vector<From, 4>) == 0;
+  for_chunk<4>(begin, end, whole_y && whole_x, fn);
+}
+
 }  // namespace
 
-void cast(Tensor& y, const Tensor& x, Stream stream) {
-  if (x.size() == 0) return;
-  if (y.dtype == x.dtype) {
-    CUDA_CHECK(cudaMemcpyAsync(y.data, x.data, size_t(x.bytes()), cudaMemcpyDeviceToDevice, handle_of(stream)));
-    return;
-  }
-  pick_type(y.dtype, [&](auto to) {
-    pick_type(x.dtype, [&](auto from) {
+void cast(TensorList y, TensorList x, Stream stream) {
+  if (x.items.empty()) return;
+  pick_type(y.items[0].dtype, [&](auto to) {
+    pick_type(x.items[0].dtype, [&](auto from) {
       using To = decltype(to);
       using From = decltype(from);
-      if constexpr (!std::is_same_v<To, From>) {
-        Cast<To, From> fn{y.as<To>(), x.as<From>()};
-        map<4>(x.size(), aligned<4>(fn.y) && aligned<4>(fn.x), fn, stream);
+      if constexpr (std::is_same_v<To, From>) {
+        for (size_t n = 0; n < x.items.size(); ++n)
+          if (x.items[n].size() > 0)
+            CUDA_CHECK(cudaMemcpyAsync(y.items[n].data, x.items[n].data, size_t(x.items[n].bytes()), cudaMemcpyDeviceToDevice,
+                                       handle_of(stream)));
+      } else {
+        for_each_batch<2>({&y, &x}, [&](const TensorBatch<2>& batch, int blocks, int64_t) {
+          launch(cast_chunks<To, From>, unsigned(blocks), kBatchThreads, 0, stream, batch);
+        });
       }
     });
   });

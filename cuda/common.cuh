@@ -1,4 +1,4 @@
-// What every kernel file shares: error checks, launches, conversions, warp and block reductions, vector loads, scratch memory.
+// What every kernel file shares: launches, conversions, warp and block reductions, vector loads; from stream.cuh checks and scratch memory.
 #pragma once
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -11,19 +11,9 @@
 #include "../csrc/dispatch.h"
 #include "../csrc/math.h"
 #include "../csrc/ops.h"
-#include "../csrc/memory.h"
+#include "stream.cuh"
 
 namespace hstu::cuda {
-
-// Throws the Error that belongs to a CUDA status: out of memory, device lost (sticky; every later call says so), or other.
-[[noreturn]] void fail(cudaError_t status, const char* what, const char* file, int line);
-#define CUDA_CHECK(call)                                                             \
-  do {                                                                               \
-    cudaError_t status_ = (call);                                                    \
-    if (status_ != cudaSuccess) ::hstu::cuda::fail(status_, #call, __FILE__, __LINE__); \
-  } while (0)
-
-inline cudaStream_t handle_of(Stream stream) { return static_cast<cudaStream_t>(stream.handle); }
 
 // launch(kernel, grid, block, shared bytes, stream, arguments...): a launch that is checked. An empty grid launches nothing.
 template <typename... P, typename... A>
@@ -41,24 +31,6 @@ inline dim3 blocks_for(int64_t n, int per_block, int64_t most = 65535) {
   int64_t blocks = ceil_div(n, per_block);
   return dim3(unsigned(blocks < most ? blocks : most));
 }
-
-// Stream-ordered scratch memory of one call.
-template <typename T>
-class Scratch {
- public:
-  Scratch(int64_t size, Stream stream) : bytes_(size_t(size) * sizeof(T)), stream_(stream), data_(static_cast<T*>(allocate(bytes_, stream))) {}
-  ~Scratch() { release(data_, bytes_, stream_); }
-  Scratch(const Scratch&) = delete;
-  Scratch& operator=(const Scratch&) = delete;
-  operator T*() const { return data_; }
-  T* get() const { return data_; }
-  void zero() { CUDA_CHECK(cudaMemsetAsync(data_, 0, bytes_, handle_of(stream_))); }
-
- private:
-  size_t bytes_;
-  Stream stream_;
-  T* data_;
-};
 
 // pick_dtype(op, dtype, [&](auto zero) { using T = decltype(zero); ... }): the CUDA backend's float types.
 template <typename Fn>

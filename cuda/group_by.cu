@@ -96,46 +96,52 @@ __global__ void find_starts(int64_t* starts, const uint32_t* keys, int64_t count
   starts[row] = low;
 }
 
-__global__ void find_outside(unsigned long long* first, const int64_t* ids, int64_t count, int64_t low, int64_t high) {
+__global__ void find_outside(unsigned long long* first, const int64_t* ids, int64_t count, int64_t low, int64_t high,
+                             const float* weights, int64_t ids_a_weight) {
   for (int64_t t = int64_t(blockIdx.x) * blockDim.x + threadIdx.x; t < count; t += int64_t(gridDim.x) * blockDim.x)
-    if (ids[t] < low || ids[t] > high) atomicMin(first, static_cast<unsigned long long>(t));
+    if ((ids[t] < low || ids[t] > high) && (!weights || weights[t / ids_a_weight] != 0)) atomicMin(first, static_cast<unsigned long long>(t));
 }
 
 }  // namespace
 
-Groups::Groups(const int64_t* ids, int64_t count, int64_t num_rows, Stream stream) : starts(num_rows + 1, stream), order(count, stream) {
+SortedIds::SortedIds(const int64_t* ids, int64_t count, int64_t num_rows, Stream stream) : keys(count, stream), order(count, stream) {
   HSTU_CHECK(count < (int64_t(1) << 32), kInvalidArgument, "group_by_id: ", count, " ids, at most 2^32 - 1 are supported");
   HSTU_CHECK(num_rows < (int64_t(1) << 32), kInvalidArgument, "group_by_id: ", num_rows, " rows, at most 2^32 - 1 are supported");
   int passes = 1;  // keys are 0 .. num_rows
   while (passes * kBits < 32 && (num_rows >> (passes * kBits)) > 0) ++passes;
   int64_t tiles = ceil_div(count, kTile), cells = tiles * kDigits;
-  Scratch<uint32_t> spare_order(passes > 1 ? count : 0, stream), keys_a(count, stream), keys_b(passes > 1 ? count : 0, stream);
+  Scratch<uint32_t> spare_order(passes > 1 ? count : 0, stream), spare_keys(passes > 1 ? count : 0, stream);
   Scratch<uint32_t> counts(cells, stream), tile_starts(cells + 1, stream);
-  uint32_t* keys[2] = {keys_a, keys_b};           // the last pass writes keys[0] and positions[0]
+  uint32_t* sorted[2] = {keys, spare_keys};  // the last pass writes sorted[0] and positions[0]
   uint32_t* positions[2] = {order, spare_order};
   for (int pass = 0; pass < passes && count > 0; ++pass) {
     int to = (passes - 1 - pass) % 2, from = 1 - to, shift = pass * kBits;
     auto sort = [&](auto source, auto count_kernel, auto scatter_kernel) {
       launch(count_kernel, unsigned(tiles), kThreads, 0, stream, counts.get(), source, count, shift);
       exclusive_scan<uint32_t, uint32_t>(tile_starts, counts, cells, stream);
-      launch(scatter_kernel, unsigned(tiles), kThreads, 0, stream, keys[to], positions[to], source,
+      launch(scatter_kernel, unsigned(tiles), kThreads, 0, stream, sorted[to], positions[to], source,
              static_cast<const uint32_t*>(positions[from]), static_cast<const uint32_t*>(tile_starts), count, shift);
     };
     if (pass == 0)
       sort(Ids{ids, num_rows}, count_digits<Ids>, scatter<Ids, true>);
     else
-      sort(static_cast<const uint32_t*>(keys[from]), count_digits<const uint32_t*>, scatter<const uint32_t*, false>);
+      sort(static_cast<const uint32_t*>(sorted[from]), count_digits<const uint32_t*>, scatter<const uint32_t*, false>);
   }
-  launch(find_starts, unsigned(ceil_div(num_rows + 1, 256)), 256, 0, stream, starts.get(), static_cast<const uint32_t*>(keys_a), count,
+}
+
+Groups::Groups(const int64_t* ids, int64_t count, int64_t num_rows, Stream stream)
+    : SortedIds(ids, count, num_rows, stream), starts(num_rows + 1, stream) {
+  launch(find_starts, unsigned(ceil_div(num_rows + 1, 256)), 256, 0, stream, starts.get(), static_cast<const uint32_t*>(keys), count,
          num_rows);
 }
 
-void check_ids(const char* op, const char* name, const int64_t* ids, int64_t count, int64_t low, int64_t high, Stream stream) {
+void check_ids(const char* op, const char* name, const int64_t* ids, int64_t count, int64_t low, int64_t high, Stream stream,
+               const float* weights, int64_t ids_a_weight) {
   if (!debugging() || count == 0) return;
   Scratch<unsigned long long> first(1, stream);
   unsigned long long t = ~0ull;
   CUDA_CHECK(cudaMemsetAsync(first, 0xff, sizeof t, handle_of(stream)));
-  launch(find_outside, blocks_for(count, 256, 4096), 256, 0, stream, first.get(), ids, count, low, high);
+  launch(find_outside, blocks_for(count, 256, 4096), 256, 0, stream, first.get(), ids, count, low, high, weights, ids_a_weight);
   read(&t, first, sizeof t, stream);
   if (t == ~0ull) return;
   int64_t id = 0;

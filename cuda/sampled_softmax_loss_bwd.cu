@@ -7,9 +7,8 @@ namespace {
 constexpr int kStrips = 4;         // strips of 32 vectors of a row that a warp keeps in registers
 constexpr int64_t kChunk = 512;    // pairs of a partial sum of an item's gradient
 
-// A warp owns a packed row i and its pairs i (R + 1) + element. It scores the row again (with that come its maximum and sum, exact where
-// lse is rounded to T) and writes each pair's item and coefficient: the gradient of its logit, less the factor that all share. Rows
-// beyond the packed ones name no item.
+// A warp owns a packed row i and its pairs i (R + 1) + element. It scores the row again (its maximum and sum come with that) and writes
+// each pair's item and coefficient: the gradient of its logit, less the factor that all share. Rows beyond the packed ones name no item.
 template <typename T, int kVector>
 __global__ void __launch_bounds__(kRowThreads) make_pairs(int64_t* ids, float* coefficients, int64_t rows, SampledInputs<T> in) {
   const int lane = threadIdx.x % 32;
@@ -40,7 +39,7 @@ __global__ void __launch_bounds__(kRowThreads) make_pairs(int64_t* ids, float* c
 // dquery: a warp owns a packed row and kStrips strips of columns (grid y), lanes along the columns, and adds up the items' rows pair by
 // pair.
 template <typename T, int kPair>
-__global__ void __launch_bounds__(kRowThreads) sum_items(T* dquery, const int64_t* ids, const float* coefficients, const T* dloss,
+__global__ void __launch_bounds__(kRowThreads) sum_items(T* dquery, const int64_t* ids, const float* coefficients, const float* dloss,
                                                          float temperature, SampledInputs<T> in) {
   constexpr int kStrip = 32 * kPair;
   const int lane = threadIdx.x % 32, dims = int(in.dims);
@@ -186,13 +185,13 @@ void sampled_softmax_loss_backward(Tensor& dquery, Tensor& dtable, const Tensor&
       constexpr int kPair = vector() == 1 ? 1 : 2;
       unsigned strips = unsigned(ceil_div(dims, kStrips * 32 * kPair));
       launch(sum_items<T, kPair>, dim3(row_blocks, strips), kRowThreads, 0, stream, dquery.as<T>(), ids.get(), coefficients.get(),
-             dloss.as<T>(), float(temperature), in);
+             dloss.as<float>(), float(temperature), in);
       launch(sum_runs<T, kPair>, dim3(unsigned(ceil_div(chunks, kRowThreads / 32)), strips), kRowThreads, 0, stream, partials.get(),
              by_item.order.get(), by_item.starts.get(), ids.get(), coefficients.get(), in.query, in.positions, items, uint32_t(each),
              int(dims));
     });
     launch(finish_table<T, ChunkPartials>, unsigned(ceil_div(items, 8)), 256, 0, stream, dtable.as<T>(),
-           ChunkPartials{partials, by_item.starts, dims}, in.table, items, dims, dloss.as<T>(), in.totals, float(temperature),
+           ChunkPartials{partials, by_item.starts, dims}, in.table, items, dims, dloss.as<float>(), in.totals, float(temperature),
            normalize_items, float(eps));
   });
 }

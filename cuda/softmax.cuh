@@ -88,21 +88,20 @@ struct LossRows {
 __device__ __forceinline__ float weight_of(const float* weights, int64_t position) { return weights ? weights[position] : 1.f; }
 
 // dloss / (sum of the weights * temperature); 0 where the sum is 0.
-template <typename T>
-__device__ __forceinline__ float gradient_scale(const T* dloss, const LossTotals* totals, float temperature) {
-  return totals->weight_sum == 0 ? 0.f : float(double(to_float(*dloss)) / (totals->weight_sum * double(temperature)));
+__device__ __forceinline__ float gradient_scale(const float* dloss, const LossTotals* totals, float temperature) {
+  return totals->weight_sum == 0 ? 0.f : float(double(*dloss) / (totals->weight_sum * double(temperature)));
 }
 
 // One block: loss = sum of weight * losses / sum of weights, losses [packed rows].
-template <typename T>
-__global__ void __launch_bounds__(kCollectThreads) finish_loss(T* loss, const float* losses, const int32_t* positions, const float* weights,
-                                                               const LossTotals* totals) {
+template <typename = void>
+__global__ void __launch_bounds__(kCollectThreads) finish_loss(float* loss, const float* losses, const int32_t* positions,
+                                                               const float* weights, const LossTotals* totals) {
   __shared__ double sums[kCollectThreads];
   double sum = 0;
   for (int64_t i = threadIdx.x; i < totals->count; i += kCollectThreads)
     sum += double(weight_of(weights, positions[i])) * double(losses[i]);
   sum = block_sum_double<kCollectThreads>(sum, sums);
-  if (threadIdx.x == 0) *loss = from_float<T>(totals->weight_sum == 0 ? 0.f : float(sum / totals->weight_sum));
+  if (threadIdx.x == 0) *loss = totals->weight_sum == 0 ? 0.f : float(sum / totals->weight_sum);
 }
 
 // Log-sum-exp online: the positive first, then the others that absorb() is shown. Lanes each keep one and are merged in a fixed order.
@@ -168,7 +167,7 @@ struct PartialRows {
 // the first of them.
 template <typename T, typename Partials>
 __global__ void __launch_bounds__(256)
-    finish_table(T* dtable, Partials partials, const T* table, int64_t items, int64_t dims, const T* dloss, const LossTotals* totals,
+    finish_table(T* dtable, Partials partials, const T* table, int64_t items, int64_t dims, const float* dloss, const LossTotals* totals,
                  float temperature, bool normalize, float eps) {
   int64_t i = int64_t(blockIdx.x) * 8 + threadIdx.x / 32;
   if (i >= items) return;

@@ -43,9 +43,9 @@ struct SoftmaxInputs {
 };
 
 // A block owns kOwned packed rows and meets the items tile by tile; a row's log-sum-exp grows in the lanes that hold its scores and is
-// merged at the end. losses [packed rows]; lse and lse_exact [T] by position; each may be null.
+// merged at the end. losses [packed rows]; lse [T] by position.
 template <typename T>
-__global__ void __launch_bounds__(ScoreTile<T>::kThreads) score_corpus(float* losses, T* lse, float* lse_exact, SoftmaxInputs<T> in) {
+__global__ void __launch_bounds__(ScoreTile<T>::kThreads) score_corpus(float* losses, float* lse, SoftmaxInputs<T> in) {
   using Tile = ScoreTile<T>;
   constexpr int kWarpRows = kOwned / (Tile::kThreads / 32);
   __shared__ typename Tile::Shared shared;
@@ -103,11 +103,9 @@ __global__ void __launch_bounds__(ScoreTile<T>::kThreads) score_corpus(float* lo
     rows[i].others = Tile::row_sum(rows[i].others);
     int64_t at = first + Tile::row(i);
     if (at >= queries.count || lane % Tile::kRowLanes != 0) continue;
-    int64_t position = in.positions[at];
-    float positive = logits[Tile::row(i)], sum = rows[i].lse(positive);
-    if (losses) losses[at] = rows[i].loss(positive);
-    if (lse) lse[position] = from_float<T>(sum);
-    if (lse_exact) lse_exact[position] = sum;
+    float positive = logits[Tile::row(i)];
+    losses[at] = rows[i].loss(positive);
+    lse[in.positions[at]] = rows[i].lse(positive);
   }
 }
 

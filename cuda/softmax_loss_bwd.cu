@@ -30,7 +30,7 @@ struct GradientShared {
 // each further kColumns.
 template <typename T, bool kByItem>
 __global__ void __launch_bounds__(ScoreTile<T>::kThreads, 256 / ScoreTile<T>::kThreads + 1)
-    sum_gradients(T* dquery, float* partials, float* others, const float* lse, const T* dloss, float temperature, SoftmaxInputs<T> in) {
+    sum_gradients(T* dquery, float* partials, float* others, const float* lse, const float* dloss, float temperature, SoftmaxInputs<T> in) {
   using Tile = ScoreTile<T>;
   using Shared = GradientShared<T>;
   constexpr int kColumns = Shared::kColumns, kCoefficientStride = Shared::kCoefficientStride, kMetStride = Shared::kMetStride;
@@ -176,19 +176,14 @@ void softmax_loss_backward(Tensor& dquery, Tensor& dtable, const Tensor& dloss, 
     unsigned query_blocks = unsigned(ceil_div(rows.total, kOwned)), item_blocks = unsigned(ceil_div(in.items, kOwned));
     unsigned columns = unsigned(ceil_div(in.dims, GradientShared<T>::kColumns));
     int64_t ranges = std::clamp<int64_t>(kBlocks / std::max<int64_t>(1, int64_t(item_blocks) * columns), 1, kMostRanges);
-    constexpr bool kExact = std::is_same_v<T, float>;  // else lse is rounded, and is made again
-    Scratch<float> others(rows.total, stream), lse_made(kExact ? 0 : rows.total, stream), partials(ranges * in.items * in.dims, stream);
-    const float* exact = kExact ? lse.as<float>() : lse_made.get();
-    if constexpr (!kExact)
-      launch(score_corpus<T>, query_blocks, kThreads, 0, stream, static_cast<float*>(nullptr), static_cast<T*>(nullptr), lse_made.get(),
-             in);
+    Scratch<float> others(rows.total, stream), partials(ranges * in.items * in.dims, stream);
     fill(dquery.data, 0, dquery.bytes(), stream);  // of positions that do not count
     launch(sum_gradients<T, false>, dim3(query_blocks, columns), kThreads, sizeof(GradientShared<T>), stream, dquery.as<T>(),
-           static_cast<float*>(nullptr), others.get(), exact, dloss.as<T>(), float(temperature), in);
+           static_cast<float*>(nullptr), others.get(), lse.as<float>(), dloss.as<float>(), float(temperature), in);
     launch(sum_gradients<T, true>, dim3(item_blocks, columns, unsigned(ranges)), kThreads, sizeof(GradientShared<T>), stream,
-           static_cast<T*>(nullptr), partials.get(), others.get(), exact, dloss.as<T>(), float(temperature), in);
+           static_cast<T*>(nullptr), partials.get(), others.get(), lse.as<float>(), dloss.as<float>(), float(temperature), in);
     launch(finish_table<T, RangePartials>, unsigned(ceil_div(table.rows(), 8)), 256, 0, stream, dtable.as<T>(),
-           RangePartials{partials, first_id, in.items, in.dims, ranges}, table.as<T>(), table.rows(), in.dims, dloss.as<T>(), in.totals,
+           RangePartials{partials, first_id, in.items, in.dims, ranges}, table.as<T>(), table.rows(), in.dims, dloss.as<float>(), in.totals,
            float(temperature), normalize_items, float(eps));
   });
 }

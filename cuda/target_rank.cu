@@ -1,3 +1,4 @@
+#include "group_by.cuh"
 #include "score_keys.cuh"
 
 namespace hstu::cuda {
@@ -37,6 +38,7 @@ void target_rank(Tensor& rank, const Tensor& query, const Tensor& table, const T
     using T = decltype(zero);
     int64_t batch = query.rows(), items = std::max<int64_t>(0, table.rows() - first_id);
     int64_t at_once = queries_at_once(batch, items * sizeof(uint32_t));
+    check_ids("target_rank", "target_ids", target_ids.as<int64_t>(), batch, first_id, table.rows() - 1, stream);
     Scratch<uint32_t> keys(at_once * items, stream);
     for (int64_t first = 0; first < batch; first += at_once) {
       int64_t count = std::min(at_once, batch - first);

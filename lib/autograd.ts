@@ -41,11 +41,16 @@ export function record<R extends Tensor | readonly Tensor[]>(
   return outputs
 }
 
+/** Whether a tape is open. */
+export function isRecording(): boolean {
+  return tape !== null
+}
+
 /** A gradient that was summed in float32, in its input's dtype. */
 export function inDtypeOf(input: Tensor, gradient: Tensor): Tensor {
   if (input.dtype === gradient.dtype) return gradient
   const rounded = emptyLike(input)
-  native.cast(rounded, gradient)
+  native.cast([rounded], [gradient])
   return rounded
 }
 
@@ -70,18 +75,24 @@ function checkGradient(node: Node, index: number, gradient: Tensor): void {
   })
 }
 
+/** 1, made on the device: a graph that is captured takes nothing from the host. */
+function oneLike(value: Tensor): Tensor {
+  const [one, id] = [emptyLike(value), Tensor.empty([1], { dtype: 'int64', device: value.device })]
+  native.random_ids(id, 1n, 2n, 0n, 0n) // an id of 1 .. 1
+  native.cast(one, id)
+  return one
+}
+
 /** Walks the tape backwards from `value`, whose gradient is one. */
 function backpropagate(nodes: Node[], value: Tensor): Map<Tensor, Tensor> {
-  const seed = emptyLike(value)
-  seed.write(value.dtype === 'float64' ? Float64Array.of(1) : Float32Array.of(1))
-  const gradients = new Map<Tensor, Tensor>([[value, seed]])
+  const gradients = new Map<Tensor, Tensor>([[value, oneLike(value)]])
   for (let n = nodes.length - 1; n >= 0; n--) {
     const node = nodes[n]!
     const dout = node.outputs.map(output => gradients.get(output) ?? null)
     if (dout.every(gradient => gradient === null)) continue
     const din = node.backward(...dout)
-    for (const [i, input] of node.inputs.entries()) {
-      const gradient = din[i]
+    for (let i = 0; i < node.inputs.length; i++) {
+      const [input, gradient] = [node.inputs[i], din[i]]
       if (!input || !gradient || !tracked!.has(input)) continue
       checkGradient(node, i, gradient)
       const before = gradients.get(input)
@@ -108,8 +119,8 @@ export function valueAndGrad<P extends readonly Tensor[] | Record<string, Tensor
 ): { value: Tensor; grads: { [K in keyof P]: Tensor } } {
   if (tape) throw new HstuError('ERR_HSTU_INVALID_ARGUMENT', 'valueAndGrad cannot be nested')
   const list: Tensor[] = Array.isArray(params) ? [...params] : Object.values(params)
-  const later = new Set<Tensor>()
-  const handler = setDisposeHandler(tensor => later.add(tensor))
+  const later: Tensor[] = [] // some perhaps twice, which dispose allows
+  const handler = setDisposeHandler(tensor => later.push(tensor))
   try {
     return scope(() => {
       tape = []
@@ -126,7 +137,7 @@ export function valueAndGrad<P extends readonly Tensor[] | Record<string, Tensor
       const of = (param: Tensor) => {
         let gradient = gradients.get(param) ?? Tensor.zeros(param.shape, param)
         if (given.has(gradient) || views.has(gradient))
-          native.cast((gradient = emptyLike(param)), gradients.get(param)!)
+          native.cast([(gradient = emptyLike(param))], [gradients.get(param)!])
         given.add(gradient)
         return gradient
       }

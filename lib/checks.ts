@@ -13,7 +13,8 @@ export function shapes<L extends string>(
 ): Record<L, number> {
   const bound: Record<string, number> = {}
   const from: Record<string, string> = {}
-  for (const [name, [tensor, dims]] of Object.entries(tensors)) {
+  for (const name in tensors) {
+    const [tensor, dims] = tensors[name]!
     if (!tensor) continue
     const any = dims[0] === '...'
     const wanted = any ? dims.slice(1) : dims
@@ -41,7 +42,8 @@ export function shapes<L extends string>(
 /** Checks that all tensors share one of the float dtypes (float32, float64, bfloat16, float16), or have exactly `dtype`. */
 export function dtypes(op: string, tensors: Record<string, Tensor | null | undefined>, dtype?: Tensor['dtype']): void {
   let first: [string, Tensor] | undefined
-  for (const [name, tensor] of Object.entries(tensors)) {
+  for (const name in tensors) {
+    const tensor = tensors[name]
     if (!tensor) continue
     if (dtype && tensor.dtype !== dtype)
       throw new HstuError('ERR_HSTU_DTYPE', `${op}: ${name} must be ${dtype}, got ${shapeText(tensor)}`)

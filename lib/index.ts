@@ -11,18 +11,34 @@ export { HstuError, type HstuErrorCode } from './errors.js'
 export { type EvaluateOptions, evaluate } from './eval/evaluate.js'
 export { METRIC_KS, type Metrics, rankingMetrics } from './eval/metrics.js'
 export { type Recommendation, recommend } from './eval/recommend.js'
+export { captureGraph, type Graph, type Graphed, type GraphOptions, graphed } from './graph.js'
 export { MultiHeadAttention } from './layers/attention.js'
+export {
+  EmbeddingTable,
+  type EmbeddingTableConfig,
+  type EmbeddingTableState,
+  type EvictionReport,
+  type TableRows,
+} from './layers/embedding_table.js'
 export { FeedForward } from './layers/feed_forward.js'
 export { HstuLayer, type HstuLayerConfig } from './layers/hstu_layer.js'
 export type { Noise, SequenceInputs } from './layers/inputs.js'
+export type { Precision } from './layers/precision.js'
+export {
+  type CandidatePairs,
+  candidatePairs,
+  TargetAttention,
+  type TargetAttentionConfig,
+} from './layers/target_attention.js'
 export { type NextItemLossOptions, nextItemLoss } from './losses/next_item.js'
 export { type AnySequenceModel, createModel, type ModelSpec } from './models/create.js'
 export { HSTU, type HstuConfig } from './models/hstu.js'
 export { SASRec, type SASRecConfig } from './models/sasrec.js'
-export { SequenceModel, type SequenceModelConfig } from './models/sequence_model.js'
+export { type ModelOptions, SequenceModel, type SequenceModelConfig } from './models/sequence_model.js'
 export { Transformer, type TransformerConfig } from './models/transformer.js'
 export { adamw } from './ops/adamw.js'
 export { add } from './ops/add.js'
+export { type BceWithLogitsLossOptions, bceWithLogitsLoss } from './ops/bce_with_logits_loss.js'
 export { cast } from './ops/cast.js'
 export { concat } from './ops/concat.js'
 export { cumsum } from './ops/cumsum.js'
@@ -30,19 +46,24 @@ export { deinterleave } from './ops/deinterleave.js'
 export { denseToJagged } from './ops/dense_to_jagged.js'
 export { dropout } from './ops/dropout.js'
 export { embedding } from './ops/embedding.js'
-export { expand } from './ops/expand.js'
+export { expand, segmentSum } from './ops/expand.js'
 export { globalNormClip } from './ops/global_norm_clip.js'
+export { emptyHashIndex, type HashIndex, type HashLookupOptions, hashLookup } from './ops/hash_lookup.js'
 export { type HstuAttentionOptions, hstuAttention } from './ops/hstu_attention.js'
 export { interleave } from './ops/interleave.js'
 export { jaggedToDense } from './ops/jagged_to_dense.js'
 export { l2Normalize } from './ops/l2_normalize.js'
 export { layerNorm } from './ops/layer_norm.js'
 export { type LinearOptions, linear } from './ops/linear.js'
+export { type MseLossOptions, mseLoss } from './ops/mse_loss.js'
 export { mul } from './ops/mul.js'
+export { type MultiHotEmbeddingOptions, multiHotEmbedding } from './ops/multi_hot_embedding.js'
 export { type NormGateLinearOptions, normGateLinear } from './ops/norm_gate_linear.js'
 export { type NormLinearSiluOptions, normLinearSilu } from './ops/norm_linear_silu.js'
 export { positionEmbedding } from './ops/position_embedding.js'
 export { randomIds } from './ops/random_ids.js'
+export { type RandomUniformOptions, randomUniform } from './ops/random_uniform.js'
+export { type RowwiseAdagradOptions, rowwiseAdagrad } from './ops/rowwise_adagrad.js'
 export { sampledSoftmaxLoss } from './ops/sampled_softmax_loss.js'
 export { softmaxLoss } from './ops/softmax_loss.js'
 export { split } from './ops/split.js'
@@ -50,14 +71,17 @@ export { swishLayerNorm } from './ops/swish_layer_norm.js'
 export { targetRank } from './ops/target_rank.js'
 export { topK } from './ops/top_k.js'
 export { AdamW, type AdamWOptions } from './optim/adamw.js'
+export { type RowGradient, RowwiseAdagrad, type RowwiseAdagradOptimizerOptions } from './optim/rowwise_adagrad.js'
 export { learningRate, type ScheduleOptions } from './optim/schedule.js'
 export { Philox, type PhiloxPosition } from './philox.js'
 export { Random } from './random.js'
 export {
   type Device,
+  type DeviceMemory,
   type Dtype,
   memory,
   scope,
+  setMemoryLimit,
   Tensor,
   type TensorOptions,
   type TypedArray,
@@ -68,4 +92,4 @@ export { checkVocabulary, type LoadedModel, loadModel } from './train/model_chec
 export { type TrainOptions, trainOptions } from './train/options.js'
 export { type Preset, preset, presetNames } from './train/presets.js'
 export { readSafetensors, writeSafetensors } from './train/safetensors.js'
-export { type TrainEvent, Trainer, type TrainerSetting } from './train/trainer.js'
+export { type StepHandle, type TrainEvent, Trainer, type TrainerSetting } from './train/trainer.js'

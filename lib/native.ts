@@ -30,6 +30,21 @@ export interface Backend {
   }
 }
 
+/** What this process holds of a device's memory, and what the device has; in bytes. */
+export interface DeviceMemory {
+  /** Handed out now: tensors of all threads, and the scratch memory of running ops. */
+  used: number
+  /** The most that was used at once. */
+  peak: number
+  /** Used, and kept to be handed out again. */
+  reserved: number
+  /** Of the device, or of the host or its container. */
+  free: number
+  total: number
+  /** What `setMemoryLimit` allows `reserved` to be; Infinity where it was not called. */
+  limit: number
+}
+
 /** What the addon exports beside its ops: the storage layer of csrc/storage.cpp. */
 interface NativeStorage {
   create(tensor: Tensor, dtype: Dtype, shape: readonly number[], device: string, zero: boolean): void
@@ -38,13 +53,21 @@ interface NativeStorage {
   is_disposed(tensor: Tensor): boolean
   write(tensor: Tensor, data: TypedArray): void
   read(tensor: Tensor, data: TypedArray): void
+  /** Resolves with `data` when it holds the values that the tensor has at the call. */
+  read_later<T extends TypedArray>(tensor: Tensor, data: T): Promise<T>
   memory(): { tensors: number; bytes: number }
   set_error_class(errorClass: typeof HstuError): void
   set_guards(on: boolean): void
   guard_violations(): number
   set_num_threads(count: number): void
   backend(): Backend
-  pool(device: string, trim: boolean): { used: number; peak: number; reserved: number; free: number; total: number }
+  memory_statistics(device: string): DeviceMemory
+  set_memory_limit(device: string, bytes: number): void
+  trim(device: string): void
+  graph_create(graph: object, device: string): void
+  graph_capture<R>(graph: object, fn: () => R, keep: boolean): R
+  graph_launch(graph: object): void
+  graph_dispose(graph: object): void
   ceilings(): { gflops: number; gbps: number }
   signatures: Record<string, string[]>
 }

@@ -1,11 +1,13 @@
 /// <reference lib="esnext.disposable" preserve="true" />
 import { check, HstuError } from './errors.js'
-import { type Dtype, native, type TypedArray } from './native.js'
+import { type DeviceMemory, type Dtype, native, type TypedArray } from './native.js'
 
-export type { Dtype, TypedArray } from './native.js'
+export type { DeviceMemory, Dtype, TypedArray } from './native.js'
 
 /** Where a tensor lives; 'cuda' is the first CUDA device. */
 export type Device = 'cpu' | 'cuda' | `cuda:${number}`
+
+const indexed = (device: Device) => (device === 'cuda' ? 'cuda:0' : device)
 
 const arrayOf = {
   float32: Float32Array,
@@ -50,8 +52,9 @@ export class Tensor {
 
   private constructor(dtype: Dtype, shape: readonly number[], device: Device) {
     this.dtype = dtype
-    this.shape = Object.freeze([...shape]) // the addon keeps its own copy: a shape that changes later would disagree with it
-    this.device = device === 'cuda' ? 'cuda:0' : device
+    // The addon keeps its own copy: a shape that changes later would disagree with it.
+    this.shape = Object.isFrozen(shape) ? shape : Object.freeze([...shape])
+    this.device = indexed(device)
     let size = 1
     for (const dim of this.shape) size *= dim
     this.size = size
@@ -63,17 +66,19 @@ export class Tensor {
     return tensor
   }
 
-  /** Uninitialised memory; every op that takes it as an output writes all of it. */
-  static empty(shape: readonly number[], { dtype = 'float32', device = 'cpu' }: TensorOptions = {}): Tensor {
-    const tensor = new Tensor(dtype, shape, device)
-    native.create(tensor, dtype, tensor.shape, tensor.device, false)
+  private static create(shape: readonly number[], options: TensorOptions, zero: boolean): Tensor {
+    const tensor = new Tensor(options.dtype ?? 'float32', shape, options.device ?? 'cpu')
+    native.create(tensor, tensor.dtype, tensor.shape, tensor.device, zero)
     return Tensor.register(tensor)
   }
 
-  static zeros(shape: readonly number[], { dtype = 'float32', device = 'cpu' }: TensorOptions = {}): Tensor {
-    const tensor = new Tensor(dtype, shape, device)
-    native.create(tensor, dtype, tensor.shape, tensor.device, true)
-    return Tensor.register(tensor)
+  /** Uninitialised memory; every op that takes it as an output writes all of it. */
+  static empty(shape: readonly number[], options: TensorOptions = {}): Tensor {
+    return Tensor.create(shape, options, false)
+  }
+
+  static zeros(shape: readonly number[], options: TensorOptions = {}): Tensor {
+    return Tensor.create(shape, options, true)
   }
 
   /**
@@ -139,9 +144,13 @@ export class Tensor {
     return data
   }
 
-  /** A copy of the values; on CUDA it does not block the event loop. */
+  /**
+   * A copy of the values as they are at the call, whatever is written or disposed after it. On CUDA it does not block the event loop;
+   * on the CPU the values are there already. The process stays alive until the promise is settled.
+   */
   async data(): Promise<TypedArray> {
-    return this.dataSync()
+    if (this.device === 'cpu') return this.dataSync()
+    return native.read_later(this, new arrayOf[this.dtype](this.size))
   }
 
   /** The only value of a one-element tensor. */
@@ -169,27 +178,39 @@ function collect(value: unknown, kept: Set<Tensor>): void {
     for (const item of Object.values(value)) collect(item, kept)
 }
 
+/** The tensors in a result, as `scope` finds them: in arrays, sets, maps and plain objects, in order. */
+export function tensorsIn(value: unknown): Tensor[] {
+  const found = new Set<Tensor>()
+  collect(value, found)
+  return [...found]
+}
+
+/** `scope`, telling also which of the tensors in the result were made inside. */
+export function keptBy<R>(fn: () => R): { result: R; kept: Tensor[] } {
+  const outer = currentScope
+  const made: Tensor[] = (currentScope = [])
+  const inResult = new Set<Tensor>()
+  try {
+    const result = fn()
+    if (result instanceof Promise)
+      throw new HstuError('ERR_HSTU_INVALID_ARGUMENT', 'scope: the function returned a promise; a scope is synchronous')
+    collect(result, inResult)
+    return { result, kept: made.filter(tensor => inResult.has(tensor)) }
+  } finally {
+    currentScope = outer
+    for (const tensor of made)
+      if (inResult.has(tensor)) outer?.push(tensor)
+      else tensor.dispose()
+  }
+}
+
 /**
  * Runs `fn` and frees every tensor made inside, except those in its return value (a tensor, or arrays, maps and plain objects of
  * them), which pass to the enclosing scope if there is one.
  * @throws HstuError ERR_HSTU_INVALID_ARGUMENT when `fn` returns a promise: a scope is synchronous.
  */
 export function scope<R>(fn: () => R): R {
-  const outer = currentScope
-  const made: Tensor[] = (currentScope = [])
-  const kept = new Set<Tensor>()
-  try {
-    const result = fn()
-    if (result instanceof Promise)
-      throw new HstuError('ERR_HSTU_INVALID_ARGUMENT', 'scope: the function returned a promise; a scope is synchronous')
-    collect(result, kept)
-    return result
-  } finally {
-    currentScope = outer
-    for (const tensor of made)
-      if (kept.has(tensor)) outer?.push(tensor)
-      else tensor.dispose()
-  }
+  return keptBy(fn).result
 }
 
 /** Runs `fn` outside every scope: what it makes lives until it is disposed. For parameters and optimiser state. */
@@ -211,12 +232,29 @@ export function setDisposeHandler(handler: ((tensor: Tensor) => void) | null): t
 }
 
 export function emptyLike(tensor: Tensor): Tensor {
-  return Tensor.empty(tensor.shape, { dtype: tensor.dtype, device: tensor.device })
+  return Tensor.empty(tensor.shape, tensor)
 }
 
-/** Live tensors of this thread and the bytes of their storages. */
-export function memory(): { tensors: number; bytes: number } {
-  return native.memory()
+/**
+ * Without a device: the live tensors of this thread, on all devices, and the bytes of their storages. With one: what the process
+ * holds of that device's memory.
+ * @throws HstuError ERR_HSTU_CUDA_UNAVAILABLE, ERR_HSTU_DRIVER_TOO_OLD where `device` is unavailable.
+ */
+export function memory(): { tensors: number; bytes: number }
+export function memory(device: Device): DeviceMemory
+export function memory(device?: Device): { tensors: number; bytes: number } | DeviceMemory {
+  return device === undefined ? native.memory() : native.memory_statistics(indexed(device))
+}
+
+/**
+ * The most that this process, with all its threads, may hold of a device's memory; `Infinity` (as at the start) lifts the limit. An
+ * allocation that does not fit gives back what is kept unused and tries once more; then it throws ERR_HSTU_OUT_OF_MEMORY with the
+ * bytes that were requested, are free, and are the limit. What is held already stays, also where it is more.
+ * @param bytes 0 or more
+ * @throws HstuError ERR_HSTU_INVALID_ARGUMENT; ERR_HSTU_CUDA_UNAVAILABLE, ERR_HSTU_DRIVER_TOO_OLD where `device` is unavailable.
+ */
+export function setMemoryLimit(bytes: number, device: Device = 'cpu'): void {
+  native.set_memory_limit(indexed(device), bytes)
 }
 
 /** How shapes read in messages. */

@@ -85,7 +85,7 @@ export function decoded(tensor: Tensor): Float64Array {
 
 function castOnCpu(x: Tensor, dtype: Dtype): Tensor {
   const y = Tensor.empty(x.shape, { dtype })
-  native.cast(y, x)
+  native.cast([y], [x])
   return y
 }
 

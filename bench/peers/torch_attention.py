@@ -1,22 +1,77 @@
-"""FlashAttention-2 and cuDNN attention through PyTorch, causal, bfloat16, at the shapes of hstu_attention_h200.case.ts."""
-import torch, torch.nn.functional as F
-from torch.nn.attention import sdpa_kernel, SDPBackend
-def t(f,n=20):
-    for _ in range(4): f()
-    torch.cuda.synchronize(); ts=[]
-    for _ in range(n):
-        a=torch.cuda.Event(enable_timing=True); b=torch.cuda.Event(enable_timing=True)
-        a.record(); f(); b.record(); torch.cuda.synchronize(); ts.append(a.elapsed_time(b))
-    ts.sort(); return ts[len(ts)//2]
-for D in (64,128):
-    for N in (1024,4096):
-        B=131072//N; H=4
-        q,k,v=[torch.randn(B,H,N,D,device='cuda',dtype=torch.bfloat16,requires_grad=True) for _ in range(3)]
-        do=torch.randn_like(q)
-        for name,be in (('fa2',SDPBackend.FLASH_ATTENTION),('cudnn',SDPBackend.CUDNN_ATTENTION)):
-            with sdpa_kernel(be):
-                f=lambda: F.scaled_dot_product_attention(q,k,v,is_causal=True)
-                fwd=t(f); o=f()
-                bwd=t(lambda: torch.autograd.grad(o,(q,k,v),do,retain_graph=True))
-                fl=4*H*D*B*N*N/2
-                print(name,'D',D,'N',N,'fwd %.0f bwd %.0f TFLOP/s'%(fl/fwd/1e9,2.5*fl/bwd/1e9))
+"""FlashAttention-2 and cuDNN attention through PyTorch: causal, bfloat16, TFLOP/s [forward, backward] as JSON lines.
+
+Reads a JSON list of cases {case, D, N, B, H, lengths?} on stdin; the first line written is cuBLAS on 8192^3. FLOPs are
+4 H D sum(L^2) / 2 forward, 2.5 times that backward; median of 20 timings by CUDA events after 4 warm-ups.
+"""
+import json
+import sys
+
+import torch
+import torch.nn.functional as F
+from torch.nn.attention import SDPBackend, sdpa_kernel
+
+BACKENDS = {"fa2": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
+
+
+def milliseconds(fn, samples=20):
+    for _ in range(4):
+        fn()
+    times = []
+    for _ in range(samples):
+        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        begin.record()
+        fn()
+        end.record()
+        torch.cuda.synchronize()
+        times.append(begin.elapsed_time(end))
+    return sorted(times)[samples // 2]
+
+
+def tensors(case):
+    """q, k, v: [B, H, N, D], or nested over the lengths."""
+    H, D = case["H"], case["D"]
+
+    def make():
+        if "lengths" not in case:
+            return torch.randn(case["B"], H, case["N"], D, device="cuda", dtype=torch.bfloat16)
+        values = torch.randn(sum(case["lengths"]), H, D, device="cuda", dtype=torch.bfloat16)
+        offsets = torch.tensor([0, *case["lengths"]], device="cuda").cumsum(0)
+        return torch.nested.nested_tensor_from_jagged(values, offsets, max_seqlen=case["N"]).transpose(1, 2)
+
+    return [make().detach().requires_grad_() for _ in range(3)]
+
+
+def measure(case, backend):
+    lengths = case.get("lengths", [case["N"]] * case["B"])
+    flops = 2 * case["H"] * case["D"] * sum(length**2 for length in lengths)
+    q, k, v = tensors(case)
+    with sdpa_kernel(backend):
+        forward = lambda: F.scaled_dot_product_attention(q, k, v, is_causal=True)
+        out = forward()
+        dout = torch.randn_like(out)
+        times = [
+            milliseconds(forward),
+            milliseconds(lambda: torch.autograd.grad(out, (q, k, v), dout, retain_graph=True)),
+        ]
+    return [round(flops / times[0] / 1e9, 1), round(2.5 * flops / times[1] / 1e9, 1)]
+
+
+def main():
+    n = 8192
+    a, b = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
+    cublas = round(2 * n**3 / milliseconds(lambda: a @ b) / 1e9, 1)
+    print(json.dumps({"case": "ceiling.gemm", "M": n, "N": n, "K": n, "cublas": cublas, "torch": torch.__version__}))
+    for case in json.load(sys.stdin):
+        row = {key: value for key, value in case.items() if key != "lengths"}
+        for name, backend in BACKENDS.items():
+            if "lengths" in case and name == "cudnn":
+                continue
+            try:
+                row[name] = measure(case, backend)
+            except Exception as error:  # one back end less is no reason to lose the others
+                row["error"] = f"{name}: {type(error).__name__}: {error}"[:500]
+            torch.cuda.empty_cache()
+        print(json.dumps(row), flush=True)
+
+
+main()

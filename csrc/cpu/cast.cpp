@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <bit>
 #include <cstring>
 #include <limits>
@@ -121,16 +122,32 @@ void pick_type(Dtype dtype, Fn&& fn) {
   }
 }
 
+constexpr int64_t kBlock = 1 << 14;
+
 }  // namespace
 
-void cast(Tensor& y, const Tensor& x, Stream) {
-  if (y.dtype == x.dtype) return void(std::memcpy(y.data, x.data, size_t(x.bytes())));
-  pick_type(y.dtype, [&](auto to) {
-    pick_type(x.dtype, [&](auto from) {
+// One parallel pass over fixed blocks of all tensors.
+void cast(TensorList y, TensorList x, Stream) {
+  if (x.items.empty()) return;
+  if (y.items[0].dtype == x.items[0].dtype) {
+    for (size_t n = 0; n < x.items.size(); ++n) std::memcpy(y.items[n].data, x.items[n].data, size_t(x.items[n].bytes()));
+    return;
+  }
+  struct Block {
+    size_t tensor;
+    int64_t begin;
+  };
+  std::vector<Block> blocks;
+  for (size_t tensor = 0; tensor < x.items.size(); ++tensor)
+    for (int64_t begin = 0; begin < x.items[tensor].size(); begin += kBlock) blocks.push_back({tensor, begin});
+  pick_type(y.items[0].dtype, [&](auto to) {
+    pick_type(x.items[0].dtype, [&](auto from) {
       using To = decltype(to);
       using From = decltype(from);
-      parallel_blocks(x.size(), 1 << 14, [&](int64_t begin, int64_t end) {
-        convert_all<To, From>(y.as<To>() + begin, x.as<From>() + begin, end - begin);
+      parallel_for(int64_t(blocks.size()), [&](int64_t index) {
+        auto [tensor, begin] = blocks[index];
+        int64_t count = std::min(kBlock, x.items[tensor].size() - begin);
+        convert_all<To, From>(y.items[tensor].as<To>() + begin, x.items[tensor].as<From>() + begin, count);
       });
     });
   });

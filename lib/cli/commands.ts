@@ -62,6 +62,11 @@ export const commands: readonly Command[] = [
       epochs: { value: 'N', text: 'default by the preset' },
       'batch-size': { value: 'N', text: 'users a step; default 128' },
       lr: { value: 'X', text: 'learning rate; default 0.001' },
+      precision: {
+        value: 'NAME',
+        text: 'compute in float32 (default) or, on CUDA, bf16',
+        choices: ['float32', 'bf16'],
+      },
       patience: { value: 'N', text: 'stop after N evaluations without a better NDCG@10; 0: never' },
       'evaluate-every': { value: 'N', text: 'epochs between evaluations; 0: only at the end' },
       split: {

@@ -11,6 +11,6 @@ export function tensorOptions(device = 'auto'): TensorOptions {
   const { cuda } = native.backend()
   if (device !== 'auto' && device !== 'cpu' && !cuda.usable)
     throw new HstuError(cuda.code as HstuErrorCode, `device ${device}: ${cuda.reason}; use --device cpu`)
-  if (device === 'cpu' || !cuda.usable) return {}
+  if (device === 'cpu' || !cuda.usable) return { device: 'cpu' }
   return { device: device === 'auto' || device === 'cuda' ? 'cuda:0' : (device as Device) }
 }

@@ -14,7 +14,13 @@ const LIMIT_MS = 60_000
 /** What cli/probe.ts tells. */
 type Probe =
   | { error: string }
-  | (Backend & { error?: undefined; ceilings: { gflops: number; gbps: number }; ops: number; works: boolean })
+  | (Backend & {
+      error?: undefined
+      free: number[]
+      ceilings: { gflops: number; gbps: number }
+      ops: number
+      works: boolean
+    })
 
 const require = createRequire(import.meta.url)
 
@@ -123,7 +129,8 @@ function printReport(report: ReturnType<typeof collect>, found: Probe): void {
   rows.push(['CUDA', `${cuda.usable ? 'available' : `off: ${cuda.reason}`}${versions}`])
   for (const [i, device] of (cuda.devices ?? []).entries()) {
     const { name, computeCapability, multiprocessors, memory: bytes } = device
-    rows.push([`cuda:${i}`, `${name}, compute ${computeCapability}, ${multiprocessors} SMs, ${gib(bytes)}`])
+    const free = found.error === undefined && found.free[i] !== undefined ? `, ${gib(found.free[i])} free` : ''
+    rows.push([`cuda:${i}`, `${name}, compute ${computeCapability}, ${multiprocessors} SMs, ${gib(bytes)}${free}`])
   }
   for (const { name, wanted, found: installed } of report.peers)
     rows.push([name, installed ?? `not installed (optional): npm i '${name}@${wanted}'`])

@@ -37,7 +37,7 @@ async function loadChecks(): Promise<Check[]> {
 
 export function run(args: Args): Promise<number | undefined> {
   return interruptible(async signal => {
-    const device = tensorOptions(args.text('device') ?? 'cpu').device ? 'cuda' : 'cpu'
+    const device = tensorOptions(args.text('device') ?? 'cpu').device === 'cpu' ? 'cpu' : 'cuda'
     const filter = (args.text('filter') ?? '').toLowerCase()
     const all = await loadChecks()
     const checks = all.filter(check => check.device === device && check.op.toLowerCase().includes(filter))

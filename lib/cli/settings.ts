@@ -65,6 +65,7 @@ export function explicitOptions(args: Args): Partial<TrainOptions> {
     lr: args.number('lr'),
     patience: args.integer('patience'),
     evaluateEvery: args.integer('evaluate-every'),
+    precision: args.text('precision'),
     part: args.text('split'),
     filterSeen: args.text('filter-seen'),
   }

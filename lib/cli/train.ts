@@ -4,6 +4,7 @@ import type { SequenceDataset } from '../data/dataset.js'
 import { HstuError } from '../errors.js'
 import { evaluate } from '../eval/evaluate.js'
 import type { Metrics } from '../eval/metrics.js'
+import { computeDtype } from '../layers/precision.js'
 import { saveCheckpoint } from '../train/checkpoint.js'
 import { modelContent } from '../train/model_checkpoint.js'
 import { preset } from '../train/presets.js'
@@ -22,6 +23,7 @@ import { explicitOptions, modelSpec, resumeOptions } from './settings.js'
 export async function run(args: Args): Promise<number | undefined> {
   const options = explicitOptions(args)
   const device = tensorOptions(args.text('device'))
+  if (options.precision) computeDtype(options.precision, device) // refused before the data is read
   const name = args.text('preset')
   if (!args.flag('resume') && name === undefined) throw new UsageError('--preset is required', args.command)
   const recipe = name === undefined ? null : preset(name)
@@ -166,7 +168,8 @@ function startLine(trainer: Trainer, event: TrainEvent & { type: 'start' }): str
   const begun = event.step > 0 ? `going on at step ${count(event.step)}: ` : ''
   return (
     `${dataSummary(trainer.dataset)}\n${begun}${setting.model.kind}, ${counted(event.parameters, 'parameter')}, ` +
-    `${counted(event.users, 'user')} to train on, ${counted(options.epochs, 'epoch')} of ${counted(event.stepsPerEpoch, 'step')}, seed ${options.seed}`
+    `${counted(event.users, 'user')} to train on, ${counted(options.epochs, 'epoch')} of ${counted(event.stepsPerEpoch, 'step')}, ` +
+    `seed ${options.seed}${options.precision === 'float32' ? '' : `, ${options.precision}`}`
   )
 }
 

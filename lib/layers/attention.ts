@@ -1,4 +1,5 @@
 import { reshape } from '../autograd.js'
+import { castAll } from '../ops/cast.js'
 import { hstuAttention } from '../ops/hstu_attention.js'
 import { linear } from '../ops/linear.js'
 import type { Random } from '../random.js'
@@ -24,13 +25,13 @@ export class MultiHeadAttention {
   }
 
   /**
-   * @param query [T, d] what the queries are made from
+   * @param query [T, d] what the queries are made from; the parameters are taken in the dtype of all three
    * @param x [T, d] what keys and values are made from
    * @param residual [T, d] added to the result
    */
   forward(query: Tensor, x: Tensor, residual: Tensor, inputs: SequenceInputs, noise: Noise): Tensor {
     const { dim, heads } = this.config
-    const p = this.parameters
+    const p = castAll(this.parameters, x.dtype)
     const headDim = dim / heads
     const T = x.shape[0]!
     const project = (from: Tensor, name: string) =>

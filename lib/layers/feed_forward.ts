@@ -1,4 +1,5 @@
 import { add } from '../ops/add.js'
+import { castAll } from '../ops/cast.js'
 import { dropout } from '../ops/dropout.js'
 import { linear } from '../ops/linear.js'
 import type { Random } from '../random.js'
@@ -24,9 +25,9 @@ export class FeedForward {
     }
   }
 
-  /** @param x [T, d] */
+  /** @param x [T, d]; the parameters are taken in its dtype */
   forward(x: Tensor, residual: Tensor, noise: Noise): Tensor {
-    const p = this.parameters
+    const p = castAll(this.parameters, x.dtype)
     const rate = noise ? this.config.dropout : 0
     const drop = (y: Tensor) => (noise && rate > 0 ? dropout(y, rate, noise.draw(y.size)) : y)
     const hidden = drop(linear(x, p.hidden!, { bias: p.hiddenBias!, activation: this.config.activation }))

@@ -1,3 +1,4 @@
+import { castAll } from '../ops/cast.js'
 import { hstuAttention } from '../ops/hstu_attention.js'
 import { normGateLinear } from '../ops/norm_gate_linear.js'
 import { normLinearSilu } from '../ops/norm_linear_silu.js'
@@ -70,10 +71,10 @@ export class HstuLayer {
     }
   }
 
-  /** @param x [T, d] */
+  /** @param x [T, d]; the parameters are taken in its dtype */
   forward(x: Tensor, inputs: SequenceInputs, noise: Noise): Tensor {
     const { heads, qkDim, vDim, paddedLength, activation = 'silu', siluAll = true, concat = false } = this.config
-    const p = this.parameters
+    const p = castAll(this.parameters, x.dtype)
     const { u, v, q, k } = normLinearSilu(x, p.uvqk!, {
       ...{ heads, qkDim, vDim, siluAll, bias: p.uvqkBias ?? null },
       ...{ normWeight: p.inputNormWeight ?? null, normBias: p.inputNormBias ?? null },

@@ -1,3 +1,5 @@
+import { computeDtype, type Precision } from '../layers/precision.js'
+import { cast } from '../ops/cast.js'
 import { sampledSoftmaxLoss } from '../ops/sampled_softmax_loss.js'
 import { softmaxLoss } from '../ops/softmax_loss.js'
 import type { Philox } from '../philox.js'
@@ -13,6 +15,8 @@ export interface NextItemLossOptions {
   numNegatives?: number
   /** Divides the scores. Default 0.05. */
   temperature?: number
+  /** What the scores of 'full' are computed in; default 'float32'. With few items a position bfloat16 gains nothing, and is not used. */
+  precision?: Precision
 }
 
 /**
@@ -23,6 +27,7 @@ export interface NextItemLossOptions {
  * @param targets int64 [T]; rows of weight 0 may hold 0
  * @param weights [T], 1 where a position is supervised
  * @param philox where uniform negatives draw from
+ * @param negativeIds int64 [R]: {@link inBatchNegatives} of the targets, for 'in-batch'; without it they are read back from the device
  */
 export function nextItemLoss(
   output: Tensor,
@@ -31,19 +36,26 @@ export function nextItemLoss(
   weights: Tensor,
   philox: Philox,
   options: NextItemLossOptions = {},
+  negativeIds: Tensor | null = null,
 ): Tensor {
-  const { negatives = 'uniform', numNegatives = 128, temperature = 0.05 } = options
-  if (negatives === 'full') return softmaxLoss(output, items, targets, { weights, temperature })
+  const { negatives = 'uniform', numNegatives = 128, temperature = 0.05, precision = 'float32' } = options
+  if (negatives === 'full') {
+    const dtype = computeDtype(precision, output)
+    return softmaxLoss(cast(output, dtype), cast(items, dtype), targets, { weights, temperature })
+  }
   if (negatives === 'uniform') {
     const position = philox.draw(targets.size * numNegatives)
     return sampledSoftmaxLoss(output, items, targets, { weights, numNegatives, temperature, ...position })
   }
-  const distinct = [...new Set(targets.dataSync() as BigInt64Array)].filter(id => id > 0n)
-  const negativeIds = Tensor.from(BigInt64Array.from(distinct), [distinct.length], { device: targets.device })
-  return sampledSoftmaxLoss(output, items, targets, {
-    weights,
-    negativeIds,
-    numNegatives: distinct.length,
-    temperature,
-  })
+  const shared =
+    negativeIds ??
+    Tensor.from(inBatchNegatives(targets.dataSync() as BigInt64Array), undefined, { device: targets.device })
+  return sampledSoftmaxLoss(output, items, targets, { weights, negativeIds: shared, temperature })
+}
+
+/** The distinct targets of a batch, in the order in which they occur, without padding: what each is set against by 'in-batch'. */
+export function inBatchNegatives(targets: BigInt64Array): BigInt64Array {
+  const distinct = new Set(targets)
+  distinct.delete(0n)
+  return BigInt64Array.from(distinct)
 }

@@ -1,7 +1,7 @@
 import { HstuError } from '../errors.js'
-import type { TensorOptions } from '../tensor.js'
 import { HSTU, type HstuConfig } from './hstu.js'
 import { SASRec, type SASRecConfig } from './sasrec.js'
+import type { ModelOptions } from './sequence_model.js'
 import { Transformer, type TransformerConfig } from './transformer.js'
 
 /** A model in plain JSON: what presets name and checkpoints keep. */
@@ -17,7 +17,7 @@ export type AnySequenceModel = HSTU | SASRec | Transformer
  * Makes a model with the initial weights of `seed`.
  * @throws HstuError ERR_HSTU_INVALID_ARGUMENT for an unknown kind or a config that makes no sense.
  */
-export function createModel(spec: ModelSpec, seed: number | string = 0, options: TensorOptions = {}): AnySequenceModel {
+export function createModel(spec: ModelSpec, seed: number | string = 0, options: ModelOptions = {}): AnySequenceModel {
   switch (spec.kind) {
     case 'hstu':
       return new HSTU(spec.config, seed, options)

@@ -2,8 +2,8 @@ import { HstuLayer, type HstuLayerConfig } from '../layers/hstu_layer.js'
 import { xavierNormal } from '../layers/init.js'
 import type { Noise, SequenceInputs } from '../layers/inputs.js'
 import { Random } from '../random.js'
-import type { Tensor, TensorOptions } from '../tensor.js'
-import { SequenceModel, type SequenceModelConfig } from './sequence_model.js'
+import type { Tensor } from '../tensor.js'
+import { type ModelOptions, SequenceModel, type SequenceModelConfig } from './sequence_model.js'
 
 export interface HstuConfig
   extends SequenceModelConfig,
@@ -28,7 +28,7 @@ export class HSTU extends SequenceModel<HstuConfig> {
   readonly #layers: HstuLayer[]
 
   /** @param seed of the initial weights */
-  constructor(config: HstuConfig, seed: number | string = 0, options: TensorOptions = {}) {
+  constructor(config: HstuConfig, seed: number | string = 0, options: ModelOptions = {}) {
     const random = new Random(`hstu:${seed}`)
     super(config, random, options)
     this.parameters.positions = xavierNormal(random, [config.paddedLength, config.dim], options)

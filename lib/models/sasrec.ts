@@ -4,8 +4,8 @@ import { truncatedNormal } from '../layers/init.js'
 import type { Noise, SequenceInputs } from '../layers/inputs.js'
 import { layerNorm } from '../ops/layer_norm.js'
 import { Random } from '../random.js'
-import type { Tensor, TensorOptions } from '../tensor.js'
-import { SequenceModel, type SequenceModelConfig } from './sequence_model.js'
+import type { Tensor } from '../tensor.js'
+import { type ModelOptions, SequenceModel, type SequenceModelConfig } from './sequence_model.js'
 
 export interface SASRecConfig extends SequenceModelConfig {
   /** Width of the feed-forward layer. */
@@ -24,7 +24,7 @@ export class SASRec extends SequenceModel<SASRecConfig> {
   readonly #blocks: { attention: MultiHeadAttention; feedForward: FeedForward }[]
 
   /** @param seed of the initial weights */
-  constructor(config: SASRecConfig, seed: number | string = 0, options: TensorOptions = {}) {
+  constructor(config: SASRecConfig, seed: number | string = 0, options: ModelOptions = {}) {
     const random = new Random(`sasrec:${seed}`)
     super(config, random, options)
     const { dim, heads, ffnDim: hidden, linearDropout: dropout } = config

@@ -1,12 +1,14 @@
 import { check } from '../errors.js'
 import { truncatedNormal } from '../layers/init.js'
 import type { Noise, SequenceInputs } from '../layers/inputs.js'
+import { computeDtype, type Precision } from '../layers/precision.js'
+import { cast } from '../ops/cast.js'
 import { dropout } from '../ops/dropout.js'
 import { embedding } from '../ops/embedding.js'
 import { l2Normalize } from '../ops/l2_normalize.js'
 import { positionEmbedding } from '../ops/position_embedding.js'
 import type { Random } from '../random.js'
-import type { Tensor, TensorOptions } from '../tensor.js'
+import type { Dtype, Tensor, TensorOptions } from '../tensor.js'
 
 /** What every sequence model is made from; plain JSON, kept in checkpoints. */
 export interface SequenceModelConfig {
@@ -24,6 +26,12 @@ export interface SequenceModelConfig {
   linearDropout: number
 }
 
+/** Where a model lives and what it computes in. */
+export interface ModelOptions extends TensorOptions {
+  /** Default 'float32'; 'bf16' needs a CUDA device. Parameters and outputs are float32 either way. */
+  precision?: Precision
+}
+
 /** An object with parameters of its own: a layer. */
 interface HasParameters {
   readonly parameters: Record<string, Tensor>
@@ -36,18 +44,21 @@ interface HasParameters {
  *     y = blocks(x)
  *     output_t = y_t / |y_t|                    score of item i: <output_t, E[i] / |E[i]|>
  *
- * A subclass gives `blocks`. (Kang and McAuley 2018; Zhai et al. 2024, section 4.1.1 and its public recipe.)
+ * A subclass gives `blocks`, which computes in the model's precision; both ends, and so the whole item table, are float32. (Kang and McAuley 2018; Zhai et al. 2024, section 4.1.1 and its public recipe.)
  */
 export abstract class SequenceModel<C extends SequenceModelConfig = SequenceModelConfig> {
   abstract readonly kind: string
   /** Every trainable tensor by its name in checkpoints. */
   readonly parameters: Record<string, Tensor> = {}
+  /** Of everything between the embedding and the output's normalisation. */
+  readonly #dtype: Dtype
 
   constructor(
     readonly config: C,
     random: Random,
-    readonly options: TensorOptions,
+    readonly options: ModelOptions,
   ) {
+    this.#dtype = computeDtype(options.precision ?? 'float32', options)
     const { numItems, dim, maxLength, paddedLength } = config
     const positive = (name: string, value: number) =>
       check(
@@ -67,7 +78,7 @@ export abstract class SequenceModel<C extends SequenceModelConfig = SequenceMode
     for (const [key, tensor] of Object.entries(layer.parameters)) this.parameters[`${name}.${key}`] = tensor
   }
 
-  /** The stack between input and output. @param x [T, d] */
+  /** The stack between input and output, in the dtype of its input. @param x [T, d] */
   protected abstract blocks(x: Tensor, inputs: SequenceInputs, noise: Noise): Tensor
 
   /**
@@ -81,11 +92,12 @@ export abstract class SequenceModel<C extends SequenceModelConfig = SequenceMode
       return `a sequence of ${inputs.maxSeqLen} tokens is longer than the model's paddedLength ${paddedLength}`
     })
     const { ids, seqOffsets } = inputs
-    let x = positionEmbedding(embedding(this.parameters.items!, ids), this.parameters.positions!, {
+    const embedded = positionEmbedding(embedding(this.parameters.items!, ids), this.parameters.positions!, {
       ...{ seqOffsets, ids, scale: Math.sqrt(dim) },
     })
+    let x = cast(embedded, this.#dtype)
     if (noise && inputDropout > 0) x = dropout(x, inputDropout, noise.draw(x.size))
-    return l2Normalize(this.blocks(x, inputs, noise), 1e-6)
+    return l2Normalize(cast(this.blocks(x, inputs, noise), embedded.dtype), 1e-6)
   }
 
   /** The item table with rows of length one, [numItems + 1, d], to score against. The caller disposes it. */

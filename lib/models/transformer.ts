@@ -2,10 +2,11 @@ import { MultiHeadAttention } from '../layers/attention.js'
 import { FeedForward } from '../layers/feed_forward.js'
 import { ones, truncatedNormal, zeros } from '../layers/init.js'
 import type { Noise, SequenceInputs } from '../layers/inputs.js'
+import { castAll } from '../ops/cast.js'
 import { layerNorm } from '../ops/layer_norm.js'
 import { Random } from '../random.js'
-import type { Tensor, TensorOptions } from '../tensor.js'
-import { SequenceModel, type SequenceModelConfig } from './sequence_model.js'
+import type { Tensor } from '../tensor.js'
+import { type ModelOptions, SequenceModel, type SequenceModelConfig } from './sequence_model.js'
 
 export interface TransformerConfig extends SequenceModelConfig {
   /** Width of the feed-forward layer; default 4 d. */
@@ -20,9 +21,10 @@ export interface TransformerConfig extends SequenceModelConfig {
 export class Transformer extends SequenceModel<TransformerConfig> {
   readonly kind = 'transformer'
   readonly #blocks: { name: string; attention: MultiHeadAttention; feedForward: FeedForward }[]
+  readonly #norms: Record<string, Tensor> = {}
 
   /** @param seed of the initial weights */
-  constructor(config: TransformerConfig, seed: number | string = 0, options: TensorOptions = {}) {
+  constructor(config: TransformerConfig, seed: number | string = 0, options: ModelOptions = {}) {
     const random = new Random(`transformer:${seed}`)
     super(config, random, options)
     const { dim, heads, ffnDim: hidden = 4 * config.dim, linearDropout: dropout } = config
@@ -35,22 +37,21 @@ export class Transformer extends SequenceModel<TransformerConfig> {
       return { name: `blocks.${i}`, attention, feedForward }
     })
     for (const name of [...this.#blocks.flatMap(block => [`${block.name}.norm1`, `${block.name}.norm2`]), 'norm']) {
-      this.parameters[`${name}.weight`] = ones([dim], options)
-      this.parameters[`${name}.bias`] = zeros([dim], options)
+      this.#norms[`${name}.weight`] = ones([dim], options)
+      this.#norms[`${name}.bias`] = zeros([dim], options)
     }
-  }
-
-  #norm(x: Tensor, name: string): Tensor {
-    return layerNorm(x, { weight: this.parameters[`${name}.weight`]!, bias: this.parameters[`${name}.bias`]! })
+    Object.assign(this.parameters, this.#norms)
   }
 
   protected blocks(x: Tensor, inputs: SequenceInputs, noise: Noise): Tensor {
+    const p = castAll(this.#norms, x.dtype)
+    const norm = (y: Tensor, name: string) => layerNorm(y, { weight: p[`${name}.weight`]!, bias: p[`${name}.bias`]! })
     let y = x
     for (const { name, attention, feedForward } of this.#blocks) {
-      const normed = this.#norm(y, `${name}.norm1`)
+      const normed = norm(y, `${name}.norm1`)
       const x1 = attention.forward(normed, normed, y, inputs, noise)
-      y = feedForward.forward(this.#norm(x1, `${name}.norm2`), x1, noise)
+      y = feedForward.forward(norm(x1, `${name}.norm2`), x1, noise)
     }
-    return this.#norm(y, 'norm')
+    return norm(y, 'norm')
   }
 }

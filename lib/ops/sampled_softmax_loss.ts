@@ -28,10 +28,10 @@ export interface SampledSoftmaxLossOptions {
  * Softmax cross entropy of each position's item among R negatives, averaged by weight:
  * sum_t w_t (lse_t - s_t,pos) / sum_t w_t with s = <query_t, item> / temperature and lse over the positive and the R negatives; a
  * negative that equals the positive has logit -5e4. 0 where the weights sum to 0.
- * @param query [T, d], float32 or float64
+ * @param query [T, d], float32 or float64; on CUDA also bfloat16 or float16
  * @param table [I, d]
  * @param positiveIds int64 [T], in firstId .. I-1 where the weight is not 0
- * @returns [1]
+ * @returns [1], float32 also where the query has 16 bits (float64 with a float64 query)
  * @throws HstuError ERR_HSTU_SHAPE, ERR_HSTU_DTYPE, ERR_HSTU_INVALID_ARGUMENT (an id outside the table names its position).
  * @see Zhai et al., "Actions Speak Louder than Words" (2024), section 4.1: sampled softmax loss.
  */
@@ -64,8 +64,9 @@ export function sampledSoftmaxLoss(
   })
   argument(op, temperature > 0, () => `temperature must be above 0, got ${temperature}`)
   argument(op, eps > 0, () => `eps must be above 0, got ${eps}`)
-  const loss = Tensor.empty([1], query)
-  const lse = Tensor.empty([query.shape[0]!], query)
+  const sums = { dtype: query.dtype === 'float64' ? query.dtype : 'float32', device: query.device } as const
+  const loss = Tensor.empty([1], sums)
+  const lse = Tensor.empty([query.shape[0]!], sums)
   const inputs = [query, table, positiveIds, weights, negativeIds, R, firstId, normalizeItems] as const
   const scalars = [temperature, eps, seed, offset] as const
   native.sampled_softmax_loss(loss, lse, ...inputs, ...scalars)

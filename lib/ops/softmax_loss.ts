@@ -20,10 +20,10 @@ export interface SoftmaxLossOptions {
  * Softmax cross entropy of each position's item among all items, averaged by weight:
  * sum_t w_t (lse_t - s_t,pos) / sum_t w_t with s = <query_t, item> / temperature and lse over rows firstId .. I-1 of the table. 0 where
  * the weights sum to 0. Scores are made in chunks; memory does not grow with T I.
- * @param query [T, d], float32 or float64
+ * @param query [T, d], float32 or float64; on CUDA also bfloat16 or float16
  * @param table [I, d]
  * @param positiveIds int64 [T], in firstId .. I-1 where the weight is not 0
- * @returns [1]
+ * @returns [1], float32 also where the query has 16 bits (float64 with a float64 query)
  * @throws HstuError ERR_HSTU_SHAPE, ERR_HSTU_DTYPE, ERR_HSTU_INVALID_ARGUMENT (an id outside the table names its position).
  */
 export function softmaxLoss(
@@ -48,8 +48,9 @@ export function softmaxLoss(
   })
   argument(op, temperature > 0, () => `temperature must be above 0, got ${temperature}`)
   argument(op, eps > 0, () => `eps must be above 0, got ${eps}`)
-  const loss = Tensor.empty([1], query)
-  const lse = Tensor.empty([query.shape[0]!], query)
+  const sums = { dtype: query.dtype === 'float64' ? query.dtype : 'float32', device: query.device } as const
+  const loss = Tensor.empty([1], sums)
+  const lse = Tensor.empty([query.shape[0]!], sums)
   const inputs = [query, table, positiveIds, weights, firstId, normalizeItems, temperature, eps] as const
   native.softmax_loss(loss, lse, ...inputs)
   if (!isTracked(query, table)) lse.dispose()

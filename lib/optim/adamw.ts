@@ -57,10 +57,10 @@ export class AdamW {
       })
     const list = pick(gradients)
     const norm = clipNorm > 0 ? globalNormClip(list, clipNorm) : null
-    this.steps += 1
     adamw(pick(this.parameters), list, pick(this.m), pick(this.v), {
-      ...{ lr, beta1: betas[0], beta2: betas[1], eps, weightDecay, step: this.steps },
+      ...{ lr, beta1: betas[0], beta2: betas[1], eps, weightDecay, step: this.steps + 1 },
     })
+    this.steps += 1
     return norm
   }
 

@@ -2,7 +2,7 @@ import type { SequenceDataset } from '../data/dataset.js'
 import { check, HstuError } from '../errors.js'
 import type { Metrics } from '../eval/metrics.js'
 import { type AnySequenceModel, createModel, type ModelSpec } from '../models/create.js'
-import type { TensorOptions } from '../tensor.js'
+import type { ModelOptions } from '../models/sequence_model.js'
 import { assignTensors, type CheckpointContent, loadCheckpoint } from './checkpoint.js'
 import type { TrainOptions } from './options.js'
 import { fromCheckpoint } from './state.js'
@@ -41,14 +41,14 @@ export function modelContent(
 }
 
 /**
- * Reads a model that a trainer saved (`<run>/best`).
+ * Reads a model that a trainer saved (`<run>/best`). It computes in the precision that it was trained in, on the CPU in float32.
  * @throws HstuError ERR_HSTU_CHECKPOINT when it is missing, damaged or no model.
  */
-export function loadModel(folder: string, options: TensorOptions = {}): Promise<LoadedModel> {
+export function loadModel(folder: string, options: ModelOptions = {}): Promise<LoadedModel> {
   return fromCheckpoint(folder, () => restoreModel(folder, options))
 }
 
-async function restoreModel(folder: string, options: TensorOptions): Promise<LoadedModel> {
+async function restoreModel(folder: string, options: ModelOptions): Promise<LoadedModel> {
   const { kind, json, tensors, files, step } = await loadCheckpoint(folder)
   check(
     kind === 'model',
@@ -59,7 +59,7 @@ async function restoreModel(folder: string, options: TensorOptions): Promise<Loa
     model: spec,
     origin,
     tensors: saved,
-  } = json as unknown as { model: ModelSpec; origin: ModelOrigin; tensors: TensorOptions }
+  } = json as unknown as { model: ModelSpec; origin: ModelOrigin; tensors: ModelOptions }
   let itemIds: unknown
   try {
     itemIds = JSON.parse(files['vocabulary.json'] ?? '')
@@ -69,7 +69,9 @@ async function restoreModel(folder: string, options: TensorOptions): Promise<Loa
   check(Array.isArray(itemIds) && itemIds.length === spec.config.numItems + 1, 'ERR_HSTU_CHECKPOINT', () => {
     return `${folder}: vocabulary.json does not list the model's ${spec.config.numItems} items`
   })
-  const model = createModel(spec, 0, { ...saved, ...options })
+  const { device = 'cpu' } = { ...saved, ...options }
+  const elsewhere: ModelOptions = device === 'cpu' ? { precision: 'float32' } : {}
+  const model = createModel(spec, 0, { ...saved, ...elsewhere, ...options })
   try {
     assignTensors(model.parameters, tensors.model!, folder)
   } catch (error) {

@@ -1,12 +1,18 @@
 import type { FilterSeen } from '../data/batch.js'
 import type { TrainPart } from '../data/split.js'
 import { HstuError } from '../errors.js'
+import { type Precision, precisions } from '../layers/precision.js'
 import type { NextItemLossOptions } from '../losses/next_item.js'
 import type { AdamWOptions } from '../optim/adamw.js'
 import type { ScheduleOptions } from '../optim/schedule.js'
 
 /** How a model is trained; plain JSON, kept in checkpoints. */
 export interface TrainOptions extends Required<NextItemLossOptions>, Required<AdamWOptions>, Required<ScheduleOptions> {
+  /**
+   * What the model computes in, training and evaluation alike: 'float32' (default) or 'bf16' (CUDA). Parameters, gradients, optimiser
+   * state and checkpoints are float32 either way.
+   */
+  precision: Precision
   epochs: number
   /** Users a step. */
   batchSize: number
@@ -28,7 +34,7 @@ export interface TrainOptions extends Required<NextItemLossOptions>, Required<Ad
 const defaults: TrainOptions = {
   ...{ epochs: 101, batchSize: 128, seed: 0, part: 'valid', shuffle: true },
   ...{ evaluateEvery: 1, patience: 0, filterSeen: 'history', checkpointEvery: 500 },
-  ...{ negatives: 'uniform', numNegatives: 128, temperature: 0.05 },
+  ...{ negatives: 'uniform', numNegatives: 128, temperature: 0.05, precision: 'float32' },
   ...{ lr: 1e-3, betas: [0.9, 0.98], eps: 1e-8, weightDecay: 0, clipNorm: 0, warmupSteps: 0, schedule: 'constant' },
 }
 
@@ -64,5 +70,6 @@ export function trainOptions(options: Partial<TrainOptions>): TrainOptions {
   oneOf('schedule', ['constant', 'cosine'])
   oneOf('negatives', ['uniform', 'in-batch', 'full'])
   oneOf('filterSeen', ['history', 'all', 'none'])
+  oneOf('precision', precisions)
   return all
 }

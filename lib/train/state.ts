@@ -27,6 +27,14 @@ export interface TrainState {
   done: boolean
 }
 
+/** Where a run begins. */
+export function newState(): TrainState {
+  return {
+    ...{ epoch: 0, batch: 0, step: 0, lossSum: 0, badEvaluations: 0 },
+    ...{ best: null, history: [], seconds: 0, done: false },
+  }
+}
+
 /** The JSON of a training checkpoint. */
 export interface SavedRun {
   model: ModelSpec

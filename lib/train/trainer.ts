@@ -1,42 +1,32 @@
 import { join } from 'node:path'
-import { valueAndGrad } from '../autograd.js'
-import { trainBatch } from '../data/batch.js'
 import type { SequenceDataset } from '../data/dataset.js'
-import { toInputs, toTargets } from '../data/inputs.js'
 import { epochBatches, trainableUsers } from '../data/split.js'
 import { HstuError } from '../errors.js'
 import { breathe, evaluate } from '../eval/evaluate.js'
 import type { Metrics } from '../eval/metrics.js'
-import { nextItemLoss } from '../losses/next_item.js'
 import { type AnySequenceModel, createModel, type ModelSpec } from '../models/create.js'
 import { AdamW } from '../optim/adamw.js'
 import { learningRate } from '../optim/schedule.js'
 import { Philox } from '../philox.js'
 import { Random } from '../random.js'
-import { scope, type TensorOptions } from '../tensor.js'
+import type { TensorOptions } from '../tensor.js'
 import { assignTensors, loadCheckpoint, saveCheckpoint } from './checkpoint.js'
+import type { Session, TrainEvent } from './events.js'
 import { modelContent } from './model_checkpoint.js'
 import { type TrainOptions, trainOptions } from './options.js'
-import { fingerprint, fromCheckpoint, type HostTensors, hostCopies, type SavedRun, type TrainState } from './state.js'
+import {
+  fingerprint,
+  fromCheckpoint,
+  type HostTensors,
+  hostCopies,
+  newState,
+  type SavedRun,
+  type TrainState,
+} from './state.js'
+import { enqueueStep, type StepHandle } from './step.js'
 
-/** What a run tells as it goes. */
-export type TrainEvent =
-  | { type: 'start'; step: number; totalSteps: number; stepsPerEpoch: number; parameters: number; users: number }
-  | ({ type: 'step'; epoch: number; step: number; totalSteps: number } & StepResult & {
-        tokensPerSecond: number
-        etaSeconds: number
-      })
-  | { type: 'evaluation'; epoch: number; step: number; loss: number; metrics: Metrics; best: boolean }
-  | { type: 'checkpoint'; step: number; folder: string }
-  | { type: 'interrupted'; step: number; folder: string | null }
-  | { type: 'done'; step: number; epoch: number; seconds: number; best: TrainState['best']; stoppedEarly: boolean }
-
-export interface StepResult {
-  loss: number
-  /** Tokens that went through the model. */
-  tokens: number
-  lr: number
-}
+export type { TrainEvent } from './events.js'
+export type { StepHandle } from './step.js'
 
 export interface TrainerSetting {
   model: ModelSpec
@@ -50,7 +40,8 @@ export interface TrainerSetting {
 
 /**
  * Trains a sequence model on a dataset. `run()` is an async iterator of events; the same seed gives the same parameters, bit for bit,
- * also when the run was interrupted and resumed.
+ * also when the run was interrupted and resumed. On CUDA the host prepares a batch while the device runs the steps before it; the
+ * losses arrive up to two steps late, and are all in before an evaluation, a checkpoint and an interruption.
  *
  *     const trainer = new Trainer(dataset, { model: preset('ml-100k/hstu').model(dataset.numItems) })
  *     for await (const event of trainer.run()) console.log(event)
@@ -61,10 +52,14 @@ export class Trainer {
   readonly options: TrainOptions
   readonly optimizer: AdamW
   readonly state: TrainState
+  /** How many later steps may be under way when the event of one is told: 2 on CUDA, 0 on the CPU. */
+  readonly lag: number
   readonly #philox: Philox
   readonly #users: ArrayLike<number>
   /** Parameters at the best evaluation so far. */
   #best: HostTensors | null = null
+  /** The last step of a run, once its loss and all before it are in the state. */
+  #counted: Promise<unknown> = Promise.resolve()
   /** The model holds the best parameters, no longer the last. */
   #over = false
 
@@ -74,24 +69,15 @@ export class Trainer {
     readonly setting: TrainerSetting,
   ) {
     this.options = trainOptions(setting.options ?? {})
-    const { seed, part } = this.options
+    const { seed, part, precision } = this.options
     this.#users = setting.users ?? trainableUsers(dataset, part)
     const nobody = `${dataset.name}: no user has two actions to train on (part '${part}')`
     if (this.#users.length === 0) throw new HstuError('ERR_HSTU_DATA', nobody)
-    this.model = createModel(setting.model, seed, setting.tensors)
+    this.model = createModel(setting.model, seed, { ...setting.tensors, precision })
+    this.lag = this.model.parameters.items!.device === 'cpu' ? 0 : 2
     this.optimizer = new AdamW(this.model.parameters, this.options)
     this.#philox = new Philox(BigInt(seed))
-    this.state = {
-      epoch: 0,
-      batch: 0,
-      step: 0,
-      lossSum: 0,
-      badEvaluations: 0,
-      best: null,
-      history: [],
-      seconds: 0,
-      done: false,
-    }
+    this.state = newState()
   }
 
   /**
@@ -151,25 +137,18 @@ export class Trainer {
     return this.options.epochs * this.stepsPerEpoch
   }
 
-  /** One optimiser step on these users' training parts; everything it makes is freed. */
-  step(users: ArrayLike<number>): StepResult {
-    const { model, options } = this
-    const batch = trainBatch(this.dataset, users, { maxLength: model.config.maxLength, protocol: options.part })
-    const lr = learningRate(this.state.step + 1, this.totalSteps, options)
-    const loss = scope(() => {
-      const inputs = toInputs(batch, model.options)
-      const { targets, weights } = toTargets(batch, model.options)
-      const { value, grads } = valueAndGrad(model.parameters, () => {
-        const output = model.forward(inputs, this.#philox)
-        return nextItemLoss(output, model.parameters.items!, targets, weights, this.#philox, options)
-      })
-      this.optimizer.step(grads, lr)
-      return value.item()
-    })
-    this.state.step += 1
-    const advice = `loss became ${loss} at step ${this.state.step}: lower lr or set clipNorm`
-    if (!Number.isFinite(loss)) throw new HstuError('ERR_HSTU_INVALID_ARGUMENT', advice)
-    return { loss, tokens: batch.ids.length, lr }
+  /**
+   * Puts one optimiser step on these users' training parts on the device's queue, and returns; its loss is read back later (on the CPU
+   * it is there). A step that throws was not made: the next one, smaller perhaps, goes on from where the last one ended.
+   * @throws HstuError ERR_HSTU_OUT_OF_MEMORY
+   */
+  step(users: ArrayLike<number>): StepHandle {
+    const { dataset, model, optimizer, options, state } = this
+    const lr = learningRate(state.step + 1, this.totalSteps, options)
+    const parts = { dataset, model, optimizer, philox: this.#philox, options }
+    const handle = enqueueStep(parts, users, state.step + 1, lr)
+    state.step += 1
+    return handle
   }
 
   /**
@@ -181,39 +160,35 @@ export class Trainer {
     const parameters = Object.values(this.model.parameters).reduce((sum, tensor) => sum + tensor.size, 0)
     const { stepsPerEpoch, totalSteps } = this
     yield { type: 'start', step: state.step, totalSteps, stepsPerEpoch, parameters, users: this.#users.length }
-    const start = performance.now()
-    const before = state.seconds
-    const first = state.step
-    let tokens = 0
+    const session = { start: performance.now(), step: state.step, seconds: state.seconds, tokens: 0 }
+    const inFlight: Promise<TrainEvent>[] = []
+    const landed = async function* (left: number) {
+      while (inFlight.length > left) yield await inFlight.shift()!
+    }
     // Before the work: a folder that cannot be written fails now, and from here on there is always a checkpoint to resume from.
     if (state.step === 0 && this.setting.folder) yield await this.save()
     while (!state.done && state.epoch < options.epochs) {
-      const epoch = state.epoch + 1
       for (const users of this.#remainingBatches()) {
         if (signal?.aborted) {
+          yield* landed(0)
           if (this.setting.folder) await this.save()
           return void (yield { type: 'interrupted', step: state.step, folder: this.setting.folder ?? null })
         }
-        const result = this.step(users)
-        state.batch += 1
-        state.lossSum += result.loss
-        tokens += result.tokens
-        const elapsed = (performance.now() - start) / 1e3
-        state.seconds = before + elapsed
-        const etaSeconds = ((totalSteps - state.step) * elapsed) / (state.step - first)
-        yield {
-          type: 'step',
-          epoch,
-          step: state.step,
-          totalSteps,
-          ...result,
-          tokensPerSecond: tokens / elapsed,
-          etaSeconds,
+        try {
+          inFlight.push(this.#enqueue(users, session))
+        } catch (error) {
+          yield* landed(0) // the steps before it were made
+          throw error
         }
+        yield* landed(this.lag)
         const due = options.checkpointEvery > 0 && state.step % options.checkpointEvery === 0
-        if (due && this.setting.folder) yield await this.save()
+        if (due && this.setting.folder) {
+          yield* landed(0)
+          yield await this.save()
+        }
         await breathe()
       }
+      yield* landed(0)
       yield* this.#endEpoch()
     }
     if (this.#best) {
@@ -222,6 +197,31 @@ export class Trainer {
     }
     const stoppedEarly = state.epoch < options.epochs
     yield { type: 'done', step: state.step, epoch: state.epoch, seconds: state.seconds, best: state.best, stoppedEarly }
+  }
+
+  /** The next batch's step. @returns its event */
+  #enqueue(users: Int32Array, session: Session): Promise<TrainEvent> {
+    const event = this.#count(this.step(users), session)
+    event.catch(() => {}) // told to who awaits it
+    this.#counted = event
+    this.state.batch += 1
+    return event
+  }
+
+  /** The event of a step, once its loss and all before it are in the state. */
+  async #count(handle: StepHandle, session: Session): Promise<TrainEvent> {
+    const { state, totalSteps } = this
+    await this.#counted // of the step before: losses are added in the order of the steps
+    const loss = await handle.loss
+    state.lossSum += loss
+    session.tokens += handle.tokens
+    const elapsed = (performance.now() - session.start) / 1e3
+    state.seconds = session.seconds + elapsed
+    return {
+      ...{ type: 'step', epoch: state.epoch + 1, totalSteps, ...handle, loss },
+      tokensPerSecond: session.tokens / elapsed,
+      etaSeconds: ((totalSteps - handle.step) * elapsed) / (handle.step - session.step),
+    }
   }
 
   /** Batches of the current epoch that are still to do: its order is a function of seed and epoch alone. */
@@ -269,7 +269,7 @@ export class Trainer {
     })
   }
 
-  /** Writes everything that `resume` needs into `<folder>/checkpoint`. */
+  /** Writes everything that `resume` needs into `<folder>/checkpoint`, once the losses of all steps are in. */
   async save(): Promise<TrainEvent & { type: 'checkpoint' }> {
     const { folder } = this.setting
     if (!folder) throw new HstuError('ERR_HSTU_INVALID_ARGUMENT', 'Trainer.save: the trainer was given no folder')
@@ -278,6 +278,7 @@ export class Trainer {
         'ERR_HSTU_INVALID_ARGUMENT',
         'Trainer.save: the run is over and holds its best model, not its last step',
       )
+    await this.#counted
     const { state } = this
     await saveCheckpoint(join(folder, 'checkpoint'), state.step, {
       kind: 'training',

@@ -59,6 +59,15 @@ describe('command line', () => {
       /--epochs expects a whole number/,
     )
     expectUsageError(await hstu(['train', '--data', data, '--preset', 'x', '--split', 'none']), /one of valid, paper/)
+    expectUsageError(
+      await hstu(['train', '--data', data, '--preset', 'x', '--precision', 'fp8']),
+      /--precision expects one of float32, bf16, got 'fp8'/,
+    )
+    expectError(
+      await hstu(['train', '--data', data, '--preset', 'ml-100k/hstu', '--precision', 'bf16', '--device', 'cpu']),
+      'ERR_HSTU_INVALID_ARGUMENT',
+      /precision 'bf16' computes on CUDA alone, the device here is 'cpu'/,
+    )
     expectUsageError(await hstu(['train', '--preset', 'ml-100k/hstu']), /--data is required/)
     expectUsageError(await hstu(['data', 'inspect']), /FILE is missing/)
     expectUsageError(await hstu(['data', 'inspect', data, '--mapping', 'user']), /--mapping expects role=column/)

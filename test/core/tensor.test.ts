@@ -37,11 +37,14 @@ describe('Tensor', () => {
     }
     failing(() => Tensor.from([1, 2, 3], [2, 2]), 'ERR_HSTU_SHAPE', /3 values do not fill shape \[2, 2\]/)
     failing(() => Tensor.empty([-1]), 'ERR_HSTU_SHAPE', /dim 0 must be a non-negative integer, got -1/)
-    failing(() => Tensor.empty([2 ** 31, 2 ** 31]), 'ERR_HSTU_SHAPE', /too large/)
-    failing(() => Tensor.empty([2 ** 45]), 'ERR_HSTU_OUT_OF_MEMORY', /out of host memory/)
+    failing(() => Tensor.empty([2 ** 31, 2 ** 31]), 'ERR_HSTU_SHAPE', /shape \[2147483648, 2147483648\] is too large/)
+    failing(
+      () => Tensor.empty([2 ** 45]),
+      'ERR_HSTU_OUT_OF_MEMORY',
+      /float32\[35184372088832\] of 140737488355328 bytes: out of memory on cpu: 140737488355328 bytes requested, \d+ free of \d+/,
+    )
     failing(() => Tensor.empty([1, 1, 1, 1, 1, 1]), 'ERR_HSTU_SHAPE', /at most 5 dims/)
     failing(() => Tensor.empty([1], { dtype: 'float8' as never }), 'ERR_HSTU_DTYPE', /float8/)
-    failing(() => Tensor.empty([1], { device: 'cuda:0' }), 'ERR_HSTU_CUDA_UNAVAILABLE', /cuda:0/)
     using tensor = Tensor.zeros([3])
     failing(() => tensor.write(new Float64Array(3)), 'ERR_HSTU_DTYPE', /Float64Array into a float32/)
     failing(() => tensor.write(new Float32Array(2)), 'ERR_HSTU_SHAPE', /8 bytes .* 12/)

@@ -15,7 +15,9 @@ export function runFixture(
   env: Record<string, string> = {},
 ): Promise<Ended> {
   const file = fileURLToPath(new URL(`fixtures/${name}`, import.meta.url))
-  const child = spawn(process.execPath, [file, ...args], { env: { ...process.env, ...env } })
+  const child = spawn(process.execPath, [file, ...args], {
+    ...{ env: { ...process.env, ...env }, timeout: 100_000, killSignal: 'SIGKILL' }, // none outlives its test
+  })
   let stdout = ''
   let stderr = ''
   child.stdout.on('data', data => (stdout += data))

@@ -1,9 +1,9 @@
 import { deepStrictEqual, ok, strictEqual } from 'node:assert/strict'
 import { record, valueAndGrad } from '#lib/autograd.js'
-import { cast } from '#lib/ops/cast.js'
+import { cast, castAll } from '#lib/ops/cast.js'
 import { Random } from '#lib/random.js'
 import { type Dtype, scope, Tensor } from '#lib/tensor.js'
-import { describeOp, itOp, normal, sameBits } from '../harness.js'
+import { describeOp, itOp, normal, sameBits, throwsCode } from '../harness.js'
 
 describeOp<{ shape: readonly number[] }>('cast', {
   cases: [
@@ -16,6 +16,24 @@ describeOp<{ shape: readonly number[] }>('cast', {
   run: t => cast(t.x!, 'float64'),
   reference: x => [x.x!],
   gradients: ['x'],
+  tolerance: { float32: 1e-8, float64: 0 },
+})
+
+const names = Array.from({ length: 130 }, (_, n) => `x${n}`)
+
+describeOp<{ sizes: readonly number[] }>('cast', {
+  cases: [
+    { name: 'none', sizes: [] },
+    { name: 'several together, one empty, one past a chunk', sizes: [3, 0, 8193, 16, 1] },
+    { name: 'more together than a launch takes', sizes: names.map((_, n) => n % 4) },
+  ],
+  inputs: ({ sizes }, random) => {
+    const first = { x: normal(random, [2, 5]) }
+    return { ...first, ...Object.fromEntries(sizes.map((size, n) => [names[n]!, normal(random, [size])])) }
+  },
+  run: t => Object.values(castAll(t, 'float64')),
+  reference: x => Object.values(x),
+  gradients: ['x', ...names],
   tolerance: { float32: 1e-8, float64: 0 },
 })
 
@@ -284,6 +302,21 @@ itOp('cast', 'the gradient comes back in the dtype of x, and none through an int
     deepStrictEqual(gradient('bfloat16'), [1, 2, 1])
     deepStrictEqual(gradient('int32'), [0, 0, 0])
   })
+})
+itOp('cast', 'together: one node of the tape, gradients where they flow, what has the dtype stays itself', () => {
+  scope(() => {
+    const [a, b, c] = [Tensor.from([1, 2]), Tensor.from([3]), Tensor.zeros([1], { dtype: 'float64' })]
+    const { grads } = valueAndGrad({ a, b, c }, () => {
+      const y = castAll({ a, b, c }, 'float64')
+      strictEqual(y.c, c)
+      deepStrictEqual([...y.a!.dataSync(), ...y.b!.dataSync()], [1, 2, 3])
+      return record('head', Tensor.zeros([1]), [y.b!], () => [Tensor.from(Float64Array.of(7))])
+    })
+    deepStrictEqual([...grads.a.dataSync(), ...grads.b.dataSync()], [0, 0, 7])
+  })
+  const [x, y] = [Tensor.zeros([1]), Tensor.zeros([1], { dtype: 'int32' })]
+  throwsCode(() => castAll({ x, y }, 'float64'), 'ERR_HSTU_DTYPE', /castAll: y must have a float dtype, got int32\[1\]/)
+  for (const tensor of [x, y]) tensor.dispose()
 })
 itOp('cast', 'the same bits for any number of threads', () => {
   const values = Float32Array.from({ length: 100_001 }, (_, i) => Math.sin(i))

@@ -1,7 +1,7 @@
 import { deepStrictEqual } from 'node:assert/strict'
 import { record, valueAndGrad } from '#lib/autograd.js'
 import { native } from '#lib/native.js'
-import { expand } from '#lib/ops/expand.js'
+import { expand, segmentSum } from '#lib/ops/expand.js'
 import { Random } from '#lib/random.js'
 import { type Dtype, scope, Tensor, type TypedArray } from '#lib/tensor.js'
 import { describeOp, itOp, normal, offsets, sum, throwsCode } from '../harness.js'
@@ -32,6 +32,32 @@ describeOp<Case>('expand', {
   },
   gradients: ['x'],
   tolerance: { float32: 1e-6, float64: 1e-14 },
+})
+
+describeOp<Case>('expand', {
+  cases: [
+    { name: 'sums: no requests', candidates: [], rest: [3] },
+    { name: 'sums: no trailing dims', candidates: [2, 0, 1], rest: [] },
+    { name: 'sums: some without candidates', candidates: [0, 3, 1, 0, 5, 0], rest: [2, 3] },
+    { name: 'sums: past one task', candidates: [700, 0, 3, 1999, 1], rest: [65] },
+  ],
+  inputs: ({ candidates, rest }, random) => ({
+    x: normal(random, [sum(candidates), ...rest]),
+    offsets: offsets(candidates),
+  }),
+  run: t => segmentSum(t.x!, t.offsets!),
+  reference: (x, { candidates, rest }) => {
+    const width = rest.reduce((p, q) => p * q, 1)
+    let m = 0
+    return [
+      candidates.flatMap(count => {
+        const total = new Array<number>(width).fill(0)
+        for (const end = m + count; m < end; m++) for (let j = 0; j < width; j++) total[j]! += x.x![m * width + j]!
+        return total
+      }),
+    ]
+  },
+  gradients: ['x'],
 })
 
 const make = (...values: number[]) => Tensor.from(BigInt64Array.from(values.map(BigInt)))
@@ -81,4 +107,8 @@ itOp('expand', 'names what does not fit', () => {
   throwsCode(() => at(make(0, 2, 4), 5), 'ERR_HSTU_INVALID_ARGUMENT', /expand: offsets ends with 4 .* 5 rows/)
   throwsCode(() => at(make(0, 4, 2), 2), 'ERR_HSTU_INVALID_ARGUMENT', /sequence 1 has a negative length/)
   throwsCode(() => at(make(0, 4), 4), 'ERR_HSTU_SHAPE', /offsets must have shape \[3\]/)
+  const bad = () => segmentSum(x, make(0, 1))
+  throwsCode(bad, 'ERR_HSTU_INVALID_ARGUMENT', /offsets ends with 1 .* 2 rows/)
+  throwsCode(() => segmentSum(x, Tensor.zeros([2])), 'ERR_HSTU_DTYPE', /segmentSum: offsets must be int64/)
+  x.dispose()
 })

@@ -1,10 +1,22 @@
-import { deepStrictEqual, ok } from 'node:assert/strict'
+import { deepStrictEqual, ok, strictEqual } from 'node:assert/strict'
 import { valueAndGrad } from '#lib/autograd.js'
 import { native } from '#lib/native.js'
 import { type SoftmaxLossOptions, softmaxLoss } from '#lib/ops/softmax_loss.js'
 import { Random } from '#lib/random.js'
 import { scope, Tensor } from '#lib/tensor.js'
-import { type Arrays, describeOp, int64, itOp, normal, throwsCode, type Values, valuesOf } from '../harness.js'
+import {
+  type Arrays,
+  assertClose,
+  describeOp,
+  int64,
+  itOp,
+  normal,
+  throwsCode,
+  toArrays,
+  toTensors,
+  type Values,
+  valuesOf,
+} from '../harness.js'
 
 interface Case {
   T: number
@@ -64,7 +76,7 @@ const run = (t: Record<string, Tensor>, c: Case) =>
   softmaxLoss(t.query!, t.table!, t.positives!, { ...c.options, weights: t.weights ?? null })
 
 describeOp<Case>('softmax_loss', {
-  cudaDtypes: ['float32', 'bfloat16'], // a loss near 0 is subnormal in float16
+  cudaDtypes: ['float32', 'bfloat16'], // a gradient near 0 is subnormal in float16
   cases: [
     { name: 'no rows', T: 0, I: 5, d: 3 },
     { name: 'one row', T: 1, I: 3, d: 1 },
@@ -169,6 +181,22 @@ itOp('softmax_loss', 'a loss far below the precision of its logits', () =>
     ok(Math.abs(value.item() / expected - 1) < 1e-5)
     ok(Math.abs((valuesOf(grads[0]!)[0]! * 0.05) / (-2 * expected) - 1) < 1e-5)
   }),
+)
+
+itOp(
+  'softmax_loss',
+  'the loss of 16-bit inputs is float32, and as exact',
+  () =>
+    scope(() => {
+      const c: Case = { T: 60, I: 300, d: 32 }
+      const x = inputs(c, new Random(11))
+      for (const dtype of ['bfloat16', 'float16'] as const) {
+        const loss = run(toTensors(x, dtype, 'cuda:0'), c)
+        strictEqual(loss.dtype, 'float32')
+        assertClose(valuesOf(loss), reference(toArrays(x, dtype), c)[0]!, 1e-5, dtype)
+      }
+    }),
+  'cuda',
 )
 
 const zeros = (...shape: number[]) => Tensor.zeros(shape)

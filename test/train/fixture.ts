@@ -1,6 +1,7 @@
 import type { SequenceDataset } from '#lib/data/dataset.js'
 import type { ModelSpec } from '#lib/models/create.js'
 import { Random } from '#lib/random.js'
+import type { TrainEvent, Trainer } from '#lib/train/trainer.js'
 
 /** A small dataset with something to learn: the next item is mostly the last one plus one. */
 export function toyDataset(users = 40, items = 20, seed = 1): SequenceDataset {
@@ -40,3 +41,24 @@ export const toyModel: ModelSpec = {
     ...{ inputDropout: 0.1, linearDropout: 0.1 },
   },
 }
+
+/** All events of a run, which is aborted at the event of step `stopAfter`. */
+export async function events(trainer: Trainer, stopAfter = Infinity): Promise<TrainEvent[]> {
+  const controller = new AbortController()
+  const list: TrainEvent[] = []
+  for await (const event of trainer.run({ signal: controller.signal })) {
+    list.push(event)
+    if (event.type === 'step' && event.step >= stopAfter) controller.abort()
+  }
+  return list
+}
+
+/** Parameters and moments. */
+export const bits = (trainer: Trainer) =>
+  [trainer.model.parameters, trainer.optimizer.m, trainer.optimizer.v].flatMap(group => {
+    return Object.entries(group).map(([name, tensor]) => [name, tensor.dataSync()] as const)
+  })
+
+/** Number, loss and learning rate of each step that was told of. */
+export const steps = (list: TrainEvent[]) =>
+  list.flatMap(event => (event.type === 'step' ? [[event.step, event.loss, event.lr]] : []))

@@ -11,8 +11,8 @@ import { checkVocabulary, loadModel } from '#lib/train/model_checkpoint.js'
 import type { TrainOptions } from '#lib/train/options.js'
 import { trainOptions } from '#lib/train/options.js'
 import { preset, presetNames } from '#lib/train/presets.js'
-import { type TrainEvent, Trainer } from '#lib/train/trainer.js'
-import { toyDataset, toyModel } from './fixture.js'
+import { Trainer } from '#lib/train/trainer.js'
+import { bits, events, steps, toyDataset, toyModel } from './fixture.js'
 
 const root = mkdtempSync(join(tmpdir(), 'hstu-trainer-'))
 afterAll(() => rmSync(root, { recursive: true, force: true }))
@@ -29,24 +29,6 @@ const options: Partial<TrainOptions> = {
   warmupSteps: 3,
   schedule: 'cosine',
 }
-
-async function events(trainer: Trainer, stopAfter = Infinity): Promise<TrainEvent[]> {
-  const controller = new AbortController()
-  const list: TrainEvent[] = []
-  for await (const event of trainer.run({ signal: controller.signal })) {
-    list.push(event)
-    if (event.type === 'step' && event.step >= stopAfter) controller.abort()
-  }
-  return list
-}
-
-const bits = (trainer: Trainer) =>
-  [trainer.model.parameters, trainer.optimizer.m, trainer.optimizer.v].flatMap(group => {
-    return Object.entries(group).map(([name, tensor]) => [name, tensor.dataSync()] as const)
-  })
-
-const steps = (list: TrainEvent[]) =>
-  list.flatMap(event => (event.type === 'step' ? [[event.step, event.loss, event.lr]] : []))
 
 describe('Trainer', () => {
   it('learns, evaluates, keeps the best epoch, and frees what it made', async () => {

@@ -1,0 +1,82 @@
+import { setFlagsFromString } from 'node:v8'
+import { runInNewContext } from 'node:vm'
+import { native } from '#lib/native.js'
+import { type Device, memory, Tensor } from '#lib/tensor.js'
+import { preset } from '#lib/train/presets.js'
+import { Trainer } from '#lib/train/trainer.js'
+import { benchCase, type Row, type Run } from './harness.js'
+import { mlShape, precisions } from './training_step.case.js'
+
+const kSamples = 20
+const kMiB = 2 ** 20
+/** Growth allowed from the end of the warm-up (the first half) to the end of the run. */
+const limits = { tensors: 0, used: kMiB / 16, reserved: 32 * kMiB, external: kMiB, heap: 4 * kMiB, rss: 32 * kMiB }
+type Watched = keyof typeof limits
+
+setFlagsFromString('--expose-gc')
+const collect = runInNewContext('gc') as () => void
+
+type Sample = Record<'step' | 'tensors' | 'used' | 'peak' | 'reserved' | 'heap' | 'external' | 'rss', number>
+
+function sample(step: number, device: Device): Sample {
+  const one = Tensor.zeros([1], { device })
+  one.item() // waits for what was enqueued
+  one.dispose()
+  const { tensors, bytes } = memory() // before the collector frees what nothing else did
+  collect()
+  const { rss, heapUsed: heap, external } = process.memoryUsage()
+  const { used, peak, reserved } =
+    device === 'cpu' ? { used: bytes, peak: bytes, reserved: bytes } : native.pool(device, false)
+  return { step, tensors, used, peak, reserved, heap, external, rss }
+}
+
+/** By the least-squares line through the samples of the second half: what it rises over them. */
+function growth(samples: readonly Sample[], name: Watched): number {
+  const half = samples.slice(samples.length >> 1)
+  const mean = (of: (s: Sample) => number) => half.reduce((sum, s) => sum + of(s), 0) / half.length
+  const [x, y] = [mean(s => s.step), mean(s => s[name])]
+  const slope = mean(s => (s.step - x) * (s[name] - y)) / mean(s => (s.step - x) ** 2)
+  return Math.round(slope * (half.at(-1)!.step - half[0]!.step))
+}
+
+/** Trains for `steps` steps on batches of changing size, and reads the memory of device and host on the way. */
+async function soak(model: 'hstu' | 'sasrec', precision: 'float32' | 'bf16', { device, options }: Run): Promise<Row> {
+  const dataset = mlShape('lognormal', 1024)
+  const stepsPerEpoch = Math.ceil(dataset.numUsers / 128)
+  const every = Math.ceil(options.steps / kSamples)
+  const trainer = new Trainer(dataset, {
+    model: preset(`ml-1m/${model}`).model(dataset.numItems),
+    options: {
+      ...{ part: 'all', epochs: Math.ceil(options.steps / stepsPerEpoch), evaluateEvery: 0 },
+      ...(precision === 'float32' ? {} : { precision }),
+    },
+    tensors: { device },
+  })
+  const samples: Sample[] = []
+  for await (const event of trainer.run())
+    if (event.type === 'step' && event.step % every === 0) samples.push(sample(event.step, device))
+  trainer.dispose()
+  const watched = Object.keys(limits) as Watched[]
+  const grown = Object.fromEntries(watched.map(name => [name, growth(samples, name)]))
+  const flat = watched.every(name => grown[name]! <= limits[name])
+  const names = Object.keys(samples[0]!) as (keyof Sample)[]
+  const columns = names.map(name => [name, samples.map(s => s[name])] as const)
+  const shape = { case: 'soak', model, steps: options.steps, B: 128, lengths: 'lognormal', dtype: precision }
+  return { ...shape, unit: 'bytes', flat, growth: grown, limits, samples: Object.fromEntries(columns) }
+}
+
+benchCase('soak', {
+  dtypes: ['float32'],
+  byName: true,
+  run: async run => {
+    const rows: Row[] = []
+    for (const model of ['hstu', 'sasrec'] as const)
+      for (const precision of precisions(run.device)) rows.push(await soak(model, precision, run))
+    run.keep(rows)
+    for (const row of rows)
+      process.stdout.write(`${row.model} ${row.dtype}: growth in bytes ${JSON.stringify(row.growth)}\n`)
+    for (const row of rows)
+      if (!row.flat) throw new Error(`memory grew in ${run.options.steps} steps: ${JSON.stringify(row.growth)}`)
+    return rows
+  },
+})

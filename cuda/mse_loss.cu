@@ -1,0 +1,15 @@
+#include "pointwise_loss.cuh"
+
+namespace hstu::cuda {
+
+void mse_loss(Tensor& loss, Tensor& weight_sum, const Tensor& logits, const Tensor& labels, const Tensor* weights,
+        Stream stream) {
+  pointwise_loss<SquaredError>("mse_loss", loss, weight_sum, logits, labels, weights, stream);
+}
+
+void mse_loss_backward(Tensor& dlogits, const Tensor& dloss, const Tensor& weight_sum, const Tensor& logits, const Tensor& labels,
+                       const Tensor* weights, Stream stream) {
+  pointwise_loss_backward<SquaredError>("mse_loss_backward", dlogits, dloss, weight_sum, logits, labels, weights, stream);
+}
+
+}  // namespace hstu::cuda
