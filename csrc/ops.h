@@ -47,7 +47,7 @@ struct EnumNames<AttentionActivation> {
 // inputs): log-sum-exp, softmax only (else null).
 // seq_offsets: keys.  q_offsets int64 [B + 1]: rows where queries are fewer than keys (delta: the last Lq rows), else null.
 // num_targets int32 [B] (K).  contextual_lengths int32 [B] overrides the number `contextual` (C).
-// pos_w [Hr, P], time_w [Hr, NB + 1], F, Hr = 1 or H, either may be null; query_time int64 [Tq] and key_time int64 [Tk] go with
+// pos_w [Hr, P], time_w [Hr, NB + 1], F or float32, Hr = 1 or H, either may be null; query_time int64 [Tq] and key_time int64 [Tk] go with
 // time_w.  scales float32 [Tq] overrides the number `scale`.
 // Paged history: kv_pages [pages, 2, S, H, max(D, V)] F, page_table int32 in CSR form by page_offsets int64 [B + 1], kv_lengths
 // int32 [B]. Sequence b then has kv_lengths[b] history keys in its pages, followed by the rows of k, v that seq_offsets gives; key

@@ -6,43 +6,6 @@ namespace hstu::cuda {
 namespace attention {
 namespace {
 
-// A tile of keys of one head of one sequence. It stands in shared memory, for registers are what the kernel is short of.
-struct Item {
-  Sequence sequence;
-  int head, tile, begin, count;  // tiles of queries [begin, count)
-  const QueryTile* query_tiles;
-  int* turns;
-  float *pos_sums, *time_sums;
-  float unit, inverse_unit;
-  int64_t base;  // of near times
-};
-
-template <typename T, int kDim>
-struct Shared {
-  using S = BackwardShape<T, kDim>;
-  static constexpr int kKeySize = S::kKeyTile * kPitch<T, kDim>, kQuerySize = S::kQueryTile * kPitch<T, kDim>;
-  union {
-    struct {
-      alignas(16) T k[kKeySize], v[kKeySize], q[S::kStages][kQuerySize], dout[S::kStages][kQuerySize];
-    };
-    Slab<kDim> slabs[S::kSplit ? 1 : 2][S::kWarps];  // of dK and dV, after the last tile
-  };
-  alignas(16) T ds[2][S::kKeyTile * S::kPitchDs];
-  VisibleKeys seen[2][S::kQueryTile];
-  float scale[2][S::kQueryTile], lse[2][S::kQueryTile], delta[2][S::kQueryTile];
-  int64_t ticket;
-  Item item;
-};
-template <typename T, int kDim>
-struct SharedWithBias : Shared<T, kDim> {
-  using S = BackwardShape<T, kDim>;
-  BiasTile<S::kQueryTile, S::kQueryTile + S::kKeyTile, 2, false> bias;
-  TimeSums time_sums[S::kKeyWarps];
-  float diagonal[2][S::kKeyWarps][S::kQueryTile + 16];  // a warp's sums of dS by query - key + 16
-  float targets[2][S::kKeyTile];                        // sums over target rows, by key
-  float clamped[S::kWarps], own[S::kKeyWarps];
-};
-
 // A block takes tiles of keys of one head, one after the other; a warp owns 16 keys. For each tile of queries that sees any of the block's
 // keys it recomputes the scores transposed (rows are keys), adds P^T dO and dS^T Q from registers, and leaves dS in shared
 // memory; after the next barrier all warps make the tile's part of dQ from there. Q and dO of the next tile are under way meanwhile.
@@ -57,7 +20,7 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_atte
   constexpr int kColumns = kIsHalf<T> && (kDim >= 128 || kMode == Mode::kSoftmax) ? 32 : kQ, kN = kColumns / 8;  // queries whose scores are in registers at once
   constexpr bool kSoftmax = kMode == Mode::kSoftmax, kBias = kMode != Mode::kSilu;
   extern __shared__ __align__(16) unsigned char memory[];
-  auto& shared = *reinterpret_cast<std::conditional_t<kBias, SharedWithBias<T, kDim>, Shared<T, kDim>>*>(memory);
+  auto& shared = *reinterpret_cast<std::conditional_t<kBias, BackwardSharedWithBias<T, kDim>, BackwardShared<T, kDim>>*>(memory);
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, key_warp = warp % S::kKeyWarps, row0 = key_warp * 16 + lane / 4, column0 = lane % 4 * 2;
   bool wants_dv = !S::kSplit || warp < S::kKeyWarps, wants_dk = !S::kSplit || warp >= S::kKeyWarps;
   float factor = p.unit * p.alpha;
@@ -97,7 +60,7 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_atte
     load_tile<kK, kDim, kThreads>(shared.v, s.history - j0, p.value_dim, p.value_piece, p.v,
                                   [&](int c) { return row_of(p.v, p, s.key + j0 + c, item.head, p.value_dim); });
     // The bias: times of this warp's keys in registers, those of queries and the table by position difference come tile by tile.
-    typename decltype(SharedWithBias<T, kDim>::bias)::template Ahead<kThreads> ahead;
+    typename decltype(BackwardSharedWithBias<T, kDim>::bias)::template Ahead<kThreads> ahead;
     [[maybe_unused]] TimeSpan span{};
     [[maybe_unused]] int key_time[2] = {kNoFixedTime, kNoFixedTime};
     [[maybe_unused]] TimeGradient time_gradient;
@@ -460,7 +423,7 @@ void run(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int6
   HSTU_CHECK(query_tiles <= INT_MAX - 4 && key_tiles * p.heads <= INT_MAX, kInvalidArgument, "hstu_attention_backward: ", p.sequences, " sequences of ",
              p.max_seq_len, " rows are too many for one call");
   auto kernel = hstu_attention_backward_kernel<T, kDim, kMode>;
-  size_t shared = kBias ? sizeof(SharedWithBias<T, kDim>) : sizeof(Shared<T, kDim>);
+  size_t shared = kBias ? sizeof(BackwardSharedWithBias<T, kDim>) : sizeof(BackwardShared<T, kDim>);
   int64_t blocks = std::min<int64_t>(resident_blocks(kernel, S::kThreads, shared), key_tiles * p.heads);
   // Which items a block gets depends on time, so for the same bits each item has its own sums of the tables, or, where these would be too
   // large, items are dealt out.

@@ -176,6 +176,43 @@ __device__ __forceinline__ void add_pair(float* to, float x, float y) {
 #endif
 }
 
+// A tile of keys of one head of one sequence. It stands in shared memory, for registers are what the kernel is short of.
+struct Item {
+  Sequence sequence;
+  int head, tile, begin, count;  // tiles of queries [begin, count)
+  const QueryTile* query_tiles;
+  int* turns;
+  float *pos_sums, *time_sums;
+  float unit, inverse_unit;
+  int64_t base;  // of near times
+};
+
+template <typename T, int kDim>
+struct BackwardShared {
+  using S = BackwardShape<T, kDim>;
+  static constexpr int kKeySize = S::kKeyTile * kPitch<T, kDim>, kQuerySize = S::kQueryTile * kPitch<T, kDim>;
+  union {
+    struct {
+      alignas(16) T k[kKeySize], v[kKeySize], q[S::kStages][kQuerySize], dout[S::kStages][kQuerySize];
+    };
+    Slab<kDim> slabs[S::kSplit ? 1 : 2][S::kWarps];  // of dK and dV, after the last tile
+  };
+  alignas(16) T ds[2][S::kKeyTile * S::kPitchDs];
+  VisibleKeys seen[2][S::kQueryTile];
+  float scale[2][S::kQueryTile], lse[2][S::kQueryTile], delta[2][S::kQueryTile];
+  int64_t ticket;
+  Item item;
+};
+template <typename T, int kDim>
+struct BackwardSharedWithBias : BackwardShared<T, kDim> {
+  using S = BackwardShape<T, kDim>;
+  BiasTile<S::kQueryTile, S::kQueryTile + S::kKeyTile, 2, false> bias;
+  TimeSums time_sums[S::kKeyWarps];
+  float diagonal[2][S::kKeyWarps][S::kQueryTile + 16];  // a warp's sums of dS by query - key + 16
+  float targets[2][S::kKeyTile];                        // sums over target rows, by key
+  float clamped[S::kWarps], own[S::kKeyWarps];
+};
+
 // dQ from its sums, and targets' own groups: a block a tile of queries, a warp a row of one head.
 template <typename T, int kDim, bool kSoftmax>
 __global__ void __launch_bounds__(256) finish_kernel(const Call<T> p, const Gradients<T> g) {

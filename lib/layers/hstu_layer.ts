@@ -3,7 +3,7 @@ import { hstuAttention } from '../ops/hstu_attention.js'
 import { normGateLinear } from '../ops/norm_gate_linear.js'
 import { normLinearSilu } from '../ops/norm_linear_silu.js'
 import type { Random } from '../random.js'
-import type { Tensor, TensorOptions } from '../tensor.js'
+import { dtypeBytes, type Tensor, type TensorOptions } from '../tensor.js'
 import { normal, ones, uniform, xavierUniform, zeros } from './init.js'
 import type { Noise, SequenceInputs } from './inputs.js'
 
@@ -74,7 +74,10 @@ export class HstuLayer {
   /** @param x [T, d]; the parameters are taken in its dtype */
   forward(x: Tensor, inputs: SequenceInputs, noise: Noise): Tensor {
     const { heads, qkDim, vDim, paddedLength, activation = 'silu', siluAll = true, concat = false } = this.config
-    const p = castAll(this.parameters, x.dtype)
+    // Beside 16-bit scores the bias tables stay float32.
+    const { positionBias: _, timeBias: __, ...dense } = this.parameters
+    const half = dtypeBytes[x.dtype] < 4
+    const p = half ? { ...this.parameters, ...castAll(dense, x.dtype) } : castAll(this.parameters, x.dtype)
     const { u, v, q, k } = normLinearSilu(x, p.uvqk!, {
       ...{ heads, qkDim, vDim, siluAll, bias: p.uvqkBias ?? null },
       ...{ normWeight: p.inputNormWeight ?? null, normBias: p.inputNormBias ?? null },

@@ -14,9 +14,9 @@ export interface HstuAttentionOptions {
   numTargets?: Tensor | null
   /** Contextual tokens at the start of each sequence: one number, or int32 [B]. */
   contextual?: number | Tensor
-  /** Position bias [1 or H, P]. */
+  /** Position bias [1 or H, P], float32 or of q's dtype. */
   posW?: Tensor | null
-  /** Time bias [1 or H, NB + 1], with `queryTime` int64 [Tq] and `keyTime` int64 [Tk], in whole seconds. */
+  /** Time bias [1 or H, NB + 1], float32 or of q's dtype, with `queryTime` int64 [Tq] and `keyTime` int64 [Tk], in whole seconds. */
   timeW?: Tensor | null
   queryTime?: Tensor | null
   keyTime?: Tensor | null
@@ -73,8 +73,11 @@ export function hstuAttention(q: Tensor, k: Tensor, v: Tensor, options: HstuAtte
   shapes(op, { seqOffsets: [seqOffsets, ['B + 1']] })
   wants(seqOffsets.size >= 1, 'seqOffsets must have B + 1 entries, got none')
   const B = seqOffsets.size - 1
-  const edges = [seqOffsets.size]
-  shapes(op, { qOffsets: [qOffsets, edges], pageOffsets: [pageOffsets, edges], timeOffsets: [timeOffsets, edges] })
+  shapes(op, {
+    qOffsets: [qOffsets, [B + 1]],
+    pageOffsets: [pageOffsets, [B + 1]],
+    timeOffsets: [timeOffsets, [B + 1]],
+  })
   shapes(op, { numTargets: [numTargets, [B]], contextual: [contextualLengths, [B]], kvLengths: [kvLengths, [B]] })
   shapes(op, { scale: [scales, [dims.Tq]], queryTime: [queryTime, [dims.Tq]], pageTable: [pageTable, ['n']] })
   shapes(op, { keyTime: [keyTime, paged ? ['all keys'] : [dims.Tk]], posW: [posW, ['Hr', 'P']] })
@@ -82,8 +85,9 @@ export function hstuAttention(q: Tensor, k: Tensor, v: Tensor, options: HstuAtte
   for (const [name, table] of Object.entries({ posW, timeW })) {
     const fits = !table || ((table.shape[0] === 1 || table.shape[0] === dims.H) && table.shape[1]! >= 1)
     wants(fits, `${name} must have shape [1 or ${dims.H}, at least 1], got [${table?.shape.join(', ')}]`)
+    if (table?.dtype !== 'float32' || q.dtype === 'float64') dtypes(op, { q, [name]: table })
   }
-  dtypes(op, { q, k, v, posW, timeW, pages })
+  dtypes(op, { q, k, v, pages })
   dtypes(op, { seqOffsets, qOffsets, queryTime, keyTime, pageOffsets, timeOffsets }, 'int64')
   dtypes(op, { numTargets, contextual: contextualLengths, pageTable, kvLengths }, 'int32')
   dtypes(op, { scale: scales }, 'float32')

@@ -268,6 +268,8 @@ interface How {
   /** Keys in pages of this size; the last K and a few more stay jagged. */
   pageSize?: number
   random?: Random
+  /** Of the bias tables, when not `dtype`. */
+  tables?: FloatName
 }
 
 function run(p: Problem, how: How, dout: Float64Array | null) {
@@ -279,8 +281,8 @@ function run(p: Problem, how: How, dout: Float64Array | null) {
   const q = float(p.q, [Tq, H, D], dtype)
   const k = float(how.pageSize ? rowsOf(p.k, H * D, p.lengths, cached) : p.k, [sum(held), H, D], dtype)
   const v = float(how.pageSize ? rowsOf(p.v, H * V, p.lengths, cached) : p.v, [sum(held), H, V], dtype)
-  const posW = p.pos && float(p.pos.data, [p.pos.rows, p.pos.cols], dtype)
-  const timeW = p.time && float(p.time.data, [p.time.rows, p.time.cols], dtype)
+  const posW = p.pos && float(p.pos.data, [p.pos.rows, p.pos.cols], how.tables ?? dtype)
+  const timeW = p.time && float(p.time.data, [p.time.rows, p.time.cols], how.tables ?? dtype)
   const same = (values: readonly number[]) => values.every(value => value === values[0])
   const options: HstuAttentionOptions = {
     seqOffsets: starts(held),
@@ -720,6 +722,19 @@ for (const [name, base] of bases) {
     const near = forward(poisoned)
     for (const i of [...range(0, 70), ...range(327, 346)]) equalRows(p, near, i, whole, i, 'beside NaN')
     ok(Number.isNaN(near[200 * p.H * p.V]), 'NaN in its own sequence')
+  })
+
+  everywhere(`${name}: float32 tables beside q, k, v of any dtype`, () => {
+    const p = { ...make({}, [70, 0, 257]), targets: [5, 0, 40] }
+    const dout = Float64Array.from({ length: (p.q.length / p.D) * p.V }, (_, i) => Math.sin(i))
+    const { dtype } = single()
+    const table = (from: Table | null) => from && { ...from, data: rounded(from.data, dtype) }
+    const exact = { ...p, pos: table(p.pos), time: table(p.time) }
+    const [narrow, wide] = ([dtype, 'float32'] as const).map(tables =>
+      scope(() => run(exact, { ...single(), tables }, dout)),
+    ) as [ReturnType<typeof run>, ReturnType<typeof run>]
+    equalBits(wide.out, narrow.out, 'out')
+    for (const i of [0, 1, 2]) equalBits(wide.grads[i]!, narrow.grads[i]!, `gradient ${i}`)
   })
 
   everywhere(`${name}: paged or jagged`, () => {
