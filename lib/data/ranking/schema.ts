@@ -140,14 +140,15 @@ export interface RequestBatch {
   candidates: CandidateRows
 }
 
-/** Targets of a batch for K tasks. */
+/** Targets of a batch for K tasks, row-major. */
 export interface TaskTargets {
-  /** [M, K] row-major: 0 or 1, or the value of a regression task */
+  /** [M, K] of candidates: 0 or 1, or the value of a regression task */
   labels: Float32Array
-  /** [M, K] 0 where the task has no label */
+  /** [M, K] 1, or 0 where there is no label or none to learn from */
   weights: Float32Array
-  /** [T, K] the same of history rows */
+  /** [T, K] of history rows */
   historyLabels: Float32Array
+  /** [T, K] */
   historyWeights: Float32Array
 }
 
