@@ -13,8 +13,8 @@ export interface Database {
   row(sql: string): Promise<Record<string, unknown> | null>
   /** One column of a small result. */
   column(sql: string): Promise<unknown[]>
-  /** Calls `take` for each chunk of the result, in order. */
-  chunks(sql: string, take: (chunk: DuckDBDataChunk) => void): Promise<void>
+  /** Calls `take` for each chunk of the result, in order, and waits for it. */
+  chunks(sql: string, take: (chunk: DuckDBDataChunk) => void | Promise<void>): Promise<void>
 }
 
 /**
@@ -86,7 +86,7 @@ function wrap(connection: DuckDBConnection, signal: AbortSignal | undefined): Da
         const chunk = await result.fetchChunk()
         if (!chunk || chunk.rowCount === 0) return
         throwIfAborted(signal)
-        take(chunk)
+        await take(chunk)
       }
     },
   }
