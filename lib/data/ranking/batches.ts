@@ -126,25 +126,58 @@ export function expandBatch(batch: RequestBatch): { batch: RequestBatch; history
   return { batch: parts.length === 0 ? batch : concatBatches(parts), historyWeight }
 }
 
-/** Requests whose histories hold at most the last `maxHistory` entries. */
+function filtered<A extends AnyArray>(array: A, rows: Int32Array): A {
+  const kept = new (array.constructor as new (length: number) => A)(rows.length)
+  for (let t = 0; t < rows.length; t++) kept[t] = array[rows[t]!]!
+  return kept
+}
+
+/**
+ * The batch with some rows of its histories: what Stochastic Length and a shorter maximum leave. Rows keep their order
+ * and times; an item and its actions are one row, and go together.
+ * @param keep [T] not 0 for the rows that stay
+ */
+export function selectHistory(batch: RequestBatch, keep: ArrayLike<number>): RequestBatch {
+  const { offsets, values, ...arrays } = batch.history
+  const T = batch.history.items.length
+  check(keep.length === T, 'ERR_HSTU_INVALID_ARGUMENT', () => `keep has ${keep.length} entries for ${T} rows`)
+  const B = batch.requests.length
+  const rows = new Int32Array(T)
+  const own = new BigInt64Array(B + 1)
+  const supervisedFrom = new Int32Array(B)
+  const historyStart = batch.historyStart.slice()
+  let count = 0
+  for (let b = 0; b < B; b++) {
+    const [first, end] = [Number(offsets[b]!), Number(offsets[b + 1]!)]
+    const start = count
+    for (let t = first; t < end; t++) {
+      if (t === first + batch.supervisedFrom[b]!) supervisedFrom[b] = count - start
+      if (!keep[t]) continue
+      if (count === start) historyStart[b]! += t - first
+      rows[count++] = t
+    }
+    if (batch.supervisedFrom[b] === end - first) supervisedFrom[b] = count - start
+    own[b + 1] = BigInt(count)
+  }
+  const kept = rows.subarray(0, count)
+  const all = (of: Record<string, AnyArray>) =>
+    Object.fromEntries(Object.entries(of).map(([name, array]) => [name, filtered(array, kept)]))
+  const history = { ...all(arrays), values: all(values), offsets: own } as HistoryRows
+  return { ...batch, history, historyStart, supervisedFrom }
+}
+
+/** The batch with at most the last `maxHistory` rows of every history. */
 export function truncateHistory(batch: RequestBatch, maxHistory: number): RequestBatch {
   check(
     Number.isInteger(maxHistory) && maxHistory >= 0,
     'ERR_HSTU_INVALID_ARGUMENT',
     () => `maxHistory must be an integer of at least 0, got ${maxHistory}`,
   )
-  const { offsets } = batch.history
-  const B = batch.requests.length
-  const parts: HistoryRows[] = []
-  const historyStart = batch.historyStart.slice()
-  const supervisedFrom = batch.supervisedFrom.slice()
-  for (let b = 0; b < B; b++) {
-    const end = Number(offsets[b + 1]!)
-    const first = Math.max(Number(offsets[b]!), end - maxHistory)
-    const dropped = first - Number(offsets[b]!)
-    historyStart[b]! += dropped
-    supervisedFrom[b] = Math.max(0, supervisedFrom[b]! - dropped)
-    parts.push(cut(batch.history, BigInt64Array.of(0n, BigInt(end - first)), first, end))
+  const { offsets, items } = batch.history
+  const keep = new Uint8Array(items.length)
+  for (let b = 0; b < batch.requests.length; b++) {
+    const [first, end] = [Number(offsets[b]!), Number(offsets[b + 1]!)]
+    keep.fill(1, Math.max(first, end - maxHistory), end)
   }
-  return { ...batch, history: B === 0 ? batch.history : joinRows(parts), historyStart, supervisedFrom }
+  return selectHistory(batch, keep)
 }
