@@ -54,9 +54,11 @@ export async function validateLog(
     .sort((a, b) => Number(found![a]) - Number(found![b]))[0]
   if (bad) throw await logError(database, files, Number(found![bad]), wrong[bad]![1], wrong[bad]![2])
   const [earliest, latest] = [Number(found!.earliest), Number(found!.latest)]
-  if (latest > MAX_PLAUSIBLE_SECONDS) {
-    const row = Number((await database.row(`SELECT min(rowid) AS n FROM log WHERE t > ${MAX_PLAUSIBLE_SECONDS}`))!.n)
-    const mixed = earliest > 0 && earliest < MAX_PLAUSIBLE_SECONDS / 100
+  // Times of one unit do not span a factor of 500 once they are years from 1970.
+  const mixed = earliest > 0 && latest > 1e8 && latest > 500 * earliest
+  if (mixed || latest > MAX_PLAUSIBLE_SECONDS) {
+    const odd = latest > MAX_PLAUSIBLE_SECONDS ? `t > ${MAX_PLAUSIBLE_SECONDS}` : `t > 0 AND t < ${latest / 500}`
+    const row = Number((await database.row(`SELECT min(rowid) AS n FROM log WHERE ${odd}`))!.n)
     const expected = mixed
       ? `times of one unit (the earliest is ${earliest} s, the latest ${latest} s)`
       : 'a time in seconds (timeUnit ms or us reads finer ones)'
