@@ -22,7 +22,7 @@ export interface PrepareOptions {
   out: string
   /** Replaces a prepared folder that is there. */
   replace?: boolean
-  /** What the database may hold in memory before it spills to the temporary folder; default `1GB`. */
+  /** What the database may hold in memory before it spills to the temporary folder; default `768MB`. */
   memoryLimit?: string
   signal?: AbortSignal
   onProgress?: (progress: PrepareProgress) => void
@@ -39,7 +39,7 @@ export interface PrepareOptions {
  * @throws HstuError ERR_HSTU_DATA naming file, line and what was expected; ERR_HSTU_ABORTED when `signal` fires.
  */
 export async function prepareRequests(mapping: RequestMapping, options: PrepareOptions): Promise<RequestManifest> {
-  const { signal, memoryLimit = '1GB', onProgress = () => {} } = options
+  const { signal, memoryLimit = '768MB', onProgress = () => {} } = options
   checkMapping(mapping, mapping?.name ?? 'mapping')
   const out = resolve(options.out)
   await checkTarget(out, options.replace === true)
