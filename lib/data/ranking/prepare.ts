@@ -22,7 +22,7 @@ export interface PrepareOptions {
   out: string
   /** Replaces a prepared folder that is there. */
   replace?: boolean
-  /** What the database may hold in memory before it spills to the temporary folder; default `768MB`. */
+  /** What the database may hold in memory before it spills to the temporary folder; default `1GB`. */
   memoryLimit?: string
   signal?: AbortSignal
   onProgress?: (progress: PrepareProgress) => void
@@ -39,7 +39,7 @@ export interface PrepareOptions {
  * @throws HstuError ERR_HSTU_DATA naming file, line and what was expected; ERR_HSTU_ABORTED when `signal` fires.
  */
 export async function prepareRequests(mapping: RequestMapping, options: PrepareOptions): Promise<RequestManifest> {
-  const { signal, memoryLimit = '768MB', onProgress = () => {} } = options
+  const { signal, memoryLimit = '1GB', onProgress = () => {} } = options
   checkMapping(mapping, mapping?.name ?? 'mapping')
   const out = resolve(options.out)
   await checkTarget(out, options.replace === true)
@@ -47,7 +47,9 @@ export async function prepareRequests(mapping: RequestMapping, options: PrepareO
   await mkdir(folder, { recursive: true })
   try {
     const manifest = await withDatabase(mapping.name, signal, async database => {
-      await database.run(`SET memory_limit = ${sqlString(memoryLimit)}`)
+      // The allocator otherwise keeps half a gigabyte that it has freed.
+      await database.run(`SET memory_limit = ${sqlString(memoryLimit)}; SET allocator_flush_threshold = '16MB';
+        SET allocator_bulk_deallocation_flush_threshold = '16MB'`)
       return writeFolder(database, mapping, folder, onProgress)
     })
     await writeFile(join(folder, MANIFEST), `${JSON.stringify(manifest, null, 2)}\n`)

@@ -42,6 +42,7 @@ const presets: Record<string, (folder: string) => RequestMapping> = {
   }),
 }
 
+/** Names of {@link rankingPreset}. */
 export const rankingPresetNames: readonly string[] = Object.keys(presets)
 
 /**

@@ -38,6 +38,7 @@ export interface TokenLayout {
 }
 
 /**
+ * The tokens of a batch, in either layout.
  * @param contextual C, tokens in front; default one a contextual feature. More of them where the model makes some of its
  *   own, such as the user's: row b C + c of the contextual rows is token c of request b.
  */

@@ -13,7 +13,7 @@ export interface ShardPlan {
 }
 
 /** Entries a shard aims at: what a sort of its records needs in memory is this times about 50 bytes. */
-const SHARD_ENTRIES = 1 << 23
+const SHARD_ENTRIES = 1 << 21
 /** Entries whose lists are built at once; list aggregates do not spill. */
 const LIST_ENTRIES = 1 << 21
 
@@ -79,7 +79,10 @@ async function buildLists(database: Database, v: readonly string[], onProgress: 
   }
 }
 
-/** The records of one shard, as `COPY` writes them; see `REQUEST_COLUMNS`. */
+/**
+ * The records of one shard, as `COPY` writes them; see `REQUEST_COLUMNS`. Joins run as written, tables of the shard on
+ * the right: the users' lists stream by and are never hashed, for that would need them all in memory.
+ */
 export async function writeShard(
   database: Database,
   folder: string,
@@ -119,9 +122,10 @@ export async function writeShard(
       ${known('actions', 'known')} AS history_action, ${slice('taken')} AS history_taken, ${pending} AS history_pending,
       ${slice('requests')} AS history_request, s.supervised_from,
       c.items AS candidate_item, c.actions AS candidate_action, c.taken AS candidate_taken ${values.map(x => `, ${x}`).join('')}
-    FROM (SELECT * FROM requests WHERE ${within}) r JOIN seen s USING (request) JOIN c USING (request)
-    JOIN lists l ON l.u = r.u LEFT JOIN p USING (request) ORDER BY r.request`
+    FROM lists l JOIN (SELECT * FROM requests WHERE ${within}) r ON l.u = r.u
+    JOIN (SELECT * FROM seen WHERE ${within}) s ON s.request = r.request JOIN c ON c.request = r.request
+    LEFT JOIN p ON p.request = r.request ORDER BY r.request`
   await database.run(
-    `COPY (${sql}) TO ${sqlString(join(folder, file))} (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 2048)`,
+    `SET disabled_optimizers = 'join_order,build_side_probe_side'; COPY (${sql}) TO ${sqlString(join(folder, file))} (FORMAT parquet, COMPRESSION zstd, ROW_GROUP_SIZE 2048)`,
   )
 }
