@@ -1,15 +1,35 @@
 export { reshape, valueAndGrad } from './autograd.js'
-export type { Batch, EvalBatch, FilterSeen, RequestBatch } from './data/batch.js'
+export type { Batch, EvalBatch, FilterSeen, RetrievalBatch } from './data/batch.js'
 export { evalBatch, requestBatch, trainBatch } from './data/batch.js'
 export { itemCounts, type SequenceDataset } from './data/dataset.js'
 export { toInputs, toTargets } from './data/inputs.js'
 export { inspectDataset } from './data/inspect.js'
 export { type ColumnMapping, type LoadOptions, loadDataset, loadItemTitles } from './data/load.js'
+export { concatBatches, expandBatch, selectHistory, sliceBatch, truncateHistory } from './data/ranking/batches.js'
+export { inspectRequests } from './data/ranking/inspect.js'
+export type { RequestManifest } from './data/ranking/manifest.js'
+export { type LogSource, type RequestMapping, readMapping } from './data/ranking/mapping.js'
+export { type PrepareOptions, prepareRequests } from './data/ranking/prepare.js'
+export { rankingPreset, rankingPresetNames } from './data/ranking/presets.js'
+export { type ReadRequestsOptions, RequestReader } from './data/ranking/reader.js'
+export type {
+  CandidateRows,
+  HistoryRows,
+  RankingEvent,
+  RequestBatch,
+  RequestSchema,
+  TaskTargets,
+} from './data/ranking/schema.js'
+export { type ActionFusion, type TokenLayout, tokenLayout } from './data/ranking/sequence.js'
+export { syntheticMapping, writeSyntheticLog } from './data/ranking/synthetic.js'
+export { parseTasks, type RankingTask, type Supervision, taskTargets } from './data/ranking/tasks.js'
 export { epochBatches, evaluableUsers, type SplitProtocol, type TrainPart, trainableUsers } from './data/split.js'
 export { syntheticStream } from './data/synthetic.js'
 export { HstuError, type HstuErrorCode } from './errors.js'
 export { type EvaluateOptions, evaluate } from './eval/evaluate.js'
 export { METRIC_KS, type Metrics, rankingMetrics } from './eval/metrics.js'
+export { evaluateBaselines, type OnlineBaseline, onlineBaselines } from './eval/ranking_baselines.js'
+export { type BinaryMetrics, binaryMetrics, StreamingMetrics } from './eval/ranking_metrics.js'
 export { type Recommendation, recommend } from './eval/recommend.js'
 export { captureGraph, type Graph, type Graphed, type GraphOptions, graphed } from './graph.js'
 export { MultiHeadAttention } from './layers/attention.js'

@@ -1,5 +1,6 @@
 // npm run build:all: the addon, the types made from its signatures, dist/ (ESM, CommonJS, selftest). What is up to date is not made again.
 // `native` or `ts` after the script's name builds that half only; `cuda` builds both with the CUDA backend, or fails.
+// `prebuild` makes prebuilds/ as published, in a build folder of its own: CPU and CUDA for `--architectures`, or `--cpu-only` when asked.
 import { spawnSync } from 'node:child_process'
 import {
   accessSync,
@@ -16,6 +17,8 @@ import { createRequire } from 'node:module'
 import { availableParallelism } from 'node:os'
 import { delimiter, dirname, join } from 'node:path'
 import { fileURLToPath } from 'node:url'
+import { parseArgs } from 'node:util'
+import { imagesWanted, inspect, prebuildOptions } from './addon.mjs'
 
 const root = join(dirname(fileURLToPath(import.meta.url)), '..')
 const dist = join(root, 'dist')
@@ -26,8 +29,8 @@ function fail(message) {
   process.exit(1)
 }
 
-function run(script, args, onFailure = () => {}) {
-  const env = { CMAKE_BUILD_PARALLEL_LEVEL: String(availableParallelism()), ...process.env }
+function run(script, args, { onFailure = () => {}, more = {} } = {}) {
+  const env = { CMAKE_BUILD_PARALLEL_LEVEL: String(availableParallelism()), ...process.env, ...more }
   const { status, error } = spawnSync(process.execPath, [script, ...args], { cwd: root, stdio: 'inherit', env })
   if (status === 0) return
   onFailure()
@@ -60,15 +63,17 @@ function checkTools() {
     )
 }
 
-function buildNative(cuda) {
+/** Builds the addon into `folder`/Release. `defines`, CMake's, are set anew; without them the folder keeps what it was configured for. */
+function buildNative(folder, defines = []) {
   checkTools()
   const cmakeJs = require.resolve('cmake-js/bin/cmake-js')
-  const build = join(root, 'build')
+  const options = ['--out', folder, '--log-level', 'warn']
   // A configure step that failed leaves a cache, for which cmake-js would not configure again, or only as it failed.
-  const forget = () => rmSync(join(build, 'CMakeCache.txt'), { force: true })
-  if (!['build.ninja', 'Makefile'].some(file => existsSync(join(build, file)))) forget()
-  if (cuda) run(cmakeJs, ['configure', '--CDHSTU_CUDA=ON', '--log-level', 'warn'], forget)
-  run(cmakeJs, ['build', '--log-level', 'warn'])
+  const forget = () => rmSync(join(folder, 'CMakeCache.txt'), { force: true })
+  if (!['build.ninja', 'Makefile'].some(file => existsSync(join(folder, file)))) forget()
+  if (defines.length > 0)
+    run(cmakeJs, ['configure', ...defines.map(text => `--CD${text}`), ...options], { onFailure: forget })
+  run(cmakeJs, ['build', ...options])
 }
 
 /** The CommonJS entry is the ES module itself, so that both see one addon, one Tensor class and one tape. */
@@ -102,7 +107,26 @@ function buildTypeScript() {
   if (existsSync(cli)) chmodSync(cli, 0o755)
 }
 
-const parts = process.argv.slice(2)
-const cuda = parts.includes('cuda')
-if (parts.length === 0 || cuda || parts.includes('native')) buildNative(cuda)
-if (parts.length === 0 || cuda || parts.includes('ts')) buildTypeScript()
+/** The addon that users install, whatever this tree was configured for: built apart, stripped, named, and read again. */
+function prebuild(options) {
+  const wanted = imagesWanted(options, fail)
+  const folder = join(root, 'build/prebuild')
+  rmSync(join(root, 'prebuilds'), { recursive: true, force: true })
+  const cuda = ['HSTU_CUDA=ON', `HSTU_CUDA_ARCHITECTURES=${options.architectures.replaceAll(',', ';')}`]
+  buildNative(join(folder, 'build'), options['cpu-only'] ? ['HSTU_CUDA=OFF'] : cuda)
+  // prebuildify would call node-gyp: the addon is built, so it calls `true`.
+  const name = ['--napi', '--strip', '--tag-libc', '--name', 'hstu', '--cwd', folder, '--out', root]
+  run(require.resolve('prebuildify/bin.js'), name, { more: { PREBUILD_NODE_GYP: 'true' } })
+  const file = 'prebuilds/linux-x64/hstu.glibc.node'
+  const { problems } = inspect(join(root, file), wanted)
+  if (problems.length > 0) fail(`${file}\n  ${problems.join('\n  ')}`)
+  console.log(`hstu: ${file}: ${wanted.length > 0 ? `CPU, and CUDA for ${wanted.join(', ')}` : 'CPU ONLY, as asked'}`)
+}
+
+const { values, positionals: parts } = parseArgs({ options: prebuildOptions, allowPositionals: true })
+if (parts.includes('prebuild')) {
+  prebuild(values)
+  process.env.PREBUILDS_ONLY = '1' // the types are made from it
+} else if (parts.includes('cuda')) buildNative(join(root, 'build'), ['HSTU_CUDA=ON'])
+else if (!parts.includes('ts')) buildNative(join(root, 'build'))
+if (!parts.includes('native')) buildTypeScript()

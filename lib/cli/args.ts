@@ -115,7 +115,9 @@ export function parseCommand(argv: readonly string[]): { command: Command | null
     const only = group.length === 1 ? group[0]! : null
     if (only && (second === '' || second === '--help' || second === '-h'))
       return { command: only, args: null as never, help: true }
-    const word = only ? `${first} ${second}` : first
+    const asked = second === '--help' || second === '-h'
+    if (group.length > 1 && asked) return { command: null, args: null as never, help: true }
+    const word = group.length > 0 ? `${first} ${second}`.trim() : first
     throw new UsageError(
       `unknown command '${word}'.${suggestion(
         word,

@@ -1,13 +1,20 @@
+import { statSync } from 'node:fs'
 import { type DatasetReport, inspectDataset } from '../data/inspect.js'
 import type { Args } from './args.js'
 import { dataNotes, readData } from './data_source.js'
+import { inspectFolder } from './inspect_requests.js'
 import { interruptible } from './interrupt.js'
 import { count, counted, day, percent, print, printJson, table } from './output.js'
 
 export function run(args: Args): Promise<number | undefined> {
   const top = args.integer('top') ?? 10
+  const path = args.positionals[0]!
   return interruptible(async signal => {
-    const dataset = await readData(args, signal, args.positionals[0]!)
+    if (statSync(path, { throwIfNoEntry: false })?.isDirectory()) {
+      await inspectFolder(args, path, signal)
+      return undefined
+    }
+    const dataset = await readData(args, signal, path)
     const report = inspectDataset(dataset, top)
     if (args.flag('json')) printJson(report)
     else printReport(report, dataNotes(dataset))

@@ -42,7 +42,7 @@ export interface EvalBatch extends Batch, Exclusions {
 }
 
 /** @see requestBatch */
-export interface RequestBatch extends Batch, Exclusions {}
+export interface RetrievalBatch extends Batch, Exclusions {}
 
 /**
  * What ranking leaves out. `'history'`: the items of the kept history; `'all'`: every item that the user has at any
@@ -112,7 +112,7 @@ export function requestBatch(
   dataset: SequenceDataset,
   users: ArrayLike<number>,
   options: { maxLength: number; queryTimes?: ArrayLike<number | bigint>; filterSeen?: FilterSeen },
-): RequestBatch {
+): RetrievalBatch {
   const { queryTimes, filterSeen = 'history' } = options
   check(
     !queryTimes || queryTimes.length === users.length,

@@ -13,8 +13,8 @@ export interface Database {
   row(sql: string): Promise<Record<string, unknown> | null>
   /** One column of a small result. */
   column(sql: string): Promise<unknown[]>
-  /** Calls `take` for each chunk of the result, in order. */
-  chunks(sql: string, take: (chunk: DuckDBDataChunk) => void): Promise<void>
+  /** Calls `take` for each chunk of the result, in order, and waits for it. */
+  chunks(sql: string, take: (chunk: DuckDBDataChunk) => void | Promise<void>): Promise<void>
 }
 
 /**
@@ -86,7 +86,7 @@ function wrap(connection: DuckDBConnection, signal: AbortSignal | undefined): Da
         const chunk = await result.fetchChunk()
         if (!chunk || chunk.rowCount === 0) return
         throwIfAborted(signal)
-        take(chunk)
+        await take(chunk)
       }
     },
   }
@@ -96,6 +96,10 @@ function wrap(connection: DuckDBConnection, signal: AbortSignal | undefined): Da
 /** DuckDB's CSV errors name the line and what it expected, then a page of advice about its own options. */
 function translate(path: string, error: unknown): HstuError {
   const text = error instanceof Error ? error.message : String(error)
+  if (/^Out of Memory Error/.test(text)) {
+    const message = `${path}: ${text.split('\n', 1)[0]}; give the database more, or use fewer threads`
+    return new HstuError('ERR_HSTU_OUT_OF_MEMORY', message, { cause: error })
+  }
   const line = /CSV Error on Line: (\d+)/.exec(text)
   const columns = /Expected Number of Columns: (\d+) Found: (\d+)/.exec(text)
   const at = line ? Number(line[1]) : null

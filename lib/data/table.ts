@@ -95,7 +95,7 @@ function dialect(format: DatasetFormat, first: string, mapping: ColumnMapping) {
   }
 }
 
-function findColumn(
+export function findColumn(
   path: string,
   column: string | number,
   role: string,

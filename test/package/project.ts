@@ -6,6 +6,12 @@ import { fileURLToPath } from 'node:url'
 
 export const root = fileURLToPath(new URL('../..', import.meta.url))
 
+/** What scripts/addon.mjs reads from an addon. */
+export const { imagesOf, inspect } = (await import(new URL('../../scripts/addon.mjs', import.meta.url).href)) as {
+  imagesOf: (architectures: string) => string[]
+  inspect: (file: string, images?: string[]) => { images: string[]; problems: string[] }
+}
+
 /** The environment less what `npm test` put there: these commands run as a user types them. */
 const env = Object.fromEntries(Object.entries(process.env).filter(([name]) => !/^(npm|vitest|node)_/i.test(name)))
 
@@ -75,10 +81,4 @@ export function nodeBinary(major: number): string | null {
   } catch {
     return null
   }
-}
-
-export function versions(symbols: string, prefix: string): string[] {
-  const found = new Set([...symbols.matchAll(new RegExp(`\\b${prefix}_([0-9.]+)`, 'g'))].map(match => match[1]!))
-  const rank = (version: string) => version.split('.').reduce((sum, part, i) => sum + Number(part) / 1000 ** i, 0)
-  return [...found].sort((a, b) => rank(a) - rank(b))
 }
