@@ -79,7 +79,7 @@ function checkGradient(node: Node, index: number, gradient: Tensor): void {
 function oneLike(value: Tensor): Tensor {
   const [one, id] = [emptyLike(value), Tensor.empty([1], { dtype: 'int64', device: value.device })]
   native.random_ids(id, 1n, 2n, 0n, 0n) // an id of 1 .. 1
-  native.cast(one, id)
+  native.cast([one], [id])
   return one
 }
 
