@@ -1,6 +1,5 @@
 import { setFlagsFromString } from 'node:v8'
 import { runInNewContext } from 'node:vm'
-import { native } from '#lib/native.js'
 import { type Device, memory, Tensor } from '#lib/tensor.js'
 import { preset } from '#lib/train/presets.js'
 import { Trainer } from '#lib/train/trainer.js'
@@ -22,11 +21,10 @@ function sample(step: number, device: Device): Sample {
   const one = Tensor.zeros([1], { device })
   one.item() // waits for what was enqueued
   one.dispose()
-  const { tensors, bytes } = memory() // before the collector frees what nothing else did
+  const { tensors } = memory() // before the collector frees what nothing else did
   collect()
   const { rss, heapUsed: heap, external } = process.memoryUsage()
-  const { used, peak, reserved } =
-    device === 'cpu' ? { used: bytes, peak: bytes, reserved: bytes } : native.pool(device, false)
+  const { used, peak, reserved } = memory(device)
   return { step, tensors, used, peak, reserved, heap, external, rss }
 }
 

@@ -77,9 +77,9 @@ function checkGradient(node: Node, index: number, gradient: Tensor): void {
 
 /** 1, made on the device: a graph that is captured takes nothing from the host. */
 function oneLike(value: Tensor): Tensor {
-  const [one, id] = [emptyLike(value), Tensor.empty([1], { dtype: 'int64', device: value.device })]
-  native.random_ids(id, 1n, 2n, 0n, 0n) // an id of 1 .. 1
-  native.cast(one, id)
+  const offsets = Tensor.zeros([2], { dtype: 'int64', device: value.device })
+  const one = emptyLike(value)
+  native.jagged_to_dense(one.view([1, 1]), Tensor.empty([0], value), offsets, 1) // an empty sequence, padded with 1
   return one
 }
 

@@ -47,7 +47,7 @@ function copyInto(outputs: readonly Tensor[], values: readonly Tensor[]): void {
     check(shapeText(output) === shapeText(value), 'ERR_HSTU_SHAPE', () => {
       return `captureGraph: output ${i} was ${shapeText(output)}, then ${shapeText(value)}: a graph has fixed shapes`
     })
-    native.cast(output, value)
+    native.cast([output], [value])
   })
 }
 

@@ -103,7 +103,7 @@ if (over.length > 0)
   fail(
     `of ${count}, these spill more than cuda/spills.json allows:\n  ${over.join('\n  ')}\n` +
       'Use fewer registers (a smaller tile, fewer values alive at once) or let a thread have more (fewer threads or blocks in __launch_bounds__);\n' +
-      'where the spill is worth it by a measurement, allow it: npm run build:cuda && node scripts/check-spills.mjs --update',
+      `where the spill is worth it by a measurement, allow it: node scripts/check-spills.mjs --build ${options.build} --update`,
   )
 console.log(`check-spills: ${count} stay within cuda/spills.json`)
 for (const line of [...under, ...gone.map(kernel => `${kernel} is gone`)])
