@@ -1,6 +1,7 @@
 #include <algorithm>
 #include <atomic>
 #include <charconv>
+#include <chrono>
 #include <cstdlib>
 #include <cstring>
 
@@ -14,14 +15,20 @@ constexpr size_t kGuardBytes = 64;
 constexpr unsigned char kGuardByte = 0xA5;
 std::atomic<int> violations{0};
 
-// Below this, what V8 has not been told of is not worth a call.
+// V8 is told of memory so that its collector frees tensors which nobody disposed of; it collects when it hears of much more. A training step
+// makes and frees the same gigabyte again and again: growth is told by eighths, what was freed once a second.
 constexpr int64_t kUnreported = 1 << 20;
+constexpr auto kPatience = std::chrono::seconds(1);
 
 void adjust(Addon& addon, napi_env env, int64_t bytes) {
   addon.bytes += bytes;
-  if (std::abs(addon.bytes - addon.reported) < kUnreported) return;
+  int64_t change = addon.bytes - addon.reported;
+  if (change >= 0 ? change < std::max(kUnreported, addon.reported / 8) : -change < kUnreported) return;
+  auto now = std::chrono::steady_clock::now();
+  if (change < 0 && now - addon.told_less < kPatience) return;
+  if (change < 0) addon.told_less = now;
   int64_t total;
-  napi_adjust_external_memory(env, addon.bytes - addon.reported, &total);
+  napi_adjust_external_memory(env, change, &total);
   addon.reported = addon.bytes;
 }
 

@@ -3,6 +3,7 @@
 #pragma once
 #include <js_native_api_types.h>
 
+#include <chrono>
 #include <memory>
 #include <string>
 #include <string_view>
@@ -53,6 +54,7 @@ struct Addon {
   int64_t tensors = 0;  // live handles
   int64_t bytes = 0;    // of live storages
   int64_t reported = 0;  // of them, to V8
+  std::chrono::steady_clock::time_point told_less;
   bool guards = false;  // allocate with guard bytes (tests)
   std::vector<Stream> streams;  // one compute stream a CUDA device, opened when first used
   Capture* capture = nullptr;
