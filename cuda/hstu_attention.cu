@@ -64,6 +64,7 @@ __global__ void __launch_bounds__(32 * kWarps<T>, 2) hstu_attention_kernel(const
 
   load_tile<kRows<T, kDim>, kDim, kThreads>(shared.q, rows, p.key_dim, p.key_piece, p.q,
                                             [&](int r) { return p.q + ((query + r) * p.heads + head) * p.key_dim; });
+  copy_async_commit();
   shared.seen.stage(p, s, i0, rows);
   if (threadIdx.x == 0) {
     shared.keys = rows_of(p, s, head, p.k, p.key_dim, false);
