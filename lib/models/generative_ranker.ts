@@ -248,6 +248,17 @@ function checkConfig(config: GenerativeRankerConfig): void {
   whole('positions', positions, 0)
   whole('actions', config.actions, 1, 31)
   for (const [f, size] of vocabularySizes(config).entries()) whole(`vocabulary size ${f}`, size, 0)
+  const oneOf = (name: 'fusion' | 'activation' | 'embeddings', values: readonly string[]) =>
+    check(values.includes(config[name] ?? values[0]!), 'ERR_HSTU_INVALID_ARGUMENT', () => {
+      return `${name} must be one of ${values.join(', ')}, got ${JSON.stringify(config[name])}`
+    })
+  oneOf('fusion', ['interleave', 'add'])
+  oneOf('activation', ['silu', 'softmax'])
+  oneOf('embeddings', ['dense', 'hash'])
+  for (const name of ['inputDropout', 'linearDropout'] as const)
+    check(config[name] >= 0 && config[name] < 1, 'ERR_HSTU_INVALID_ARGUMENT', () => {
+      return `${name} must be in [0, 1), got ${config[name]}`
+    })
   const named = new Set(tasks.map(task => task.name)).size === tasks.length && tasks.length > 0
   check(named, 'ERR_HSTU_INVALID_ARGUMENT', () => 'tasks must be at least one, with different names')
   for (const { name, weight = 1 } of tasks)

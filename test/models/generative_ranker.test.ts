@@ -227,6 +227,8 @@ describe('GenerativeRanker', () => {
       )
     bad({ heads: 0 }, /heads must be an integer of at least 1, got 0/)
     bad({ actions: 40 }, /actions must be an integer of at least 1 and at most 31, got 40/)
+    bad({ fusion: 'concat' as 'add' }, /fusion must be one of interleave, add, got "concat"/)
+    bad({ inputDropout: 1 }, /inputDropout must be in \[0, 1\), got 1/)
     bad({ tasks: [] }, /tasks must be at least one/)
     bad({ tasks: [{ name: 'like', kind: 'binary', weight: -1 }] }, /task like: weight must be a non-negative/)
     const wrong = (change: Partial<GenerativeRankerConfig>, supervise: Supervision, error: object) => {
