@@ -143,6 +143,18 @@ export const commands: readonly Command[] = [
     load: () => import('./rank_train.js'),
   },
   {
+    name: 'rank eval',
+    summary: 'predict request records with a trained ranker without learning from them',
+    options: {
+      checkpoint: { value: 'FOLDER', text: 'run folder', required: true },
+      requests: { value: 'FOLDER', text: 'the records that the run was trained on; default those in the run folder' },
+      from: { value: 'N', text: 'first request; default the first that the run has not learnt from, or the last 20 %' },
+      json,
+    },
+    example: 'hstu rank eval --checkpoint runs/rank',
+    load: () => import('./rank_eval.js'),
+  },
+  {
     name: 'data prepare',
     summary: 'turn logs of events into Parquet shards of request records for ranking',
     options: {

@@ -7,9 +7,7 @@ import { rankingPreset } from '../data/ranking/presets.js'
 import { RequestReader } from '../data/ranking/reader.js'
 import { syntheticMapping, writeSyntheticLog } from '../data/ranking/synthetic.js'
 import { HstuError } from '../errors.js'
-import { type BaselineReport, evaluateBaselines } from '../eval/ranking_baselines.js'
-import type { BinaryMetrics } from '../eval/ranking_metrics.js'
-import type { TaskMetrics } from '../train/rank_metrics.js'
+import { evaluateBaselines } from '../eval/ranking_baselines.js'
 import { type RankOptions, rankOptions } from '../train/rank_options.js'
 import { rankPreset } from '../train/rank_presets.js'
 import { type RankEvent, type RankerShape, RankTrainer } from '../train/rank_trainer.js'
@@ -18,9 +16,10 @@ import { curveHint, writeCurve } from './curve.js'
 import { SYNTHETIC } from './data_prepare.js'
 import { tensorOptions } from './device.js'
 import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
-import { clock, compact, count, counted, metric, print, printJson, table } from './output.js'
+import { clock, compact, count, counted, print, printJson } from './output.js'
 import { commandLine } from './package.js'
 import { Progress } from './progress.js'
+import { resultTable } from './rank_report.js'
 import { makeFolder, provenance, writeReport } from './report.js'
 import { parseValue } from './settings.js'
 
@@ -187,22 +186,4 @@ async function report(trainer: RankTrainer, done: Done, args: Args, signal: Abor
     const passes = counted(options.passes, 'pass', 'passes')
     print(`\n${passes}, ${clock(state.seconds)}; in ${out}: checkpoint/, report.json${hasCurve ? ', curve.svg' : ''}`)
   }
-}
-
-/** A row a task and model, the ranker last. */
-function resultTable(ranker: TaskMetrics, baselines: readonly BaselineReport[]): string {
-  const row = (task: string, model: string, m: BinaryMetrics) => [
-    ...[task, model, metric(m.ne), metric(m.auc), metric(m.gauc), m.calibration.toFixed(3), metric(m.baseRate)],
-  ]
-  const rows = Object.entries(ranker).flatMap(([task, metrics]) =>
-    'ne' in metrics
-      ? [
-          ...baselines
-            .filter(other => other.task === task)
-            .map(({ baseline, metrics }) => row(task, baseline, metrics)),
-          row(task, 'GenerativeRanker', metrics),
-        ]
-      : [[task, 'GenerativeRanker', `MSE ${metrics.mse.toPrecision(4)}`, `MAE ${metrics.mae.toPrecision(4)}`]],
-  )
-  return table(['task', 'model', 'NE', 'AUC', 'GAUC', 'calibration', 'base rate'], rows, [0, 1])
 }

@@ -197,6 +197,24 @@ export class RankTrainer {
     return { type: 'window', request, metrics }
   }
 
+  /**
+   * Predicts requests without learning from them; the run's own metrics stay as they are.
+   * @param first number of the first request; those before `state.cursor` have been learnt from, unless a pass has begun anew
+   */
+  async evaluate({ first = this.countedFrom, signal }: { first?: number; signal?: AbortSignal } = {}) {
+    const { options, tasks, model, optimizer, table } = this
+    const metrics = new RankMetrics(model.config.tasks, options.window)
+    const parts: RankParts = { model, optimizer, table, philox: this.#philox }
+    const range = { batchSize: options.batchSize, first, ...(signal ? { signal } : {}) }
+    for await (const read of this.reader.batches(range)) {
+      const batch = truncateHistory(read, options.maxHistory)
+      const candidates = taskTargets(batch, tasks)
+      metrics.update(batch, candidates, await predict(parts, batch, candidates), true)
+      await breathe()
+    }
+    return metrics.counted(options.gaucBy)
+  }
+
   /** Writes everything that `resume` needs into `<folder>/checkpoint`. */
   async save(): Promise<RankEvent & { type: 'checkpoint' }> {
     const { folder, ...setting } = this.setting

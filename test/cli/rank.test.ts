@@ -31,6 +31,17 @@ describe('rank train', () => {
     expect(refused.stderr).toMatch(/already holds a run: add --resume/)
     const again = await hstu([...args, '--resume', '--json', '--device', 'cpu'])
     expect(JSON.parse(again.stdout).counted).toEqual(report.counted)
+
+    const evaluate = ['rank', 'eval', '--checkpoint', at('run')]
+    const evaluated = await hstu([...evaluate, '--requests', at('requests'), '--from', String(requests - 5), '--json'])
+    const { metrics, learnt, first } = JSON.parse(evaluated.stdout)
+    expect([learnt, first]).toEqual([requests, requests - 5])
+    expect(metrics.like.weight).toBeGreaterThan(4)
+    expect(metrics.like.weight).toBeLessThan(report.counted.like.weight)
+    const text = await hstu([...evaluate, '--requests', at('requests')])
+    expect(text.stdout).toMatch(/the run has learnt from those before \d+: the figures flatter/)
+    expect(text.stdout).toMatch(/^like +GenerativeRanker +\d\.\d{4} /m)
+    expect((await hstu(evaluate)).stderr).toMatch(/has no records of its own: give --requests/)
   })
 
   it('says what is wrong and leaves no run behind', async () => {
