@@ -10,14 +10,16 @@ export interface RankPreset {
 
 const small: RankerShape = {
   ...{ dim: 32, layers: 2, heads: 2, qkDim: 16, vDim: 16, scalingSeqLen: 256 },
-  ...{ inputDropout: 0.2, linearDropout: 0.1 },
+  ...{ inputDropout: 0.3, linearDropout: 0.3 },
 }
 
+const recipe: Partial<RankOptions> = { batchSize: 64, maxHistory: 100, lr: 2e-3, schedule: 'cosine' }
+
 const presets: Record<string, RankPreset> = {
-  'ranking/ml-100k': { model: small, options: { batchSize: 64, maxHistory: 100 } },
+  'ranking/ml-100k': { model: small, options: recipe },
   // Most requests have one candidate.
-  'ranking/deskdrop': { model: small, options: { batchSize: 64, maxHistory: 100, gaucBy: 'user' } },
-  'ranking/synthetic': { model: small, options: { batchSize: 64, maxHistory: 128 } },
+  'ranking/deskdrop': { model: small, options: { ...recipe, gaucBy: 'user' } },
+  'ranking/synthetic': { model: small, options: { ...recipe, maxHistory: 128 } },
 }
 
 /** Names of {@link rankPreset}. */
