@@ -11,6 +11,7 @@ export type { RequestManifest } from './data/ranking/manifest.js'
 export { type LogSource, type RequestMapping, readMapping } from './data/ranking/mapping.js'
 export { type PrepareOptions, prepareRequests } from './data/ranking/prepare.js'
 export { rankingPreset, rankingPresetNames } from './data/ranking/presets.js'
+export { type RankerBatch, rankerBatch } from './data/ranking/ranker_inputs.js'
 export { type ReadRequestsOptions, RequestReader } from './data/ranking/reader.js'
 export type {
   CandidateRows,
@@ -42,8 +43,9 @@ export {
 } from './layers/embedding_table.js'
 export { FeedForward } from './layers/feed_forward.js'
 export { HstuLayer, type HstuLayerConfig } from './layers/hstu_layer.js'
-export type { Noise, SequenceInputs } from './layers/inputs.js'
+export type { Noise, SequenceInputs, TokenInputs } from './layers/inputs.js'
 export type { Precision } from './layers/precision.js'
+export { SwishMlp, type SwishMlpConfig } from './layers/swish_mlp.js'
 export {
   type CandidatePairs,
   candidatePairs,
@@ -52,6 +54,13 @@ export {
 } from './layers/target_attention.js'
 export { type NextItemLossOptions, nextItemLoss } from './losses/next_item.js'
 export { type AnySequenceModel, createModel, type ModelSpec } from './models/create.js'
+export {
+  GenerativeRanker,
+  type GenerativeRankerConfig,
+  type RankerInputs,
+  type RankerLoss,
+  type RankerTask,
+} from './models/generative_ranker.js'
 export { HSTU, type HstuConfig } from './models/hstu.js'
 export { SASRec, type SASRecConfig } from './models/sasrec.js'
 export { type ModelOptions, SequenceModel, type SequenceModelConfig } from './models/sequence_model.js'
@@ -111,5 +120,9 @@ export { loadCheckpoint, saveCheckpoint } from './train/checkpoint.js'
 export { checkVocabulary, type LoadedModel, loadModel } from './train/model_checkpoint.js'
 export { type TrainOptions, trainOptions } from './train/options.js'
 export { type Preset, preset, presetNames } from './train/presets.js'
+export { RankMetrics, type RegressionMetrics, type TaskMetrics } from './train/rank_metrics.js'
+export { type RankOptions, rankOptions } from './train/rank_options.js'
+export { type RankPreset, rankPreset, rankPresetNames } from './train/rank_presets.js'
+export { type RankEvent, type RankerShape, RankTrainer, type RankTrainerSetting } from './train/rank_trainer.js'
 export { readSafetensors, writeSafetensors } from './train/safetensors.js'
 export { type StepHandle, type TrainEvent, Trainer, type TrainerSetting } from './train/trainer.js'

@@ -115,6 +115,46 @@ export const commands: readonly Command[] = [
     load: () => import('./recommend.js'),
   },
   {
+    name: 'rank train',
+    summary:
+      'train a generative ranker on request records in the order of time, predicting each before learning from it',
+    options: {
+      preset: { value: 'NAME', text: 'ranking/deskdrop, ranking/ml-100k or ranking/synthetic', required: true },
+      data: { value: 'FOLDER', text: "the preset's files; its records are made in --out once" },
+      requests: { value: 'FOLDER', text: 'records of hstu data prepare in their place' },
+      out: { value: 'FOLDER', text: 'run folder', required: true },
+      resume: { text: 'go on with the run in --out, exactly where it was' },
+      task: { value: 'TASK', text: 'such as "like = LIKE once"; default those of the records', many: true },
+      passes: { value: 'N', text: 'over the first 80 % of the requests; default 1' },
+      seed: { value: 'N', text: 'of weights and dropouts; default 0' },
+      'batch-size': { value: 'N', text: 'requests a step' },
+      lr: { value: 'X', text: 'learning rate; default 0.001' },
+      precision: {
+        value: 'NAME',
+        text: 'compute in float32 (default) or, on CUDA, bf16',
+        choices: ['float32', 'bf16'],
+      },
+      set: { value: 'KEY=VALUE', text: 'any training option, such as supervise=history or maxHistory=200', many: true },
+      'model-set': { value: 'KEY=VALUE', text: 'any option of the model, such as fusion=add', many: true },
+      device,
+      json,
+    },
+    example: 'hstu rank train --preset ranking/ml-100k --data $HSTU_DATA/ml-100k --out runs/rank',
+    load: () => import('./rank_train.js'),
+  },
+  {
+    name: 'rank eval',
+    summary: 'predict request records with a trained ranker without learning from them',
+    options: {
+      checkpoint: { value: 'FOLDER', text: 'run folder', required: true },
+      requests: { value: 'FOLDER', text: 'the records that the run was trained on; default those in the run folder' },
+      from: { value: 'N', text: 'first request; default the first that the run has not learnt from, or the last 20 %' },
+      json,
+    },
+    example: 'hstu rank eval --checkpoint runs/rank',
+    load: () => import('./rank_eval.js'),
+  },
+  {
     name: 'data prepare',
     summary: 'turn logs of events into Parquet shards of request records for ranking',
     options: {

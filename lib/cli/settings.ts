@@ -23,7 +23,7 @@ const modelKeys: Record<ModelSpec['kind'], readonly string[]> = {
 }
 
 /** `3`, `true`, `[0.9,0.98]` as what they are, anything else as text. */
-function parseValue(text: string): unknown {
+export function parseValue(text: string): unknown {
   try {
     return JSON.parse(text)
   } catch {

@@ -5,7 +5,7 @@ import { normLinearSilu } from '../ops/norm_linear_silu.js'
 import type { Random } from '../random.js'
 import { dtypeBytes, type Tensor, type TensorOptions } from '../tensor.js'
 import { normal, ones, uniform, xavierUniform, zeros } from './init.js'
-import type { Noise, SequenceInputs } from './inputs.js'
+import type { Noise, TokenInputs } from './inputs.js'
 
 export interface HstuLayerConfig {
   /** d, model width. */
@@ -34,6 +34,8 @@ export interface HstuLayerConfig {
   siluAll?: boolean
   /** The output projection reads [u, o, u LN(o)]. Default false. */
   concat?: boolean
+  /** Contextual tokens see the whole history. Default false. */
+  contextualFull?: boolean
 }
 
 /**
@@ -72,7 +74,7 @@ export class HstuLayer {
   }
 
   /** @param x [T, d]; the parameters are taken in its dtype */
-  forward(x: Tensor, inputs: SequenceInputs, noise: Noise): Tensor {
+  forward(x: Tensor, inputs: TokenInputs, noise: Noise): Tensor {
     const { heads, qkDim, vDim, paddedLength, activation = 'silu', siluAll = true, concat = false } = this.config
     // Beside 16-bit scores the bias tables stay float32.
     const { positionBias: _, timeBias: __, ...dense } = this.parameters
@@ -86,6 +88,8 @@ export class HstuLayer {
       ...{ seqOffsets: inputs.seqOffsets, maxSeqLen: inputs.maxSeqLen, activation },
       alpha: this.config.alpha ?? (activation === 'silu' ? 1 : 1 / Math.sqrt(qkDim)),
       scale: 1 / paddedLength,
+      ...{ numTargets: inputs.numTargets ?? null, contextual: inputs.contextual ?? 0 },
+      contextualFull: this.config.contextualFull ?? false,
       ...(p.positionBias ? { posW: p.positionBias } : {}),
       ...(p.timeBias && inputs.times && inputs.queryTimes
         ? { timeW: p.timeBias, queryTime: inputs.queryTimes, keyTime: inputs.times }

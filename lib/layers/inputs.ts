@@ -1,10 +1,8 @@
 import type { Philox } from '../philox.js'
 import type { Tensor } from '../tensor.js'
 
-/** A jagged batch on the device: what a sequence model reads. B users, T tokens. */
-export interface SequenceInputs {
-  /** int64 [T], 1 .. numItems */
-  ids: Tensor
+/** Jagged sequences of tokens on the device: what a layer must know of them. B sequences, T tokens. */
+export interface TokenInputs {
   /** int64 [B + 1] */
   seqOffsets: Tensor
   /** int64 [T] seconds; null where the data has no times. */
@@ -13,6 +11,16 @@ export interface SequenceInputs {
   queryTimes: Tensor | null
   /** Longest sequence of the batch. */
   maxSeqLen: number
+  /** int32 [B]: how many of a sequence's last tokens are targets, which see the history and themselves. Without it none are. */
+  numTargets?: Tensor | null
+  /** Contextual tokens at the start of each sequence; default 0. */
+  contextual?: number
+}
+
+/** A jagged batch on the device: what a sequence model reads. */
+export interface SequenceInputs extends TokenInputs {
+  /** int64 [T], 1 .. numItems */
+  ids: Tensor
 }
 
 /** Where the dropouts of a training pass draw from; null in inference: no dropout. */

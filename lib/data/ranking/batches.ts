@@ -110,10 +110,10 @@ export function concatBatches(batches: readonly RequestBatch[]): RequestBatch {
  *
  * @returns the batch of M requests, and for each of them 1 / K of its request: the weight of its history's loss
  */
-export function expandBatch(batch: RequestBatch): { batch: RequestBatch; historyWeight: Float32Array } {
+export function expandBatch(batch: RequestBatch): { batch: RequestBatch; historyWeight: Float64Array } {
   const { offsets, requestIndex } = batch.candidates
   const parts: RequestBatch[] = []
-  const historyWeight = new Float32Array(requestIndex.length)
+  const historyWeight = new Float64Array(requestIndex.length)
   for (let b = 0; b < batch.requests.length; b++) {
     const one = sliceBatch(batch, b, b + 1)
     const K = Number(offsets[b + 1]! - offsets[b]!)

@@ -1,0 +1,79 @@
+import type { Supervision } from '../data/ranking/tasks.js'
+import { HstuError } from '../errors.js'
+import { type Precision, precisions } from '../layers/precision.js'
+import type { AdamWOptions } from '../optim/adamw.js'
+import type { ScheduleOptions } from '../optim/schedule.js'
+
+/** How a ranker is trained on a stream; plain JSON, kept in checkpoints. */
+export interface RankOptions extends Required<AdamWOptions>, Required<ScheduleOptions> {
+  /** What the model computes in: 'float32' (default) or 'bf16' (CUDA). */
+  precision: Precision
+  /** Requests a step. */
+  batchSize: number
+  /** Of the initial weights, dropouts and new rows. */
+  seed: number
+  /** Passes over the training part; 1 (default) is streaming. The counted part is gone through once, after them. */
+  passes: number
+  /** Share of the requests, in order of time, that is the training part; the rest is counted. Default 0.8. */
+  trainShare: number
+  /** Which rows have a loss. Default 'candidates'; 'history' is generative, each label once as well. */
+  supervise: Exclude<Supervision, 'new'>
+  /** Rows of a history: the latest ones. */
+  maxHistory: number
+  /** Impressions of the windowed metrics. */
+  window: number
+  /** Steps between 'window' events; 0: none. */
+  windowEvery: number
+  /** What GAUC of the counted part groups by; users where most requests have one candidate. */
+  gaucBy: 'request' | 'user'
+  /** Steps between checkpoints; 0: none but at the start, the end and an interruption. */
+  checkpointEvery: number
+  /** Learning rate of 'hash' embeddings (row-wise Adagrad). */
+  tableLr: number
+  /** Their rows at most, and what happens to new ids then. */
+  tableRows: number
+  whenFull: 'error' | 'evict' | 'skip'
+}
+
+const defaults: RankOptions = {
+  ...{ precision: 'float32', batchSize: 32, seed: 0, passes: 1, trainShare: 0.8, supervise: 'candidates' },
+  ...{ maxHistory: 256, window: 10_000, windowEvery: 100, gaucBy: 'request', checkpointEvery: 500 },
+  ...{ tableLr: 0.02, tableRows: 2 ** 30, whenFull: 'error' },
+  ...{ lr: 1e-3, betas: [0.9, 0.98], eps: 1e-8, weightDecay: 0, clipNorm: 0, warmupSteps: 0, schedule: 'constant' },
+}
+
+/**
+ * Fills in the defaults and checks every value.
+ * @throws HstuError ERR_HSTU_INVALID_ARGUMENT naming the option, its value and what is allowed.
+ */
+export function rankOptions(options: Partial<RankOptions>): RankOptions {
+  const all = { ...defaults, ...options }
+  const check = (name: keyof RankOptions, holds: boolean, wanted: string) => {
+    if (holds) return
+    throw new HstuError('ERR_HSTU_INVALID_ARGUMENT', `${name} must be ${wanted}, got ${JSON.stringify(all[name])}`)
+  }
+  for (const name of Object.keys(options))
+    if (!Object.hasOwn(defaults, name)) {
+      const names = Object.keys(defaults).join(', ')
+      throw new HstuError('ERR_HSTU_INVALID_ARGUMENT', `unknown training option '${name}'. Options: ${names}`)
+    }
+  for (const name of ['batchSize', 'passes', 'window'] as const)
+    check(name, Number.isSafeInteger(all[name]) && all[name] > 0, 'a positive integer')
+  for (const name of ['seed', 'maxHistory', 'windowEvery', 'checkpointEvery', 'warmupSteps'] as const)
+    check(name, Number.isSafeInteger(all[name]) && all[name] >= 0, 'a non-negative integer')
+  for (const name of ['lr', 'eps', 'tableLr'] as const)
+    check(name, all[name] > 0 && all[name] < Infinity, 'a positive number')
+  for (const name of ['weightDecay', 'clipNorm'] as const)
+    check(name, all[name] >= 0 && all[name] < Infinity, 'a non-negative number')
+  check('betas', all.betas.length === 2 && all.betas.every(beta => beta >= 0 && beta < 1), 'two numbers in [0, 1)')
+  check('trainShare', all.trainShare >= 0 && all.trainShare <= 1, 'in 0 .. 1')
+  check('tableRows', Number.isInteger(all.tableRows) && all.tableRows > 1 && all.tableRows <= 2 ** 30, 'in 2 .. 2^30')
+  const oneOf = (name: keyof RankOptions, values: readonly string[]) =>
+    check(name, values.includes(all[name] as string), `one of ${values.join(', ')}`)
+  oneOf('precision', precisions)
+  oneOf('supervise', ['candidates', 'history', 'all'])
+  oneOf('gaucBy', ['request', 'user'])
+  oneOf('schedule', ['constant', 'cosine'])
+  oneOf('whenFull', ['error', 'evict', 'skip'])
+  return all
+}

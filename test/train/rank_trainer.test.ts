@@ -1,0 +1,165 @@
+import { beforeAll, describe, expect, it } from 'vitest'
+import { prepareRequests } from '#lib/data/ranking/prepare.js'
+import { RequestReader } from '#lib/data/ranking/reader.js'
+import { syntheticMapping, writeSyntheticLog } from '#lib/data/ranking/synthetic.js'
+import type { BinaryMetrics } from '#lib/eval/ranking_metrics.js'
+import { memory } from '#lib/tensor.js'
+import { type RankEvent, RankTrainer, type RankTrainerSetting } from '#lib/train/rank_trainer.js'
+import { scratch } from '../data/ranking_requests.js'
+
+const files = scratch()
+let reader: RequestReader
+beforeAll(async () => {
+  const log = files.at('log.csv')
+  await writeSyntheticLog(log, { users: 40, items: 200, categories: 10, days: 8, candidates: 5, seed: 3 })
+  await prepareRequests(syntheticMapping(log), { out: files.at('records') })
+  reader = await RequestReader.open(files.at('records'))
+})
+
+const setting: RankTrainerSetting = {
+  model: {
+    ...{ dim: 16, layers: 1, heads: 2, qkDim: 8, vDim: 8, scalingSeqLen: 64 },
+    ...{ inputDropout: 0.1, linearDropout: 0.1 },
+  },
+  tasks: ['like = LIKE', 'share = SHARE', 'watch = watch'],
+  taskWeights: { watch: 1e-4 },
+  options: { batchSize: 8, maxHistory: 20, window: 200, windowEvery: 5, checkpointEvery: 3, seed: 5 },
+}
+const forms: Record<string, Partial<RankTrainerSetting>> = {
+  'one pass': {},
+  'two passes, generative': { options: { ...setting.options, passes: 2, supervise: 'history' } },
+  'hash table that evicts': {
+    model: { ...setting.model, embeddings: 'hash' },
+    options: { ...setting.options, tableRows: 160, whenFull: 'evict', batchSize: 4 },
+  },
+}
+
+/** All events of a run, which is left at the event of step `stopAfter` as a kill leaves it: nothing is saved then. */
+async function events(trainer: RankTrainer, stopAfter = Infinity): Promise<RankEvent[]> {
+  const list: RankEvent[] = []
+  for await (const event of trainer.run()) {
+    list.push(event)
+    if (event.type === 'step' && event.step >= stopAfter) break
+  }
+  return list
+}
+
+const groupsOf = ({ model, optimizer, table }: RankTrainer) => [
+  ...[model.parameters, optimizer.m, optimizer.v],
+  ...(table ? [table.state().tensors] : []),
+]
+const bits = (trainer: RankTrainer) =>
+  groupsOf(trainer).flatMap(group => Object.entries(group).map(([name, tensor]) => [name, tensor.dataSync()] as const))
+const losses = (list: RankEvent[]) => list.flatMap(event => (event.type === 'step' ? [[event.step, event.loss]] : []))
+const done = (list: RankEvent[]) => {
+  const event = list.at(-1)!
+  if (event.type !== 'done') throw new Error(`the run ended with ${event.type}`)
+  return { counted: event.counted, lifetime: event.lifetime }
+}
+
+describe('RankTrainer', () => {
+  it.each(Object.entries(forms))('goes on after a kill at any step as without it: %s', async (name, form) => {
+    const whole = new RankTrainer(reader, { ...setting, ...form })
+    const expected = await events(whole)
+    const [wanted, wantedBits] = [losses(expected), bits(whole)]
+    const { seconds: _, ...wantedState } = whole.state
+    if (form.model) expect(whole.table!.evicted).toBeGreaterThan(0)
+    whole.dispose()
+    for (const stop of [1, 4, Math.floor(wanted.length * 0.6), wanted.length]) {
+      const folder = files.at(`run ${name} ${stop}`)
+      const killed = new RankTrainer(reader, { ...setting, ...form, folder })
+      await events(killed, stop)
+      killed.dispose()
+      const resumed = await RankTrainer.resume(folder, reader)
+      const from = resumed.state.step
+      expect(from).toBe(3 * Math.floor((stop - 1) / 3)) // the step's event comes before its checkpoint
+      const list = await events(resumed)
+      expect(losses(list)).toEqual(wanted.slice(from))
+      expect(done(list)).toEqual(done(expected))
+      expect(bits(resumed)).toEqual(wantedBits)
+      const { seconds, ...state } = resumed.state
+      expect(state).toEqual(wantedState)
+      resumed.dispose()
+    }
+  })
+
+  it('predicts each request once before it learns from it, and counts the last fifth', async () => {
+    const before = memory()
+    const trainer = new RankTrainer(reader, { ...setting, options: { ...setting.options, trainShare: 0.8 } })
+    const fresh = new RankTrainer(reader, setting)
+    const list = await events(trainer)
+    const { counted, lifetime } = done(list)
+    let [impressions, tail] = [0, 0]
+    for await (const batch of reader.batches({ batchSize: 64 }))
+      for (const b of batch.candidates.requestIndex) {
+        impressions++
+        tail += Number(batch.requests[Number(b)]! >= reader.at(0.8))
+      }
+    expect(lifetime.like!.weight).toBe(impressions)
+    expect(counted.like!.weight).toBe(tail)
+    expect(counted.watch!.weight).toBe(tail)
+    expect(trainer.state.impressions).toBe(impressions)
+    expect(list.filter(event => event.type === 'step').length).toBe(trainer.totalSteps)
+    // The first step alone was predicted by the initial weights: a model that has not learnt.
+    const first = (await reader.batches({ batchSize: 8 }).next()).value!
+    const [step] = losses(await events(fresh, 1))
+    expect(step![1]).toBe(losses(list)[0]![1])
+    expect(fresh.metrics.lifetime().like!.weight).toBe(first.candidates.items.length)
+    fresh.dispose()
+    trainer.dispose()
+    expect(memory()).toEqual(before)
+  })
+
+  it('learns: better than the base rate', async () => {
+    const log = files.at('longer.csv')
+    const stream = { users: 150, items: 60, categories: 5, days: 25, candidates: 5, seed: 3 }
+    const { oracleNe } = await writeSyntheticLog(log, stream)
+    await prepareRequests(syntheticMapping(log), { out: files.at('longer') })
+    const trainer = new RankTrainer(await RequestReader.open(files.at('longer')), {
+      ...{ ...setting, tasks: ['like = LIKE'], taskWeights: {} },
+      options: { ...setting.options, lr: 3e-3 },
+    })
+    const { counted } = done(await events(trainer))
+    const { ne, auc } = counted.like as BinaryMetrics
+    expect(ne).toBeGreaterThan(oracleNe)
+    expect(ne).toBeLessThan(0.98)
+    expect(auc).toBeGreaterThan(0.6)
+    trainer.dispose()
+  })
+
+  it('is interrupted between steps with a checkpoint', async () => {
+    const folder = files.at('interrupted')
+    const trainer = new RankTrainer(reader, { ...setting, folder })
+    const controller = new AbortController()
+    const list: RankEvent[] = []
+    for await (const event of trainer.run({ signal: controller.signal })) {
+      list.push(event)
+      if (event.type === 'step' && event.step === 4) controller.abort()
+    }
+    expect(list.at(-1)).toEqual({ type: 'interrupted', step: 4, folder })
+    trainer.dispose()
+    const resumed = await RankTrainer.resume(folder, reader)
+    expect(resumed.state.step).toBe(4)
+    resumed.dispose()
+  })
+
+  it('names what is wrong', async () => {
+    const bad = (change: Partial<RankTrainerSetting>, code: string, message: RegExp) =>
+      expect(() => new RankTrainer(reader, { ...setting, ...change })).toThrow(
+        expect.objectContaining({ code, message: expect.stringMatching(message) }),
+      )
+    const argument = 'ERR_HSTU_INVALID_ARGUMENT'
+    bad({ options: { passes: 0 } }, argument, /passes must be a positive integer, got 0/)
+    bad({ options: { epochs: 3 } as object }, argument, /unknown training option 'epochs'/)
+    bad({ tasks: ['like = LIKED'] }, 'ERR_HSTU_DATA', /no action "?'?LIKED/)
+    bad({ taskWeights: { love: 1 } }, 'ERR_HSTU_DATA', /taskWeights: there is no task love/)
+    await expect(RankTrainer.resume(files.at('nowhere'), reader)).rejects.toThrow(
+      expect.objectContaining({ code: 'ERR_HSTU_CHECKPOINT' }),
+    )
+    const other = files.at('other.csv')
+    await writeSyntheticLog(other, { users: 10, items: 100, categories: 10, days: 5, candidates: 2, seed: 4 })
+    await prepareRequests(syntheticMapping(other), { out: files.at('other records') })
+    const elsewhere = await RequestReader.open(files.at('other records'))
+    await expect(RankTrainer.resume(files.at('interrupted'), elsewhere)).rejects.toThrow(/trained on other records/)
+  })
+})
