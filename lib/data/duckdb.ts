@@ -1,9 +1,16 @@
 import { mkdtemp, rm } from 'node:fs/promises'
 import { tmpdir } from 'node:os'
 import { join } from 'node:path'
-import type { DuckDBConnection, DuckDBDataChunk } from '@duckdb/node-api'
+import type { DuckDBConnection } from '@duckdb/node-api'
 import { HstuError } from '../errors.js'
 import { dataError, throwIfAborted } from './files.js'
+
+/** What is read of a DuckDBDataChunk; our own types, for users may not have the optional package's. */
+export interface Chunk {
+  readonly rowCount: number
+  getColumnVector(column: number): { getItem(row: number): unknown }
+  getRows(): unknown[][]
+}
 
 /** An in-memory DuckDB of our own, closed with everything it spilled when the callback ends. */
 export interface Database {
@@ -14,7 +21,7 @@ export interface Database {
   /** One column of a small result. */
   column(sql: string): Promise<unknown[]>
   /** Calls `take` for each chunk of the result, in order, and waits for it. */
-  chunks(sql: string, take: (chunk: DuckDBDataChunk) => void | Promise<void>): Promise<void>
+  chunks(sql: string, take: (chunk: Chunk) => void | Promise<void>): Promise<void>
 }
 
 /**

@@ -42,9 +42,8 @@ export interface HstuAttentionOptions {
   /** Bit-equal gradients from run to run; default true. */
   deterministic?: boolean
   /**
-   * History keys and values in a cache, before the rows of `k` and `v`: `pages` [n, 2, S, H, max(D, V)], `pageTable` int32 with
-   * each sequence's pages from `pageOffsets` int64 [B + 1] on, `kvLengths` int32 [B]. `timeOffsets` int64 [B + 1]: where each
-   * sequence's times of all keys begin in `keyTime`.
+   * History in a cache, before the rows of `k` and `v`: `pages` [n, 2, S, H, max(D, V)], `pageTable` int32, a sequence's pages from
+   * `pageOffsets` int64 [B + 1] on, `kvLengths` int32 [B]; `timeOffsets` int64 [B + 1]: where its keys' times begin in `keyTime`.
    */
   paged?: { pages: Tensor; pageTable: Tensor; pageOffsets: Tensor; kvLengths: Tensor; timeOffsets?: Tensor }
 }
@@ -73,11 +72,8 @@ export function hstuAttention(q: Tensor, k: Tensor, v: Tensor, options: HstuAtte
   shapes(op, { seqOffsets: [seqOffsets, ['B + 1']] })
   wants(seqOffsets.size >= 1, 'seqOffsets must have B + 1 entries, got none')
   const B = seqOffsets.size - 1
-  shapes(op, {
-    qOffsets: [qOffsets, [B + 1]],
-    pageOffsets: [pageOffsets, [B + 1]],
-    timeOffsets: [timeOffsets, [B + 1]],
-  })
+  const edges = [B + 1]
+  shapes(op, { qOffsets: [qOffsets, edges], pageOffsets: [pageOffsets, edges], timeOffsets: [timeOffsets, edges] })
   shapes(op, { numTargets: [numTargets, [B]], contextual: [contextualLengths, [B]], kvLengths: [kvLengths, [B]] })
   shapes(op, { scale: [scales, [dims.Tq]], queryTime: [queryTime, [dims.Tq]], pageTable: [pageTable, ['n']] })
   shapes(op, { keyTime: [keyTime, paged ? ['all keys'] : [dims.Tk]], posW: [posW, ['Hr', 'P']] })

@@ -1,5 +1,5 @@
-import type { DuckDBDataChunk } from '@duckdb/node-api'
 import { HstuError } from '../../errors.js'
+import type { Chunk } from '../duckdb.js'
 import {
   candidateValueColumn,
   historyValueColumn,
@@ -32,7 +32,7 @@ interface Lists {
  * @throws HstuError ERR_HSTU_DATA naming the record: lists of different lengths, records out of order, NULLs.
  */
 export function decodeChunk(
-  chunk: DuckDBDataChunk,
+  chunk: Chunk,
   schema: RequestSchema,
   where: string,
   expected: number,
