@@ -21,7 +21,7 @@ function shapeOf({
   ...shape
 }: Row) {
   return Object.entries(shape)
-    .filter(([key]) => !['fa2', 'cudnn', 'cublas', 'pytorch'].includes(key))
+    .filter(([key]) => !['fa2', 'fa2_nested', 'cudnn', 'cublas', 'pytorch'].includes(key))
     .map(([key, value]) => (key === 'dtype' ? String(value) : `${key} ${text(value)}`))
     .join(', ')
 }

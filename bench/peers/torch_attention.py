@@ -1,7 +1,8 @@
 """FlashAttention-2 and cuDNN attention through PyTorch: causal, bfloat16, TFLOP/s [forward, backward] as JSON lines.
 
 Reads a JSON list of cases {case, D, N, B, H, lengths?} on stdin; the first line written is cuBLAS on 8192^3. FLOPs are
-4 H D sum(L^2) / 2 forward, 2.5 times that backward; median of 20 timings by CUDA events after 4 warm-ups.
+4 H D sum(L^2) / 2 forward, 2.5 times that backward; median of 20 timings by CUDA events after 4 warm-ups. Cases with lengths are
+`fa2_nested`: nested tensors, whose conversions cost more than FlashAttention-2's own variable-length call.
 """
 import json
 import sys
@@ -67,7 +68,7 @@ def main():
             if "lengths" in case and name == "cudnn":
                 continue
             try:
-                row[name] = measure(case, backend)
+                row[name + ("_nested" if "lengths" in case else "")] = measure(case, backend)
             except Exception as error:  # one back end less is no reason to lose the others
                 row["error"] = f"{name}: {type(error).__name__}: {error}"[:500]
             torch.cuda.empty_cache()
