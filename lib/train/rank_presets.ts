@@ -25,7 +25,10 @@ const presets: Record<string, RankPreset> = {
 /** Names of {@link rankPreset}. */
 export const rankPresetNames: readonly string[] = Object.keys(presets)
 
-/** @throws HstuError ERR_HSTU_INVALID_ARGUMENT that lists the names. */
+/**
+ * Model and training options of a ranking preset, e.g. 'ranking/ml-100k'.
+ * @throws HstuError ERR_HSTU_INVALID_ARGUMENT that lists the names.
+ */
 export function rankPreset(name: string): RankPreset {
   if (!Object.hasOwn(presets, name))
     throw new HstuError('ERR_HSTU_INVALID_ARGUMENT', `unknown preset '${name}'. Presets: ${rankPresetNames.join(', ')}`)
