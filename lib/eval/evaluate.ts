@@ -46,7 +46,7 @@ export async function evaluate(
       if (signal?.aborted) throw new HstuError('ERR_HSTU_ABORTED', 'evaluation was aborted', { cause: signal.reason })
       const batch = evalBatch(dataset, part, { maxLength, stage, protocol, filterSeen })
       scope(() => {
-        const output = model.forward(toInputs(batch, model.options))
+        const output = model.forward(toInputs(batch, model.options, model.config.numItems))
         const query = embedding(output, toDevice(batch.lastRows, model.options))
         const rank = targetRank(query, items, toDevice(batch.targetIds, model.options), {
           ...{

@@ -37,7 +37,7 @@ export function recommend(
   )
   const batch = requestBatch(dataset, users, { maxLength: model.config.maxLength, ...rest })
   return scope(() => {
-    const output = model.forward(toInputs(batch, model.options))
+    const output = model.forward(toInputs(batch, model.options, model.config.numItems))
     const query = embedding(output, toDevice(batch.lastRows, model.options))
     const { scores, ids } = topK(query, model.itemEmbeddings(), Math.min(k, dataset.numItems), {
       ...{

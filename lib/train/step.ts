@@ -43,8 +43,8 @@ export function enqueueStep(parts: StepParts, users: ArrayLike<number>, step: nu
   const { offset } = philox
   try {
     return scope(() => {
-      const inputs = toInputs(batch, model.options)
-      const { targets, weights } = toTargets(batch, model.options)
+      const inputs = toInputs(batch, model.options, model.config.numItems)
+      const { targets, weights } = toTargets(batch, model.options, model.config.numItems)
       const inBatch = options.negatives === 'in-batch'
       const negativeIds = inBatch ? toDevice(inBatchNegatives(batch.targets), model.options) : null
       const { value, grads } = valueAndGrad(model.parameters, () => {

@@ -9,8 +9,10 @@ import {
   trainableUsers,
   trainBatch,
 } from '#lib/data/dataset.js'
+import { toInputs, toTargets } from '#lib/data/inputs.js'
 import { HstuError } from '#lib/errors.js'
 import { Random } from '#lib/random.js'
+import { memory, scope } from '#lib/tensor.js'
 import { handmade } from './files.js'
 
 const data = handmade([
@@ -131,5 +133,31 @@ describe('epochBatches', () => {
     expect(epoch(1).flat().sort()).toEqual([0, 1, 2, 3, 4, 5, 6, 7, 8, 9])
     expect([...epochBatches([5, 3, 9], 2)].map(users => [...users])).toEqual([[5, 3], [9]])
     expect(() => [...epochBatches(3, 0)]).toThrow(/batchSize/)
+  })
+})
+
+describe('toInputs and toTargets', () => {
+  const batch = () => trainBatch(data, [0, 1], { maxLength: 10, protocol: 'all' })
+
+  it('take ids up to numItems', () => {
+    scope(() => {
+      expect(toInputs(batch(), {}, 9).ids.size).toBe(batch().ids.length)
+      expect(toTargets(batch(), {}, 9).targets.size).toBe(batch().targets.length)
+    })
+  })
+
+  it('name the first id that the model does not have, and make nothing', () => {
+    const before = memory()
+    const wrong = (id: bigint) => {
+      const made = batch()
+      made.ids[3] = made.targets[3] = id
+      return made
+    }
+    for (const id of [10n, -1n, 1n << 32n, 2n ** 62n]) {
+      const message = new RegExp(`\\[3\\] is ${id}, the model has items 1 to 9`)
+      expect(() => toInputs(wrong(id), {}, 9)).toThrow(message)
+      expect(() => toTargets(wrong(id), {}, 9)).toThrow(message)
+    }
+    expect(memory()).toEqual(before)
   })
 })
