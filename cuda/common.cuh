@@ -15,11 +15,22 @@
 
 namespace hstu::cuda {
 
+// Lets a kernel use `bytes` of dynamic shared memory, where the current device has them.
+template <typename Kernel>
+void allow_shared(Kernel* kernel, size_t bytes) {
+  int device = 0, most = 0;
+  CUDA_CHECK(cudaGetDevice(&device));
+  CUDA_CHECK(cudaDeviceGetAttribute(&most, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  HSTU_CHECK(bytes <= size_t(most), kDevice, "these sizes need ", bytes, " bytes of shared memory a block, cuda:", device, " has ", most,
+             ": use a smaller head dim, or another GPU");
+  CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes)));
+}
+
 // launch(kernel, grid, block, shared bytes, stream, arguments...): a launch that is checked. An empty grid launches nothing.
 template <typename... P, typename... A>
 void launch(void (*kernel)(P...), dim3 grid, dim3 block, size_t shared, Stream stream, A&&... arguments) {
   if (grid.x == 0 || grid.y == 0 || grid.z == 0) return;
-  if (shared > 48 * 1024) CUDA_CHECK(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(shared)));
+  if (shared > 48 * 1024) allow_shared(kernel, shared);
   kernel<<<grid, block, shared, handle_of(stream)>>>(std::forward<A>(arguments)...);
   CUDA_CHECK(cudaGetLastError());
 }
