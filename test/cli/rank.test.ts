@@ -44,6 +44,32 @@ describe('rank train', () => {
     expect((await hstu(evaluate)).stderr).toMatch(/has no records of its own: give --requests/)
   })
 
+  it('shortens, samples and bounds, and says what that left out', async () => {
+    const args = ['rank', 'train', '--preset', 'ranking/synthetic', '--requests', at('requests'), '--device', 'cpu']
+    const less = [
+      '--set',
+      'supervise=new',
+      '--set',
+      'userRate=2',
+      '--set',
+      'maxHistory=20',
+      '--stochastic-length',
+      '1.3',
+    ]
+    const table = ['--model-set', 'embeddings=hash', '--set', 'tableRows=60', '--set', 'whenFull=skip']
+    const made = await hstu([...args, '--out', at('less'), ...less, ...table])
+    expect(made).toMatchObject({ code: 0 })
+    expect(made.stdout).toMatch(
+      /^Stochastic Length 1.3 \(weighted\): [1-9]\d* of \d+ histories cut to 10 of at most 40/m,
+    )
+    expect(made.stdout).toMatch(/^learnt from \d+ of \d+ requests$/m)
+    expect(made.stdout).toMatch(/^embeddings: 59 ids; 0 evicted, [1-9]\d* times no room$/m)
+    const report = JSON.parse(readFileSync(at('less/report.json'), 'utf8'))
+    expect(report.options).toMatchObject({ stochasticLength: 1.3, lengthSelection: 'weighted', userRate: 2 })
+    expect(report.sparsity).toMatchObject({ maxTokens: 40, bound: 10, sequences: report.sampled.trained })
+    expect(report.table).toMatchObject({ ids: 59, evicted: 0 })
+  })
+
   it('says what is wrong and leaves no run behind', async () => {
     const train = (...args: string[]) => hstu(['rank', 'train', '--out', at('bad'), ...args])
     expect(await train('--preset', 'ranking/netflix')).toMatchObject({
