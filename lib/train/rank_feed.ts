@@ -150,8 +150,8 @@ export class RankFeed {
   restore(json: RankFeedState, tensors: ReadonlyMap<string, HostTensor> | undefined): void {
     const trained = tensors?.get('trained')?.data
     const same = (a: unknown, b: unknown) => (a == null) === (b == null)
-    const fits = same(json?.lengths, this.#state.lengths) && same(json?.sampled, this.#state.sampled)
-    check(fits && trained?.length === this.#trained?.length, 'ERR_HSTU_CHECKPOINT', () => {
+    const fits = json && same(json.lengths, this.#state.lengths) && same(json.sampled, this.#state.sampled)
+    check(Boolean(fits) && trained?.length === this.#trained?.length, 'ERR_HSTU_CHECKPOINT', () => {
       return 'what was learnt from is not told as the options need it'
     })
     this.#state = structuredClone(json)

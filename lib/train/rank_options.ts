@@ -43,7 +43,7 @@ export interface RankOptions extends Required<AdamWOptions>, Required<ScheduleOp
   checkpointEvery: number
   /** Learning rate of 'hash' embeddings (row-wise Adagrad). */
   tableLr: number
-  /** Their rows at most, and what happens to new ids then. */
+  /** Their rows at most (`maxRows` of the table), and what happens to new ids then: an error, room for them, or row 0; counted. */
   tableRows: number
   whenFull: 'error' | 'evict' | 'skip'
 }

@@ -16,6 +16,7 @@ export interface RankerBatch {
 
 /** In 'hash' embeddings the upper byte of a key is its vocabulary. */
 const KEY_BITS = 56n
+const LARGEST_KEY = (1n << KEY_BITS) - 1n
 
 /**
  * Copies a batch to the model's device.
@@ -47,7 +48,12 @@ export function rankerBatch(
       else if (source[n]! >= actionRows) source[n]! += BigInt(M)
   const actions = new BigInt64Array(fusion === 'interleave' ? T : B * C + T + M).fill(0n)
   const before = actions.length === T ? 0 : B * C
-  for (let t = 0; t < T; t++) actions[before + t] = BigInt(history.actions[t]!)
+  for (let t = 0; t < T; t++) {
+    const bits = history.actions[t]!
+    const known = bits >= 0 && bits < 2 ** config.actions
+    check(known, 'ERR_HSTU_DATA', () => `history row ${t} has action bits ${bits}, the model ${config.actions} actions`)
+    actions[before + t] = BigInt(bits)
+  }
   if (fusion === 'add') actions.fill(-1n, B * C + T)
 
   const supervised: number[] = []
@@ -114,8 +120,15 @@ export function rankerBatch(
     const most = sizes.map(BigInt)
     let row = 0
     const put = (f: number, number: bigint) => {
-      const fits = number >= 0n && (hash || number <= most[f]!)
-      check(fits, 'ERR_HSTU_DATA', () => `${names[f]} number ${number} is not in the model's 0 .. ${most[f]}`)
+      check(
+        f < sizes.length,
+        'ERR_HSTU_DATA',
+        () => `a history row is of series ${f - item}, the records have ${sizes.length - 1 - item}`,
+      )
+      const last = hash ? LARGEST_KEY : most[f]!
+      check(number >= 0n && number <= last, 'ERR_HSTU_DATA', () => {
+        return `${names[f]} number ${number} is not in the model's 0 .. ${last}`
+      })
       all[row++] = bases[f]! + number
     }
     const item = C
