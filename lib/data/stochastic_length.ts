@@ -58,37 +58,44 @@ export class StochasticLength {
    */
   choose({ times, tokens, wanted }: SequenceRows, random: Random): Uint8Array | null {
     const L = times.length
-    const n = tokens ? tokens.reduce((sum, count) => sum + count, 0) : L
+    let n = tokens ? 0 : L
+    if (tokens) for (let i = 0; i < L; i++) n += tokens[i]!
     if (n <= this.bound || random.float() < this.wholeProbability(n)) return null
     const keys = this.#keys(times, random)
     if (wanted) for (let i = 0; i < L; i++) if (wanted[i]) keys[i] = -1 / (1 + keys[i]!)
     // The rows up to the largest key that fits.
     const order = keys.slice().sort()
-    const fits = (key: number) => {
-      let sum = 0
-      for (let i = 0; i < L; i++) if (keys[i]! <= key) sum += tokens?.[i] ?? 1
-      return sum <= this.bound
-    }
     let [kept, over] = [0, L]
     while (over - kept > 1) {
       const middle = (kept + over) >> 1
-      if (fits(order[middle - 1]!)) kept = middle
+      const key = order[middle - 1]!
+      let sum = 0
+      for (let i = 0; i < L; i++) if (keys[i]! <= key) sum += tokens ? tokens[i]! : 1
+      if (sum <= this.bound) kept = middle
       else over = middle
     }
     const limit = kept === 0 ? -Infinity : order[kept - 1]!
-    return Uint8Array.from(keys, key => Number(key <= limit))
+    const stays = new Uint8Array(L)
+    for (let i = 0; i < L; i++) stays[i] = Number(keys[i]! <= limit)
+    return stays
   }
 
   /** [L] rows stay by ascending key, 0 or more. */
   #keys(times: BigInt64Array, random: Random): Float64Array {
     const L = times.length
-    if (this.selection === 'recent') return Float64Array.from(times, (_, i) => L - 1 - i)
-    if (this.selection === 'random') return Float64Array.from(times, () => random.float())
-    const now = times[L - 1]!
-    const ages = Float64Array.from(times, time => Number(now - time))
-    const total = ages.reduce((sum, age) => sum + age, 0)
+    const keys = new Float64Array(L)
+    if (this.selection === 'recent') for (let i = 0; i < L; i++) keys[i] = L - 1 - i
+    if (this.selection === 'random') for (let i = 0; i < L; i++) keys[i] = random.float()
+    if (this.selection !== 'weighted') return keys
+    const now = Number(times[L - 1]!)
+    let total = 0
+    for (let i = 0; i < L; i++) total += keys[i] = now - Number(times[i]!)
     // The smallest of exponential variables of rates w are a sample without replacement by weights w (Efraimidis and Spirakis, 2006).
-    return ages.map(age => -Math.log(1 - random.float()) / (total > 0 ? 1 - age / total : 1))
+    for (let i = 0; i < L; i++) {
+      const weight = total > 0 ? 1 - keys[i]! / total : 1
+      keys[i] = -Math.log(1 - random.float()) / weight
+    }
+    return keys
   }
 }
 

@@ -20,9 +20,9 @@ export function shortenHistories(
   const T = times.length
   const K = T === 0 ? 0 : targets.historyWeights.length / T
   const wanted = new Uint8Array(T)
-  for (let i = 0; i < targets.historyWeights.length; i++)
-    if (targets.historyWeights[i]! > 0) wanted[Math.floor(i / K)] = 1
-  const tokens = series.map(s => (fusion === 'interleave' && s === 0 ? 2 : 1))
+  for (let t = 0; t < T; t++) for (let k = 0; k < K; k++) if (targets.historyWeights[t * K + k]! > 0) wanted[t] = 1
+  const tokens = new Uint8Array(T).fill(1)
+  if (fusion === 'interleave') for (let t = 0; t < T; t++) if (series[t] === 0) tokens[t] = 2
   const keep = new Uint8Array(T).fill(1)
   const counts = newLengthCounts()
   for (let b = 0; b < batch.requests.length; b++) {
@@ -45,10 +45,16 @@ export function shortenHistories(
     counts.keptSquares += after ** 2
   }
   if (counts.cut === 0) return { batch, targets, counts }
-  const rowsOf = (values: Float32Array) => values.filter((_, i) => keep[Math.floor(i / K)])
+  const short = selectHistory(batch, keep)
+  const rowsOf = (values: Float32Array) => {
+    const kept = new Float32Array(short.history.items.length * K)
+    let to = 0
+    for (let t = 0; t < T; t++) if (keep[t]) for (let k = 0; k < K; k++) kept[to++] = values[t * K + k]!
+    return kept
+  }
   const { historyLabels, historyWeights } = targets
   return {
-    batch: selectHistory(batch, keep),
+    batch: short,
     targets: { ...targets, historyLabels: rowsOf(historyLabels), historyWeights: rowsOf(historyWeights) },
     counts,
   }
