@@ -41,11 +41,12 @@ export function rankerBatch(
 
   // The layout has actions between history and candidates; here they come last.
   const source = layout.source
-  const [actionRows, candidateRows] = [BigInt(B * C + T), BigInt(B * C + 2 * T)]
+  const rows = new Int32Array(source.buffer) // low word, high word
+  const [actionRows, candidateRows] = [B * C + T, B * C + 2 * T]
   if (fusion === 'interleave')
-    for (let n = 0; n < source.length; n++)
-      if (source[n]! >= candidateRows) source[n]! -= BigInt(T)
-      else if (source[n]! >= actionRows) source[n]! += BigInt(M)
+    for (let n = 0; n < rows.length; n += 2)
+      if (rows[n]! >= candidateRows) rows[n]! -= T
+      else if (rows[n]! >= actionRows) rows[n]! += M
   const actions = new BigInt64Array(fusion === 'interleave' ? T : B * C + T + M).fill(0n)
   const before = actions.length === T ? 0 : B * C
   for (let t = 0; t < T; t++) {
