@@ -1,10 +1,9 @@
 import { check } from '../errors.js'
 import type { Random } from '../random.js'
 
-/**
- * Which rows of a sequence that is too long stay: the latest; any, alike; or by weight 1 - age / (sum of ages), without replacement.
- */
+/** Values of {@link LengthSelection}. */
 export const lengthSelections = ['weighted', 'recent', 'random'] as const
+/** Which rows of a sequence that is too long stay: by weight 1 - age / (sum of ages), without replacement; the latest; any, alike. */
 export type LengthSelection = (typeof lengthSelections)[number]
 
 /** Rows of one sequence, L of them, in order of time. */
@@ -113,6 +112,7 @@ export interface LengthCounts {
   labels: number
 }
 
+/** Of no sequences. */
 export function newLengthCounts(): LengthCounts {
   return { sequences: 0, cut: 0, tokens: 0, kept: 0, squares: 0, keptSquares: 0, labels: 0 }
 }
@@ -137,6 +137,7 @@ export interface SparsityReport {
   squarePadding: number
 }
 
+/** What the sums of a run come to. */
 export function sparsityReport(counts: LengthCounts, lengths: StochasticLength): SparsityReport {
   const { alpha, selection, maxTokens, bound } = lengths
   const { sequences, cut, labels } = counts
