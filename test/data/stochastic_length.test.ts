@@ -1,4 +1,5 @@
 import { describe, expect, it } from 'vitest'
+import { rankerBatch } from '#lib/data/ranking/ranker_inputs.js'
 import { shortenHistories } from '#lib/data/ranking/shorten.js'
 import { parseTasks, type Supervision, taskTargets } from '#lib/data/ranking/tasks.js'
 import {
@@ -8,7 +9,9 @@ import {
   StochasticLength,
   sparsityReport,
 } from '#lib/data/stochastic_length.js'
+import type { GenerativeRankerConfig } from '#lib/models/generative_ranker.js'
 import { Random } from '#lib/random.js'
+import { scope } from '#lib/tensor.js'
 import { randomRequests } from '../models/requests.js'
 
 const steady = (length: number) => ({ times: BigInt64Array.from({ length }, (_, i) => BigInt(60 * i)) })
@@ -200,6 +203,29 @@ describe('histories under Stochastic Length', () => {
       expect(weights(short.targets.historyWeights)).toBe(weights(targets.historyWeights))
       expect(weights(targets.historyWeights)).toBeGreaterThan(3)
     }
+  })
+
+  it('have the positions of what stays and the times of before', () => {
+    const { batch: short, targets } = shorten('history', 'weighted')
+    const config: GenerativeRankerConfig = {
+      vocabulary: { users: 9, items: 40, contextual: [4], series: [3] },
+      ...{ actions: 2, tasks: tasks.map(({ name, kind }) => ({ name, kind })), dim: 4, layers: 1, heads: 1, qkDim: 4 },
+      ...{ vDim: 4, scalingSeqLen: 130, positions: 130, inputDropout: 0, linearDropout: 0 },
+    }
+    scope(() => {
+      const { inputs } = rankerBatch(short, targets, config)
+      const [offsets, positions, times] = [inputs.seqOffsets, inputs.positions!, inputs.times!].map(tensor =>
+        Array.from(tensor.dataSync(), Number),
+      ) as [number[], number[], number[]]
+      for (let b = 0; b < 5; b++) {
+        const tokens = rowsOf(short, b).flatMap(t => (short.history.series[t] === 0 ? [t, t] : [t]))
+        const K = Number(short.candidates.offsets[b + 1]! - short.candidates.offsets[b]!)
+        const h = 2 + tokens.length
+        const own = <T>(of: T[]) => of.slice(offsets[b], offsets[b + 1])
+        expect(own(positions)).toEqual([...Array(h).keys(), ...Array<number>(K).fill(h)])
+        expect(own(times).slice(2, h)).toEqual(tokens.map(t => Number(short.history.times[t]!)))
+      }
+    })
   })
 
   it('count one token a row where actions are added', () => {
