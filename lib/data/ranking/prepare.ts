@@ -46,12 +46,19 @@ export async function prepareRequests(mapping: RequestMapping, options: PrepareO
   const folder = `${out}.${randomBytes(6).toString('hex')}.tmp`
   await mkdir(folder, { recursive: true })
   try {
-    const manifest = await withDatabase(mapping.name, signal, async database => {
-      // The allocator otherwise keeps half a gigabyte that it has freed.
-      await database.run(`SET memory_limit = ${sqlString(memoryLimit)}; SET allocator_flush_threshold = '16MB';
+    const manifest = await withDatabase(
+      mapping.name,
+      signal,
+      async database => {
+        // The allocator otherwise keeps half a gigabyte that it has freed.
+        await database.run(`SET memory_limit = ${sqlString(memoryLimit)}; SET allocator_flush_threshold = '16MB';
         SET allocator_bulk_deallocation_flush_threshold = '16MB'`)
-      return writeFolder(database, mapping, folder, onProgress)
-    })
+        // Tables in a file are compressed, and leave memory without being written anew.
+        await database.run(`ATTACH ${sqlString(join(database.scratch, 'work.db'))} AS work; USE work`)
+        return writeFolder(database, mapping, folder, onProgress)
+      },
+      folder,
+    )
     await writeFile(join(folder, MANIFEST), `${JSON.stringify(manifest, null, 2)}\n`)
     const old = `${folder}.old`
     const replaces = await rename(out, old).then(
@@ -110,13 +117,13 @@ async function writeFolder(
   for (const [k, plan] of plans.entries()) {
     onProgress({ phase: 'write', done: k, total: plans.length })
     const file = `requests-${String(k).padStart(5, '0')}.parquet`
-    await writeShard(database, folder, file, plan, schema)
+    await writeShard(database, folder, file, plan, schema, maxHistory)
     const { size } = await stat(join(folder, file))
     shards.push({ file, bytes: size, first: plan.first, requests: plan.requests })
   }
   onProgress({ phase: 'write', done: plans.length, total: plans.length })
   await writeVocabularies(database, folder, schema, sizes)
-  const totals = await database.row('SELECT count(*) AS requests, sum(candidates)::BIGINT AS candidates FROM seen')
+  const totals = await database.row('SELECT count(*) AS requests, sum(candidates)::BIGINT AS candidates FROM requests')
   const { name, tasks } = mapping
   const [requests, candidates] = [Number(totals!.requests), Number(totals!.candidates)]
   return newManifest({ name, schema, tasks, maxHistory, sizes, counts, requests, candidates, shards })
