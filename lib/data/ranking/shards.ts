@@ -14,7 +14,7 @@ export interface ShardPlan {
 }
 
 /** Entries a shard aims at: what a sort of its records needs in memory is this times about 60 bytes. */
-const SHARD_ENTRIES = 1 << 23
+const SHARD_ENTRIES = 1 << 22
 /** Entries whose lists are built at once; list aggregates do not spill. */
 const LIST_ENTRIES = 1 << 21
 
