@@ -57,7 +57,7 @@ const reader = pathToFileURL(join(packageRoot, 'dist/data/ranking/reader.js')).h
 /** Reads all batches, and prints how many entries they had. */
 const readScript = `import { RequestReader } from '${reader}'
   let entries = 0
-  for await (const batch of (await RequestReader.open(process.argv[1])).batches({ batchSize: 256 })) entries += batch.history.items.length
+  for await (const batch of (await RequestReader.open(process.argv[2])).batches({ batchSize: 256 })) entries += batch.history.items.length
   console.log(entries)`
 
 /** The likes of the log as one of their own: request and item alone, up to two days later. */
@@ -85,7 +85,9 @@ async function rowsOf(name: string, mapping: RequestMapping, folder: string): Pr
   const cli = join(packageRoot, 'dist/cli.js')
   const prepare = await measured([cli, 'data', 'prepare', '--mapping', file, '--out', out, '--replace', '--json'])
   const { requests, counts, shards } = JSON.parse(prepare.stdout) as RequestManifest
-  const read = await measured(['--input-type=module', '--eval', readScript, out])
+  const script = join(folder, 'read.mjs')
+  await writeFile(script, readScript)
+  const read = await measured([script, out])
   const entries = Number(read.stdout)
   const storedMB = Math.round(shards.reduce((sum, { bytes }) => sum + bytes, 0) / 1e6)
   const row = (label: string, count: number, unit: string, { seconds, cpuSeconds, peakMiB }: Usage): Row => ({

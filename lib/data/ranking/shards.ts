@@ -148,11 +148,12 @@ export async function writeShard(
   }
   const slice = (list: string, from = 'r.first', to = 'r.until') =>
     `list_slice(l.${list}, ${from} - start + 1, ${to} - start)`
-  // Entries from pos \`tail\` on, the first that was not settled, are looked up.
-  const known = (list: string, map: string) => `${slice(list, 'r.first', 'tail')} ||
-    list_transform(${slice(list, 'tail')}, lambda x, n: coalesce(map_extract(p.${map}, tail + n - 1)[1], x))`
-  const pending = `list_resize([]::INTEGER[], tail - r.first, 0) ||
-    list_transform(range(tail, r.until), lambda x: coalesce(map_extract(p.pending, x::INTEGER)[1], 0))`
+  // Entries from this pos on, the first that was not settled, are looked up.
+  const tail = 'coalesce(p.pos, r.until)'
+  const known = (list: string, map: string) => `${slice(list, 'r.first', tail)} ||
+    list_transform(${slice(list, tail)}, lambda x, n: coalesce(map_extract(p.${map}, ${tail} + n - 1)[1], x))`
+  const pending = `list_resize([]::INTEGER[], ${tail} - r.first, 0) ||
+    list_transform(range(${tail}, r.until), lambda x: coalesce(map_extract(p.pending, x::INTEGER)[1], 0))`
   const values = schema.values.flatMap((name, k) => [
     `${known(`v${k}`, `v${k}`)} AS ${sqlName(historyValueColumn(name))}`,
     `c.v${k} AS ${sqlName(candidateValueColumn(name))}`,
@@ -171,6 +172,6 @@ export async function writeShard(
     ORDER BY r.request`
   await database.run(`SET disabled_optimizers = 'join_order,build_side_probe_side'`)
   await database.run(
-    `COPY (${sql.replaceAll(/\btail\b/g, 'coalesce(p.pos, r.until)')}) TO ${sqlString(join(folder, file))} (FORMAT parquet, PARQUET_VERSION v2, COMPRESSION zstd, ROW_GROUP_SIZE 2048)`,
+    `COPY (${sql}) TO ${sqlString(join(folder, file))} (FORMAT parquet, PARQUET_VERSION v2, COMPRESSION zstd, ROW_GROUP_SIZE 2048)`,
   )
 }
