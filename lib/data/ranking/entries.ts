@@ -128,14 +128,18 @@ export async function buildEntries(
     FROM (SELECT DISTINCT item_id FROM joined) LEFT JOIN items ON id = item_id`)
   await database.run(`CREATE TABLE keys AS SELECT k.*, n AS u, row_number() OVER () AS q
     FROM (SELECT DISTINCT user_id, request_id, second FROM joined) k JOIN users ON id = user_id`)
-  await database.run(`CREATE TABLE numbered AS SELECT min(row) AS row, q, u, j, i, floor(t)::BIGINT AS t, action, impression
-      ${also(v)} ${also(c, x => `${x}.n AS ${x}`)} ${also(s, x => `${x}.n AS ${x}`)}, count(*) AS copies
+  await database.run(`CREATE TABLE placed AS SELECT row, q, u, j, i, floor(t)::BIGINT AS t, action, impression
+      ${also(v)} ${also(c, x => `${x}.n AS ${x}`)} ${also(s, x => `${x}.n AS ${x}`)}
     FROM joined e JOIN keys k ON k.user_id = e.user_id AND k.request_id IS NOT DISTINCT FROM e.request_id
       AND k.second IS NOT DISTINCT FROM e.second
-    JOIN known i ON i.id = item_id ${[...c, ...s].map(x => `LEFT JOIN feature_${x} ${x} ON ${x}.id = e.${x}`).join(' ')}
-    GROUP BY ALL`)
-  counts.duplicates = Number((await database.row('SELECT sum(copies - 1)::BIGINT AS n FROM numbered'))!.n)
+    JOIN known i ON i.id = item_id ${[...c, ...s].map(x => `LEFT JOIN feature_${x} ${x} ON ${x}.id = e.${x}`).join(' ')}`)
   await database.run('DROP VIEW joined; DROP TABLE log')
+  // Apart from the joins, for both at once do not fit into memory.
+  await database.run(
+    'CREATE TABLE numbered AS SELECT min(row) AS row, count(*) AS copies, * EXCLUDE (row) FROM placed GROUP BY ALL',
+  )
+  await database.run('DROP TABLE placed')
+  counts.duplicates = Number((await database.row('SELECT sum(copies - 1)::BIGINT AS n FROM numbered'))!.n)
   await buildRecords(database, c, counts)
   // What came before the item was shown is an entry of its own (phase 0).
   await database.run(`CREATE TABLE phased AS SELECT n.*, (shown IS NULL OR n.t >= shown) AS phase, shown FROM numbered n
