@@ -165,7 +165,7 @@ export const commands: readonly Command[] = [
       out: { value: 'FOLDER', text: 'where the shards go', required: true },
       replace: { text: 'replace the prepared folder that is there' },
       'max-history': { value: 'N', text: 'entries kept of a history; default as mapped, or 1024' },
-      memory: { value: 'SIZE', text: 'of the database before it spills to disk; default 1GB' },
+      memory: { value: 'SIZE', text: 'of the database before it spills to disk; default 800MB' },
       set: {
         value: 'KEY=VALUE',
         text: 'ranking/synthetic: users, items, categories, days, candidates, seed',

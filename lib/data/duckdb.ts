@@ -14,6 +14,8 @@ export interface Chunk {
 
 /** An in-memory DuckDB of our own, closed with everything it spilled when the callback ends. */
 export interface Database {
+  /** Where it spills; files here are removed with it. */
+  readonly scratch: string
   /** Runs a statement that returns nothing. */
   run(sql: string): Promise<void>
   /** First row of a result; values as DuckDB's JSON form (64-bit integers are strings). */
@@ -26,6 +28,7 @@ export interface Database {
 
 /**
  * @param path  the file that errors are about
+ * @param parent  of its scratch folder
  * @throws HstuError ERR_HSTU_DATA when `@duckdb/node-api` is not installed, and for what DuckDB finds wrong in the file;
  *   ERR_HSTU_ABORTED when `signal` fires.
  */
@@ -33,18 +36,19 @@ export async function withDatabase<T>(
   path: string,
   signal: AbortSignal | undefined,
   use: (database: Database) => Promise<T>,
+  parent = tmpdir(),
 ): Promise<T> {
   const { DuckDBInstance } = await importDuckDB()
   throwIfAborted(signal)
   // DuckDB's own default is a folder `.tmp` in the working directory, which may not be ours to write to.
-  const spill = await mkdtemp(join(tmpdir(), 'hstu-data-'))
+  const scratch = await mkdtemp(join(parent, 'hstu-data-'))
   try {
-    const instance = await DuckDBInstance.create(':memory:', { temp_directory: spill })
+    const instance = await DuckDBInstance.create(':memory:', { temp_directory: scratch })
     const connection = await instance.connect()
     const onAbort = () => connection.interrupt()
     signal?.addEventListener('abort', onAbort, { once: true })
     try {
-      return await use(wrap(connection, signal))
+      return await use(wrap(connection, scratch, signal))
     } catch (error) {
       throwIfAborted(signal)
       throw error instanceof HstuError ? error : translate(path, error)
@@ -54,7 +58,7 @@ export async function withDatabase<T>(
       instance.closeSync()
     }
   } finally {
-    await rm(spill, { recursive: true, force: true })
+    await rm(scratch, { recursive: true, force: true })
   }
 }
 
@@ -67,8 +71,9 @@ async function importDuckDB(): Promise<typeof import('@duckdb/node-api')> {
   }
 }
 
-function wrap(connection: DuckDBConnection, signal: AbortSignal | undefined): Database {
+function wrap(connection: DuckDBConnection, scratch: string, signal: AbortSignal | undefined): Database {
   const database: Database = {
+    scratch,
     async run(sql) {
       throwIfAborted(signal)
       await connection.run(sql)

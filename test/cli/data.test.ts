@@ -1,6 +1,8 @@
-import { existsSync, readdirSync, writeFileSync } from 'node:fs'
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
+import { existsSync, mkdirSync, readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { buildIfMissing, hstu, temporaryFolder } from './process.js'
+import { buildIfMissing, cli, hstu, temporaryFolder } from './process.js'
 
 beforeAll(buildIfMissing)
 const folder = temporaryFolder()
@@ -77,6 +79,38 @@ describe('data prepare and data inspect', () => {
     expect(readdirSync(folder).filter(name => /tmp/.test(name))).toEqual([])
     expect((await hstu(['data', 'inspect', folder])).stderr).toMatch(/expected a folder of request records/)
     expect((await hstu(['data', 'inspect', at('nothing')])).stderr).toMatch(/no such file/)
+  })
+
+  it('leave nothing that reads as a whole when killed while shards are written', async () => {
+    mkdirSync(at('kill'))
+    mkdirSync(at('scratch'))
+    const old = at('kill/out')
+    const prepare = (users: number) => {
+      const sizes = [`users=${users}`, 'items=900', 'days=60'].flatMap(pair => ['--set', pair])
+      return ['data', 'prepare', '--preset', 'ranking/synthetic', ...sizes, '--out', old, '--replace']
+    }
+    for (const before of [null, 'the first one']) {
+      const env = { ...process.env, TMPDIR: at('scratch') } // where the generated log is left
+      const child = spawn(process.execPath, [cli, ...prepare(400)], { stdio: 'ignore', env })
+      const exit = once(child, 'exit')
+      const partial = () =>
+        readdirSync(at('kill')).find(
+          name => /\.tmp$/.test(name) && readdirSync(at(`kill/${name}`)).includes('requests-00000.parquet'),
+        )
+      while (!partial() && child.exitCode === null) await new Promise(resolve => setTimeout(resolve, 1))
+      child.kill('SIGKILL')
+      expect((await exit)[1]).toBe('SIGKILL')
+      const left = readdirSync(at('kill')).find(name => /\.tmp$/.test(name))!
+      expect(readdirSync(at(`kill/${left}`))).not.toContain('manifest.json')
+      expect((await hstu(['data', 'inspect', at(`kill/${left}`)])).stderr).toMatch(
+        /expected a folder of request records/,
+      )
+      if (before === null) expect(existsSync(old)).toBe(false)
+      else expect(JSON.parse(readFileSync(join(old, 'manifest.json'), 'utf8')).sizes.users).toBe(30)
+      expect((await hstu(prepare(30))).code).toBe(0)
+      expect((await hstu(['data', 'inspect', old])).stdout).toMatch(/30 users/)
+      expect(readdirSync(at('kill'))).toEqual(['out'])
+    }
   })
 
   it('are found by their group', async () => {

@@ -240,6 +240,18 @@ describe('events to requests', () => {
     ])
   })
 
+  it('keeps request ids that look like those of requests without one', async () => {
+    const path = write('at.csv', 'req,user,item,time\n@5,u,A,5\n,u,B,5\n@5,v,C,5\n')
+    const source = { path, user: 'user', item: 'item', time: 'time', request: 'req', actions: { VIEW: true } }
+    const reader = await prepared({ name: 'at', sources: [source], tasks: ['view = VIEW'] })
+    const ids = (await readAll(reader)).flatMap(plain).map(({ id, candidates }) => [id, candidates.length])
+    expect(ids).toEqual([
+      ['@5', 1],
+      ['u@5', 1],
+      ['@5', 1],
+    ])
+  })
+
   it('bounds the vocabulary as asked', async () => {
     const path = write('many.csv', `u,i,t\n${[1, 2, 3, 2, 3].map((i, k) => `u,i${i},${k}`).join('\n')}\n`)
     const mapping = {
@@ -274,6 +286,12 @@ describe('bad input', () => {
     const inMs = (m: RequestMapping) => ({ ...m, sources: m.sources.map(s => ({ ...s, timeUnit: 'ms' as const })) })
     await fails(`${header}\nr,u,A,1600000000000,VIEW,,,\nr,u,A,1600000000,VIEW,,,`, [':3: ', 'one unit'], inMs)
     await fails(`${header}\nr,u,A,1,LIKE,,,`, ['no row is an impression'])
+    const second = write('in-ms.csv', `${header}\nr,u,B,1600000000000,VIEW,,,`)
+    const twoFiles = (m: RequestMapping) => ({
+      ...m,
+      sources: m.sources.map(s => ({ ...s, path: [s.path as string, second] })),
+    })
+    await fails(`${header}\nr,u,A,1600000000,VIEW,,,`, ['in-ms.csv:2: ', 'one unit', '"1600000000000"'], twoFiles)
     await fails(`${header}\nr,u,A,1,VIEW`, [':2: ', 'columns'])
     await fails(header, ['no rows'])
     await fails('req,user,thing,time,event,watch,country,lang\nr,u,A,1,VIEW,,,', ['no column "item"', '"thing"'])
@@ -364,6 +382,10 @@ describe('reading', () => {
     await expectError(RequestReader.open(folder), ['requests-00000.parquet', 'cut off'])
     // Written by something that did not finish, with a manifest that agrees.
     writeFileSync(manifest, text.replace(`"bytes": ${bytes.length}`, `"bytes": ${bytes.length - 10}`))
+    await expectError(readAll(await RequestReader.open(folder)), ['requests-00000.parquet', 'cannot be read'])
+    // As long as it should be, but not what was written.
+    writeFileSync(manifest, text)
+    writeFileSync(shard, Buffer.concat([bytes.subarray(0, 4), Buffer.alloc(bytes.length - 4, 7)]))
     await expectError(readAll(await RequestReader.open(folder)), ['requests-00000.parquet', 'cannot be read'])
     const rewrite = async (select: string, parts: string[]) => {
       writeFileSync(shard, bytes)

@@ -69,10 +69,9 @@ export async function validateLog(
 }
 
 /** Tables `users`, `items`, `feature_*`: `n` from 1 by first appearance in time, `id` as in the log. */
-async function number(database: Database, table: string, column: string, from = 'log'): Promise<number> {
+async function number(database: Database, table: string, column: string): Promise<number> {
   await database.run(`CREATE TABLE ${table} AS SELECT id, row_number() OVER (ORDER BY t, row) AS n FROM
-    (SELECT ${column} AS id, min(t) AS t, min_by(r, (t, r)) AS row FROM (SELECT *, rowid AS r FROM ${from})
-     WHERE ${column} IS NOT NULL GROUP BY 1)`)
+    (SELECT ${column} AS id, min(t) AS t, min_by(row, (t, row)) AS row FROM joined WHERE ${column} IS NOT NULL GROUP BY 1)`)
   return Number((await database.row(`SELECT count(*) AS n FROM ${table}`))!.n)
 }
 
@@ -86,10 +85,11 @@ export interface VocabularySizes {
 
 /**
  * From `log` to the tables
- * - `requests` (q, request, request_id, u, t, key): records in order; contextual numbers in `contextual`;
+ * - `records` (q, request, request_id, u, t, key): requests in order; contextual numbers in `contextual`;
  * - `entries` (e, q, u, i, t, row, action, settled, impression, v..): one a request and item, and one more for what
  *   preceded the impression;
- * - `events` (e, t, row, action, v..): what entries consist of.
+ * - `events` (e, t, row, action, v..): what those entries consist of that were acted on after they began;
+ * - `taken` (e, action): actions on the entry's item before the entry, where there are any.
  */
 export async function buildEntries(
   database: Database,
@@ -118,28 +118,29 @@ export async function buildEntries(
         'ERR_HSTU_DATA',
         `${mapping.name}: ${items} items, more than maxItems ${mapping.maxItems}; overflow: 'unknown' makes the later ones 0`,
       )
-    const beyond = `SELECT count(*) AS n FROM log JOIN items ON id = item_id WHERE n > ${mapping.maxItems}`
+    const beyond = `SELECT count(*) AS n FROM joined JOIN items ON id = item_id WHERE n > ${mapping.maxItems}`
     counts.overflow = Number((await database.row(beyond))!.n)
     await database.run(`DELETE FROM items WHERE n > ${mapping.maxItems}`)
     sizes.items = mapping.maxItems
   }
   // The number that an item of the log keeps, and the one that records show.
   await database.run(`CREATE TABLE known AS SELECT item_id AS id, row_number() OVER () AS j, coalesce(n, 0) AS i
-    FROM (SELECT DISTINCT item_id FROM log) LEFT JOIN items ON id = item_id`)
-  // A request without an id is a user at one time.
-  const request = "coalesce(request_id, '@' || floor(t)::BIGINT)"
-  await database.run(`CREATE TABLE keys AS SELECT *, row_number() OVER () AS q
-    FROM (SELECT DISTINCT user_id, ${request} AS request_id FROM log)`)
-  await database.run(`CREATE TABLE numbered AS SELECT min(log.rowid) AS row, q, u.n AS u, j, i,
-      floor(t)::BIGINT AS t, action, impression ${also(v)} ${also(c, x => `${x}.n AS ${x}`)} ${also(s, x => `${x}.n AS ${x}`)},
-      count(*) AS copies
-    FROM log JOIN keys k ON k.user_id = log.user_id AND k.request_id = ${request.replaceAll(/\b(request_id|t)\b/g, 'log.$1')}
-    JOIN users u ON u.id = log.user_id JOIN known i ON i.id = item_id
-    ${[...c, ...s].map(x => `LEFT JOIN feature_${x} ${x} ON ${x}.id = log.${x}`).join(' ')}
-    GROUP BY ALL`)
+    FROM (SELECT DISTINCT item_id FROM joined) LEFT JOIN items ON id = item_id`)
+  await database.run(`CREATE TABLE keys AS SELECT k.*, n AS u, row_number() OVER () AS q
+    FROM (SELECT DISTINCT user_id, request_id, second FROM joined) k JOIN users ON id = user_id`)
+  await database.run(`CREATE TABLE placed AS SELECT row, q, u, j, i, floor(t)::BIGINT AS t, action, impression
+      ${also(v)} ${also(c, x => `${x}.n AS ${x}`)} ${also(s, x => `${x}.n AS ${x}`)}
+    FROM joined e JOIN keys k ON k.user_id = e.user_id AND k.request_id IS NOT DISTINCT FROM e.request_id
+      AND k.second IS NOT DISTINCT FROM e.second
+    JOIN known i ON i.id = item_id ${[...c, ...s].map(x => `LEFT JOIN feature_${x} ${x} ON ${x}.id = e.${x}`).join(' ')}`)
+  await database.run('DROP VIEW joined; DROP TABLE log')
+  // Apart from the joins, for both at once do not fit into memory.
+  await database.run(
+    'CREATE TABLE numbered AS SELECT min(row) AS row, count(*) AS copies, * EXCLUDE (row) FROM placed GROUP BY ALL',
+  )
+  await database.run('DROP TABLE placed')
   counts.duplicates = Number((await database.row('SELECT sum(copies - 1)::BIGINT AS n FROM numbered'))!.n)
-  await database.run('DROP TABLE log')
-  await buildRequests(database, c, counts)
+  await buildRecords(database, c, counts)
   // What came before the item was shown is an entry of its own (phase 0).
   await database.run(`CREATE TABLE phased AS SELECT n.*, (shown IS NULL OR n.t >= shown) AS phase, shown FROM numbered n
     LEFT JOIN (SELECT q, j, min(t) AS shown FROM numbered WHERE impression GROUP BY ALL) USING (q, j)`)
@@ -149,41 +150,44 @@ export async function buildEntries(
       phase AND any_value(shown) IS NOT NULL AS impression ${also(v, x => `max_by(${x}, (t, row)) FILTER (${x} IS NOT NULL) AS ${x}`)}
     FROM phased GROUP BY q, u, j, i, phase)`)
   await database.run(`CREATE TABLE events AS SELECT e, p.t, p.row, p.action ${also(v, x => `p.${x}`)} FROM phased p
-    JOIN entries USING (q, j, phase)`)
-  await database.run(`CREATE TABLE taken AS SELECT u, j, t, bit_or(action) AS action FROM numbered
-    WHERE action > 0 GROUP BY ALL`)
+    JOIN (SELECT e, q, j, phase FROM entries WHERE settled > t) USING (q, j, phase)`)
+  // Only items that a user comes back to were acted on before.
+  await database.run('CREATE TABLE again AS SELECT u, j FROM entries GROUP BY u, j HAVING count(*) > 1')
+  await database.run(`CREATE TABLE taken AS SELECT e, a.action FROM (SELECT e, u, j, t FROM entries SEMI JOIN again USING (u, j)) x
+    ASOF JOIN (SELECT u, j, t, bit_or(action) OVER (PARTITION BY u, j ORDER BY t) AS action
+      FROM numbered SEMI JOIN again USING (u, j) WHERE action > 0) a ON a.u = x.u AND a.j = x.j AND x.t > a.t`)
   await database.run('DROP TABLE phased')
   return sizes
 }
 
-/** Gives late labels the user of their request; those of unknown requests are dropped and counted. */
+/**
+ * The view `joined`: `log` with late labels that have the user of their request; those of unknown requests are left out
+ * and counted. A request without an id is a user at one `second`.
+ */
 async function joinLabels(database: Database, counts: PrepareCounts): Promise<void> {
-  const late = await database.row('SELECT count(*) AS n FROM log WHERE user_id IS NULL')
-  if (Number(late!.n) === 0) return
-  const owners = `SELECT request_id, min(user_id) AS user_id, count(DISTINCT user_id) AS n FROM log
-    WHERE user_id IS NOT NULL AND request_id IS NOT NULL GROUP BY request_id`
-  const double = await database.row(`SELECT request_id, n FROM (${owners}) SEMI JOIN
-    (SELECT request_id FROM log WHERE user_id IS NULL) USING (request_id) WHERE n > 1 LIMIT 1`)
+  const late = 'SELECT request_id FROM log WHERE user_id IS NULL'
+  await database.run(`CREATE TABLE owners AS SELECT request_id, min(user_id) AS user_id, count(DISTINCT user_id) AS n
+    FROM log SEMI JOIN (${late}) USING (request_id) WHERE user_id IS NOT NULL GROUP BY request_id`)
+  const double = await database.row('SELECT request_id, n FROM owners WHERE n > 1 LIMIT 1')
   if (double)
     throw new HstuError(
       'ERR_HSTU_DATA',
       `request id '${double.request_id}' has ${double.n} users, so labels cannot join it by id alone: map a user column`,
     )
-  await database.run(`UPDATE log SET user_id = o.user_id FROM (${owners}) o
-    WHERE log.user_id IS NULL AND log.request_id = o.request_id`)
-  const left = await database.row('SELECT count(*) AS n FROM log WHERE user_id IS NULL')
+  const left = await database.row(`SELECT count(*) AS n FROM (${late}) ANTI JOIN owners USING (request_id)`)
   counts.unknownRequests = Number(left!.n)
-  await database.run('DELETE FROM log WHERE user_id IS NULL')
+  await database.run(`CREATE VIEW joined AS WITH e AS NOT MATERIALIZED
+      (SELECT *, rowid AS row, CASE WHEN request_id IS NULL THEN floor(t)::BIGINT END AS second FROM log)
+    SELECT * FROM e WHERE user_id IS NOT NULL UNION ALL
+    SELECT e.* REPLACE (o.user_id AS user_id) FROM e JOIN owners o USING (request_id) WHERE e.user_id IS NULL`)
 }
 
-async function buildRequests(database: Database, c: readonly string[], counts: PrepareCounts): Promise<void> {
+async function buildRecords(database: Database, c: readonly string[], counts: PrepareCounts): Promise<void> {
   const features = c.map(x => `coalesce(min_by(${x}, (t, row)) FILTER (${x} IS NOT NULL), 0)`).join(', ')
-  // The ids of requests without one begin with @; they are unique with the user in front.
-  await database.run(`CREATE TABLE requests AS SELECT q, (row_number() OVER (ORDER BY t, row) - 1)::INTEGER AS request,
-      CASE WHEN starts_with(request_id, '@') THEN user_id || request_id ELSE request_id END AS request_id,
-      u, t, 2 * t + 1 AS key, contextual
+  await database.run(`CREATE TABLE records AS SELECT q, (row_number() OVER (ORDER BY t, row) - 1)::INTEGER AS request,
+      coalesce(request_id, user_id || '@' || second) AS request_id, n.u, t, 2 * t + 1 AS key, contextual
     FROM (SELECT q, u, min(t) FILTER (impression) AS t, min(row) AS row, [${features}]::BIGINT[] AS contextual
-      FROM numbered GROUP BY q, u HAVING bool_or(impression)) JOIN keys USING (q)`)
-  const without = await database.row('SELECT (SELECT count(*) FROM keys) - (SELECT count(*) FROM requests) AS n')
+      FROM numbered GROUP BY q, u HAVING bool_or(impression)) n JOIN keys USING (q)`)
+  const without = await database.row('SELECT (SELECT count(*) FROM keys) - (SELECT count(*) FROM records) AS n')
   counts.withoutCandidates = Number(without!.n)
 }

@@ -1,6 +1,7 @@
 import { randomBytes } from 'node:crypto'
 import { mkdir, readdir, rename, rm, stat, writeFile } from 'node:fs/promises'
-import { dirname, join, resolve } from 'node:path'
+import { availableParallelism, hostname } from 'node:os'
+import { basename, dirname, join, resolve } from 'node:path'
 import { HstuError } from '../../errors.js'
 import { type Database, sqlString, withDatabase } from '../duckdb.js'
 import { buildEntries, type PrepareCounts, type VocabularySizes, validateLog } from './entries.js'
@@ -17,12 +18,15 @@ export interface PrepareProgress {
   total: number | null
 }
 
+/** Each thread has its own buffers beside what the database counts. */
+const MAX_THREADS = 4
+
 export interface PrepareOptions {
   /** Folder of the shards; it must not exist yet. */
   out: string
   /** Replaces a prepared folder that is there. */
   replace?: boolean
-  /** What the database may hold in memory before it spills to the temporary folder; default `1GB`. */
+  /** What the database may hold in memory before it spills; default `800MB`, with which the process has up to 1.6 GB. */
   memoryLimit?: string
   signal?: AbortSignal
   onProgress?: (progress: PrepareProgress) => void
@@ -39,19 +43,27 @@ export interface PrepareOptions {
  * @throws HstuError ERR_HSTU_DATA naming file, line and what was expected; ERR_HSTU_ABORTED when `signal` fires.
  */
 export async function prepareRequests(mapping: RequestMapping, options: PrepareOptions): Promise<RequestManifest> {
-  const { signal, memoryLimit = '1GB', onProgress = () => {} } = options
+  const { signal, memoryLimit = '800MB', onProgress = () => {} } = options
   checkMapping(mapping, mapping?.name ?? 'mapping')
   const out = resolve(options.out)
   await checkTarget(out, options.replace === true)
-  const folder = `${out}.${randomBytes(6).toString('hex')}.tmp`
+  await removeLeftovers(out)
+  const folder = `${out}.${hostname()}.${process.pid}.${randomBytes(6).toString('hex')}.tmp`
   await mkdir(folder, { recursive: true })
   try {
-    const manifest = await withDatabase(mapping.name, signal, async database => {
-      // The allocator otherwise keeps half a gigabyte that it has freed.
-      await database.run(`SET memory_limit = ${sqlString(memoryLimit)}; SET allocator_flush_threshold = '16MB';
+    const manifest = await withDatabase(
+      mapping.name,
+      signal,
+      async database => {
+        // The allocator otherwise keeps half a gigabyte that it has freed.
+        await database.run(`SET memory_limit = ${sqlString(memoryLimit)}; SET threads = ${Math.min(MAX_THREADS, availableParallelism())}; SET allocator_flush_threshold = '16MB';
         SET allocator_bulk_deallocation_flush_threshold = '16MB'`)
-      return writeFolder(database, mapping, folder, onProgress)
-    })
+        // Tables in a file are compressed, and leave memory without being written anew.
+        await database.run(`ATTACH ${sqlString(join(database.scratch, 'work.db'))} AS work; USE work`)
+        return writeFolder(database, mapping, folder, onProgress)
+      },
+      folder,
+    )
     await writeFile(join(folder, MANIFEST), `${JSON.stringify(manifest, null, 2)}\n`)
     const old = `${folder}.old`
     const replaces = await rename(out, old).then(
@@ -79,6 +91,24 @@ async function checkTarget(out: string, replace: boolean): Promise<void> {
     )
 }
 
+/** What runs that were killed left beside `out`: gigabytes that nothing reads. Those of this host alone can be told. */
+async function removeLeftovers(out: string): Promise<void> {
+  const begin = `${basename(out)}.${hostname()}.`
+  const alive = (pid: number) => {
+    try {
+      return process.kill(pid, 0)
+    } catch (error) {
+      return (error as NodeJS.ErrnoException).code === 'EPERM'
+    }
+  }
+  for (const name of await readdir(dirname(out)).catch(() => [])) {
+    const pid = name.startsWith(begin) && /^(\d+)\.[0-9a-f]{12}\.tmp$/.exec(name.slice(begin.length))?.[1]
+    if (!pid || alive(Number(pid))) continue
+    const left = join(dirname(out), name)
+    if (!(await readdir(left)).includes(MANIFEST)) await rm(left, { recursive: true, force: true })
+  }
+}
+
 async function writeFolder(
   database: Database,
   mapping: RequestMapping,
@@ -102,7 +132,16 @@ async function writeFolder(
     ...{ duplicates: 0, unknownRequests: 0, withoutCandidates: 0, overflow: 0 },
   }
   onProgress({ phase: 'join', done: 0, total: null })
-  const sizes = await buildEntries(database, mapping, schema, counts)
+  let statements = 0
+  const counting: Database = {
+    ...database,
+    run: async sql => {
+      await database.run(sql)
+      onProgress({ phase: 'join', done: ++statements, total: null })
+    },
+  }
+  const sizes = await buildEntries(counting, mapping, schema, counts)
+  onProgress({ phase: 'sequences', done: 0, total: null })
   const plans = await buildSeries(database, schema, maxHistory, (done, total) =>
     onProgress({ phase: 'sequences', done, total }),
   )
@@ -110,13 +149,13 @@ async function writeFolder(
   for (const [k, plan] of plans.entries()) {
     onProgress({ phase: 'write', done: k, total: plans.length })
     const file = `requests-${String(k).padStart(5, '0')}.parquet`
-    await writeShard(database, folder, file, plan, schema)
+    await writeShard(database, folder, file, plan, schema, maxHistory)
     const { size } = await stat(join(folder, file))
     shards.push({ file, bytes: size, first: plan.first, requests: plan.requests })
   }
   onProgress({ phase: 'write', done: plans.length, total: plans.length })
   await writeVocabularies(database, folder, schema, sizes)
-  const totals = await database.row('SELECT count(*) AS requests, sum(candidates)::BIGINT AS candidates FROM seen')
+  const totals = await database.row('SELECT count(*) AS requests, sum(candidates)::BIGINT AS candidates FROM requests')
   const { name, tasks } = mapping
   const [requests, candidates] = [Number(totals!.requests), Number(totals!.candidates)]
   return newManifest({ name, schema, tasks, maxHistory, sizes, counts, requests, candidates, shards })

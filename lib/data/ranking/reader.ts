@@ -92,7 +92,7 @@ async function* chunks(
   prefetch: number,
 ): AsyncGenerator<RequestBatch> {
   const job: ReadJob = { folder, schema, shards, first, end, memoryLimit }
-  const worker = new Worker(WORKER, { workerData: job })
+  const worker = new Worker(WORKER, { workerData: job, execArgv: [] }) // flags such as --input-type are for the program's own file
   const messages: ReadMessage[] = []
   let failure: Error | null = null
   let wake = () => {}
