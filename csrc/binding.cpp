@@ -24,6 +24,8 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   std::lock_guard<std::mutex> lock(mutex);
   HSTU_BIND(hstu_attention)
   HSTU_BIND(hstu_attention_backward)
+  HSTU_BIND(kv_append)
+  HSTU_BIND(kv_gather)
   HSTU_BIND(linear)
   HSTU_BIND(linear_backward)
   HSTU_BIND(norm_linear_silu)
