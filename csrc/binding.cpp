@@ -18,6 +18,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   register_readback(exports);
   register_devices(exports);
   register_graphs(exports);
+  register_pages(exports);
   Napi::Object signatures = Napi::Object::New(env);
   exports.Set("signatures", signatures);
   static std::mutex& mutex = *new std::mutex;  // two workers may load at once; bind keeps a process-wide list
