@@ -29,6 +29,7 @@ PageManager::PageManager(const PageOptions& options)
         wants(options.ttl >= 1, "ttl", options.ttl, "at least 1");
         return options;
       }()),
+      whole_(size_t(options.page_size * options.token_bytes)),
       limit_(std::min(options.pages, options.byte_limit / options.page_bytes)),
       pages_(size_t(options.pages)),
       findable_(options.pages),
@@ -63,11 +64,13 @@ int64_t PageManager::count(Bytes tokens) const {
   return int64_t(tokens.size()) / options_.token_bytes;
 }
 
+Hash128 PageManager::next(Hash128 chain, Bytes page) const {
+  return hash(Input::kPage).add(&chain, sizeof chain).add(page.data(), page.size()).finish();
+}
+
 void PageManager::add_hashes(std::vector<Hash128>& hashes, Hash128& chain, Bytes tokens) const {
-  size_t bytes = size_t(options_.page_size * options_.token_bytes);
-  hashes.reserve(hashes.size() + tokens.size() / bytes);
-  for (; tokens.size() >= bytes; tokens = tokens.subspan(bytes))
-    hashes.push_back(chain = hash(Input::kPage).add(&chain, sizeof chain).add(tokens.data(), bytes).finish());
+  hashes.reserve(hashes.size() + tokens.size() / whole_);
+  for (; tokens.size() >= whole_; tokens = tokens.subspan(whole_)) hashes.push_back(chain = next(chain, tokens.first(whole_)));
 }
 
 size_t PageManager::cached_prefix(const std::vector<Hash128>& hashes) const {
@@ -82,12 +85,12 @@ void PageManager::expire(int64_t now) {
 }
 
 int64_t PageManager::lookup(const ChainKey& key, Bytes tokens, int64_t now) {
+  int64_t cached = 0;
   count(tokens);
   expire(now);
-  Hash128 chain = hash_of(key);
-  std::vector<Hash128> hashes;
-  add_hashes(hashes, chain, tokens);
-  return int64_t(cached_prefix(hashes)) * options_.page_size;
+  for (Hash128 chain = hash_of(key); tokens.size() >= whole_; tokens = tokens.subspan(whole_), cached += options_.page_size)
+    if (findable_.find(chain = next(chain, tokens.first(whole_))) < 0) break;
+  return cached;
 }
 
 // Throws unless `wanted` pages more can be had for a lease of then `all` pages, beside `kept` cached ones that it is about to hold.
@@ -113,7 +116,7 @@ int64_t PageManager::acquire(const ChainKey& key, Bytes tokens, int64_t now) {
   int64_t all = pages_of(made.tokens, options_.page_size), kept = 0;
   for (size_t i = 0; i < prefix; ++i) kept += pages_[findable_.find(made.hashes[i])].holders == 0;
   check_room(all - int64_t(prefix), kept, all);
-  Bytes rest = tokens.last(tokens.size() % size_t(options_.page_size * options_.token_bytes));
+  Bytes rest = tokens.last(tokens.size() % whole_);
   made.rest.assign(rest.begin(), rest.end());
   made.pages.reserve(size_t(all));
   made.found.reserve(made.hashes.size());
@@ -140,7 +143,7 @@ void PageManager::append(int64_t number, Bytes tokens, int64_t now) {
   std::vector<Hash128> hashes;
   Hash128 chain = lease.chain;
   add_hashes(hashes, chain, bytes);
-  bytes.erase(bytes.begin(), bytes.end() - std::ptrdiff_t(bytes.size() % size_t(options_.page_size * options_.token_bytes)));
+  bytes.erase(bytes.begin(), bytes.end() - std::ptrdiff_t(bytes.size() % whole_));
   lease.found.reserve(lease.hashes.size() + hashes.size());
   lease.pages.reserve(size_t(all));
   lease.hashes.insert(lease.hashes.end(), hashes.begin(), hashes.end());  // the last that can throw

@@ -87,6 +87,7 @@ class PageManager {
   // The rows of all tokens of the lease are written, or will be before anything else that is put on the stream. Returns how many pages
   // became findable.
   int64_t commit(int64_t lease);
+  // As soon as what uses the pages is on the stream, where all that uses the pool is put on one stream.
   void release(int64_t lease, int64_t now);
   const Lease& lease(int64_t lease) const;  // throws ERR_HSTU_INVALID_ARGUMENT where it was released or never was
   // Drops all of a user, of every model, seed and lease: nothing of it is found again.
@@ -112,6 +113,7 @@ class PageManager {
   Hash128 hash_of(const PageOwner& owner) const;
   Hash128 hash_of(const ChainKey& key) const;
   int64_t count(Bytes tokens) const;
+  Hash128 next(Hash128 chain, Bytes page) const;
   void add_hashes(std::vector<Hash128>& hashes, Hash128& chain, Bytes tokens) const;
   size_t cached_prefix(const std::vector<Hash128>& hashes) const;
   void check_room(int64_t wanted, int64_t kept, int64_t all);
@@ -127,6 +129,7 @@ class PageManager {
   Lease& held(int64_t lease);
 
   PageOptions options_;
+  const size_t whole_;  // bytes of the tokens of a full page
   int64_t limit_, now_ = INT64_MIN, next_lease_ = 1;
   std::vector<Page> pages_;
   std::vector<int32_t> free_;

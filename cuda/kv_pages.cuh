@@ -42,7 +42,7 @@ __global__ void __launch_bounds__(kPageThreads, 6) kv_rows_kernel(Word* pages, W
   }
 }
 
-// Under HSTU_DEBUG=1 alone, for it waits: throws where a token [begin(b), end(b)) has no page in the tensor.
+// Under HSTU_DEBUG=1 alone, for it waits: throws where a token that is written or read has no page in the tensor, or a page is written twice.
 void check_pages(const char* op, bool append, const Tensor& kv_pages, const Tensor& seq_offsets, const Tensor& page_table,
                  const Tensor& page_offsets, const Tensor& kv_lengths, Stream stream);
 

@@ -98,7 +98,10 @@ export class PageLease {
     return native.pages_commit(this.#manager, this.#lease)
   }
 
-  /** Lets go of the pages: those that were committed stay cached, the others are free. May be called again. */
+  /**
+   * Lets go of the pages: those that were committed stay cached, the others are free. The ops that use them must be enqueued by then,
+   * on the stream that all users of the pool share. May be called again.
+   */
   release(): void {
     if (this.#released) return
     native.pages_release(this.#manager, this.#lease, this.#manager.now())
