@@ -18,12 +18,15 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   register_readback(exports);
   register_devices(exports);
   register_graphs(exports);
+  register_pages(exports);
   Napi::Object signatures = Napi::Object::New(env);
   exports.Set("signatures", signatures);
   static std::mutex& mutex = *new std::mutex;  // two workers may load at once; bind keeps a process-wide list
   std::lock_guard<std::mutex> lock(mutex);
   HSTU_BIND(hstu_attention)
   HSTU_BIND(hstu_attention_backward)
+  HSTU_BIND(kv_append)
+  HSTU_BIND(kv_gather)
   HSTU_BIND(linear)
   HSTU_BIND(linear_backward)
   HSTU_BIND(norm_linear_silu)

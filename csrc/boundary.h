@@ -63,6 +63,7 @@ HostView host_view(napi_env env, napi_value tensor, napi_value array);
 void register_storage(Napi::Object exports);
 void register_readback(Napi::Object exports);
 void register_graphs(Napi::Object exports);
+void register_pages(Napi::Object exports);
 void register_devices(Napi::Object exports);
 
 }  // namespace hstu

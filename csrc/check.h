@@ -19,6 +19,7 @@ constexpr char kCudaUnavailable[] = "ERR_HSTU_CUDA_UNAVAILABLE";
 constexpr char kDriverTooOld[] = "ERR_HSTU_DRIVER_TOO_OLD";
 constexpr char kDeviceLost[] = "ERR_HSTU_DEVICE_LOST";
 constexpr char kOutOfMemory[] = "ERR_HSTU_OUT_OF_MEMORY";
+constexpr char kOverloaded[] = "ERR_HSTU_OVERLOADED";
 constexpr char kInvalidArgument[] = "ERR_HSTU_INVALID_ARGUMENT";
 
 template <typename... Parts>

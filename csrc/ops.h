@@ -73,6 +73,23 @@ HSTU_OP(hstu_attention_backward, Tensor& dq, Tensor& dk, Tensor& dv, Tensor* dpo
         AttentionActivation activation, double alpha, double scale, double dropout, int64_t seed, int64_t offset,
         bool deterministic, Stream stream)
 
+// ---- KV cache (no gradient) --------------------------------------------------------------------------------------------------
+// As hstu_attention reads it: kv_pages [pages, 2, S, H, max(D, V)] F, K then V; page_table int32 [n]; page_offsets int64 [B + 1], where a
+// sequence's pages begin in page_table; kv_lengths int32 [B], the tokens that its pages hold. The token at position x stands in slot
+// x % S of the sequence's page x / S; the last page is partly full. A page may belong to several sequences.
+
+// Puts the rows of new tokens after those that the pages hold: row r of sequence b goes to position kv_lengths[b] + r.  k [T, H, D],
+// v [T, H, V], jagged by seq_offsets. kv_pages in place: no other slot is written, nor a column of a slot beyond D of K and V of V.
+// A page outside the tensor, a sequence with too few pages or one page written twice throws (CPU; CUDA under HSTU_DEBUG, else rows
+// without a page are left out, and which of two writers a slot keeps is not said).
+HSTU_OP(kv_append, Tensor& kv_pages, const Tensor& k, const Tensor& v, const Tensor& seq_offsets, const Tensor& page_table,
+        const Tensor& page_offsets, const Tensor& kv_lengths, Stream stream)
+
+// Reads tokens back: row r of sequence b is position r.  k [T, H, D], v [T, H, V], jagged by seq_offsets, of at most kv_lengths[b] rows a
+// sequence. More rows, or a page outside the tensor, throw (CPU; CUDA under HSTU_DEBUG, else such rows are 0).
+HSTU_OP(kv_gather, Tensor& k, Tensor& v, const Tensor& kv_pages, const Tensor& seq_offsets, const Tensor& page_table,
+        const Tensor& page_offsets, const Tensor& kv_lengths, Stream stream)
+
 // ---- Dense -----------------------------------------------------------------------------------------------------------------
 
 // y = activation(x w + bias) + residual.  x [T, in], w [in, out], bias [out], residual, y [T, out], F.

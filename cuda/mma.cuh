@@ -92,7 +92,8 @@ __device__ __forceinline__ void split_tf32(uint32_t (&high)[4], uint32_t (&low)[
 }
 
 // c += a b in 3xTF32. The three products of one k-step are summed from zero on the tensor core, which truncates, and added to c by an
-// IEEE addition, so that truncation does not pile up along k (Ootomo and Yokota 2022).
+// IEEE addition, so that truncation does not pile up along k (Ootomo and Yokota 2022). By the intrinsic, which the compiler does not fuse with
+// a product before them: it would for some rows of a fragment and not for others (softmax's decay), whose bits then depend on their place.
 __device__ __forceinline__ void mma_m16n8k8_3xtf32(float (&c)[4], const uint32_t (&a_high)[4], const uint32_t (&a_low)[4], Tf32Pair b0,
                                                    Tf32Pair b1) {
   float sum[4] = {0.f, 0.f, 0.f, 0.f};
@@ -100,7 +101,7 @@ __device__ __forceinline__ void mma_m16n8k8_3xtf32(float (&c)[4], const uint32_t
   mma_m16n8k8_tf32(sum, a_high, b0.low, b1.low);
   mma_m16n8k8_tf32(sum, a_high, b0.high, b1.high);
 #pragma unroll
-  for (int i = 0; i < 4; ++i) c[i] += sum[i];
+  for (int i = 0; i < 4; ++i) c[i] = __fadd_rn(c[i], sum[i]);
 }
 
 // Two floats rounded to T in one register, `low` in the lower half.

@@ -89,6 +89,8 @@ export { emptyHashIndex, type HashIndex, type HashLookupOptions, hashLookup } fr
 export { type HstuAttentionOptions, hstuAttention } from './ops/hstu_attention.js'
 export { interleave } from './ops/interleave.js'
 export { jaggedToDense } from './ops/jagged_to_dense.js'
+export { type KvAppendOptions, kvAppend } from './ops/kv_append.js'
+export { type KvGatherOptions, kvGather } from './ops/kv_gather.js'
 export { l2Normalize } from './ops/l2_normalize.js'
 export { layerNorm } from './ops/layer_norm.js'
 export { type LinearOptions, linear } from './ops/linear.js'

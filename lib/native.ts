@@ -72,7 +72,40 @@ interface NativeStorage {
   signatures: Record<string, string[]>
 }
 
-export type Native = NativeOps & NativeStorage
+/** Whose history a chain of pages holds, and what else its rows depend on. */
+export interface NativePageKey {
+  model: string
+  tenant: string
+  user: string
+  seed: ArrayBufferView
+}
+
+/** State and counts of a page manager; the comments of csrc/page_table.h say what each is. */
+export type PageCounts = Record<
+  | ('pages' | 'limit' | 'free' | 'cached' | 'held' | 'leases' | 'bytes' | 'acquiredTokens' | 'cachedTokens')
+  | ('committed' | 'duplicates' | 'evicted' | 'expired' | 'forgotten' | 'exhausted'),
+  number
+>
+
+/** The page manager of csrc/page_table.h: `manager` is wrapped with one. */
+interface NativePages {
+  pages_create(manager: object, options: Record<string, number | Uint8Array>): void
+  pages_lookup(manager: object, key: NativePageKey, tokens: ArrayBufferView, now: number): number
+  pages_acquire(
+    manager: object,
+    key: NativePageKey,
+    tokens: ArrayBufferView,
+    now: number,
+  ): { lease: number; cached: number; pages: Int32Array }
+  pages_append(manager: object, lease: number, tokens: ArrayBufferView, now: number): Int32Array
+  pages_commit(manager: object, lease: number): number
+  pages_release(manager: object, lease: number, now: number): void
+  pages_forget(manager: object, tenant: string, user: string, now: number): { freed: number; held: number }
+  pages_set_byte_limit(manager: object, bytes: number, now: number): void
+  pages_statistics(manager: object, now: number): PageCounts
+}
+
+export type Native = NativeOps & NativeStorage & NativePages
 
 /** Folder of the package: the addon is under its `build/Release` (a local build) or `prebuilds/`. */
 export const packageRoot = join(dirname(fileURLToPath(import.meta.url)), '..')

@@ -136,9 +136,13 @@ const opOf = (file: string) => {
 }
 
 function mayInclude(from: string, to: string): boolean {
-  if (/^csrc\/(binding|storage|readback|graphs|devices)\.cpp$/.test(from))
+  if (/^csrc\/(binding|storage|readback|graphs|pages|devices)\.cpp$/.test(from))
     return /^csrc\/(binder|boundary|ops|page_table|check)\.h$/.test(to)
   if (from === 'test/native/fake_cuda/fake_cuda.cpp') return /^(csrc\/ops\.h|cuda\/stream\.cuh)$/.test(to)
+  if (from === 'csrc/page_table.h') return to === 'csrc/hash_table.h'
+  if (from === 'csrc/hash_table.h') return to === 'csrc/siphash.h'
+  if (from.startsWith('test/native/page_table/'))
+    return /^(csrc\/(page_table|check)|test\/native\/page_table\/\w+)\.h$/.test(to)
   if (from === 'csrc/binder.h') return /^csrc\/(boundary|ops)\.h$/.test(to)
   if (from === 'csrc/boundary.h') return /^csrc\/(storage|check)\.h$/.test(to)
   if (from === 'csrc/storage.h') return /^csrc\/(memory|tensor)\.h$/.test(to)

@@ -20,6 +20,10 @@ const wanted = {
   sampled: /^ERR_HSTU_INVALID_ARGUMENT sampled_softmax_loss: positive_ids\[1\] = 6 /,
   sampledWeighted: /^ERR_HSTU_INVALID_ARGUMENT sampled_softmax_loss: positive_ids\[1\] = 6 /,
   negatives: /^ERR_HSTU_INVALID_ARGUMENT sampled_softmax_loss: negative_ids\[(0, )?2\] = 5 /,
+  page: /^ERR_HSTU_INVALID_ARGUMENT kv_append: page_table\[1\] = 4 of sequence 0 is outside 0..3/,
+  fewPages: /^ERR_HSTU_INVALID_ARGUMENT kv_append: sequence 0 has 2 pages, but 5 tokens take 3 of 2 slots/,
+  pageTwice: /^ERR_HSTU_INVALID_ARGUMENT kv_append: page 3 would be written twice, by sequences 0 and 0/,
+  fewTokens: /^ERR_HSTU_INVALID_ARGUMENT kv_gather: 3 rows of sequence 0 are asked for, kv_lengths has 2/,
   rank: /^ERR_HSTU_INVALID_ARGUMENT target_rank: target_ids\[1\] = 5 /,
 }
 
