@@ -13,10 +13,11 @@ struct Barrier {
   __device__ __forceinline__ void expect(int bytes) {
     asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address()), "r"(bytes) : "memory");
   }
-  // Returns when the phase of this parity has ended.
+  // Returns when the phase of this parity has ended. The last operand: nanoseconds that a thread may sleep at a time.
   __device__ __forceinline__ void wait(int parity) {
     asm volatile(
-        "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1;\n@!done bra again;\n}" ::"r"(address()), "r"(parity)
+        "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1, %2;\n@!done bra again;\n}" ::"r"(address()),
+        "r"(parity), "r"(10000000)
         : "memory");
   }
   __device__ __forceinline__ uint32_t address() const { return shared_address(&state); }
