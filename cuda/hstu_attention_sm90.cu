@@ -1,11 +1,13 @@
 // HSTU attention, forward, for Hopper (sm_90a): wgmma, TMA, bias on chip, silu; see hstu_attention_sm90.cuh.
+#include <cmath>
+
+#include "hstu_attention_choice.cuh"
 #include "hstu_attention_sm90.cuh"
 
-namespace hstu::cuda::attention {
+namespace hstu::cuda {
+namespace attention {
 namespace forward_sm90 {
 namespace {
-
-__device__ __forceinline__ uint32_t near_apart(int a, int b) { return a > b ? uint32_t(a) - uint32_t(b) : uint32_t(b) - uint32_t(a); }
 
 // The bias of row i and a key of its own group.
 template <typename T>
@@ -91,10 +93,10 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
     auto begin = [&](int j0) {
       if constexpr (kBias) {
         shared.bias.full[bias_ring.stage].wait(bias_ring.parity);
-        int i0 = s.shift + work.first;
-        const float* corner = &shared.bias.pos[bias_ring.stage][kKeys - 1 - column0];
-        int last = max(s.history - i0, 0);
-        const float *low = corner + min(row0, last), *high = corner + min(row0 + 8, last);
+        const float* pos = shared.bias.pos[shared.bias.part[bias_ring.stage]] + kPositions;
+        int i = s.shift + work.first + row0, nearest = j0 + column0;
+        const float* low = pos + ((min(i, s.history) - nearest) & (kPositions - 1));
+        const float* high = pos + ((min(i + 8, s.history) - nearest) & (kPositions - 1));
 #pragma unroll
         for (int x = 0; x < kKeys / 8; ++x)
 #pragma unroll
@@ -118,7 +120,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
         for (int x = 0; x < 4; ++x) {
           int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
 #pragma unroll
-          for (int y = 0; y < 4; ++y) v[4 * x + y] = fmaf(factor, v[4 * x + y], time[bias.near_bucket(near_apart(fixed[y / 2], y % 2 ? at.y : at.x))]);
+          for (int y = 0; y < 4; ++y) v[4 * x + y] = fmaf(factor, v[4 * x + y], time[bias.near_bucket(bias.apart(fixed[y / 2], y % 2 ? at.y : at.x))]);
         }
       } else if (kind == TimePath::kFew && high == low + 1) {
         int least = int(bias.threshold[low]), until[2] = {fixed[0] - least, fixed[1] - least};
@@ -351,19 +353,42 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
 
 
 template <typename T, int kDim, Mode kMode>
-void run(const Call<T>& p, T* out, int64_t query_rows, int64_t key_rows, int processors, Stream stream) {
+void run(const Call<T>& p, T* out, int64_t query_rows, int64_t key_rows, Stream stream) {
   using C = Config<kDim, kMode>;
   int64_t most = (query_rows / C::kRows + p.sequences) * p.heads;
   HSTU_CHECK(most <= INT_MAX / 2, kInvalidArgument, "hstu_attention: ", query_rows, " rows of ", p.heads, " heads are too many for one call");
-  CUtensorMap q_map = tensor_map<T, kDim>(p.q, query_rows, p.heads, p.key_dim, C::kRows);
-  CUtensorMap k_map = tensor_map<T, kDim>(p.k, key_rows, p.heads, p.key_dim, C::kKeys);
-  CUtensorMap v_map = tensor_map<T, kDim>(p.v, key_rows, p.heads, p.value_dim, C::kKeys);
+  CUtensorMap q_map = tensor_map<T, kDim>(p.q, query_rows, p.heads, p.key_dim, C::kRows), k_map = q_map, v_map = q_map;
+  if (key_rows > 0) {  // else all keys stand in pages
+    k_map = tensor_map<T, kDim>(p.k, key_rows, p.heads, p.key_dim, C::kKeys);
+    v_map = tensor_map<T, kDim>(p.v, key_rows, p.heads, p.value_dim, C::kKeys);
+  }
   Scratch<int> starts(p.sequences + 2, stream);
   Plan plan{starts, starts + p.sequences + 1, p.sequences, p.heads};
   launch(plan_kernel<T>, dim3(1), dim3(1024), 0, stream, p, starts.get(), plan.ticket, C::kRows);
-  launch(hstu_attention_sm90_kernel<T, kDim, kMode>, dim3(unsigned(std::min<int64_t>(most, processors))), dim3(C::kThreads),
+  launch(hstu_attention_sm90_kernel<T, kDim, kMode>, dim3(unsigned(std::min<int64_t>(most, processors()))), dim3(C::kThreads),
          sizeof(Shared<T, kDim, kMode>), stream, q_map, k_map, v_map, p, plan, out);
 }
 
 }  // namespace
 }  // namespace forward_sm90
+
+template <typename T>
+bool forward_on_hopper(const Call<T>& p, T* out, int64_t query_rows, int64_t key_rows, Stream stream) {
+  using namespace forward_sm90;
+  bool bias = p.positions || p.last_bucket >= 0;
+  if (!takes_hopper(p, query_rows, key_rows, reinterpret_cast<const void*>(hstu_attention_sm90_kernel<T, 64, Mode::kSilu>))) return false;
+  if (bias && !(std::fabs(p.alpha) > 1e-20f && std::fabs(p.alpha) < 1e20f)) return false;  // scores begin as bias / alpha
+  if (query_rows == 0) return true;
+  int dim = std::max(p.key_dim, p.value_dim);
+  pick<64, 128, 256>("head_dim", dim <= 64 ? 64 : dim <= 128 ? 128 : 256, [&](auto bucket) {
+    constexpr int kDim = decltype(bucket)::value;
+    if (bias) run<T, kDim, Mode::kSiluBias>(p, out, query_rows, key_rows, stream);
+    else run<T, kDim, Mode::kSilu>(p, out, query_rows, key_rows, stream);
+  });
+  return true;
+}
+template bool forward_on_hopper(const Call<__nv_bfloat16>&, __nv_bfloat16*, int64_t, int64_t, Stream);
+template bool forward_on_hopper(const Call<__half>&, __half*, int64_t, int64_t, Stream);
+
+}  // namespace attention
+}  // namespace hstu::cuda

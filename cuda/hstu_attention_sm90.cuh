@@ -23,7 +23,8 @@ struct Config {
   static constexpr int kBiasRing = 2;
   static constexpr bool kTurns = !kBias && kDim == 128;  // warpgroups start their products in turns
   static constexpr int kThreads = 128 * (kGroups + 1);
-  static constexpr int kLoading = kGroups == 3 ? 32 : 56, kComputing = kGroups == 3 ? 160 : 224;  // registers a thread
+  static constexpr int kLoading = kGroups == 3 && !kBias ? 32 : 56;  // registers a thread
+  static constexpr int kComputing = kGroups == 2 ? 224 : kBias ? 152 : 160;
 };
 constexpr int kSlots = 3;  // items under way
 enum NamedBarrier { kTurn = 1, kGroup = 4, kStagers = 7 };  // the first two: of one warpgroup each
@@ -35,23 +36,38 @@ struct Work {
   KeyTiles tiles;
 };
 
-// What the bias needs of an item's rows and of a tile of keys, brought by two warps of the loading warpgroup.
-template <int kRowsOfBlock, int kKeys, int kRing>
+// What the bias needs of an item's rows and of a tile of keys, brought by two warps of the loading warpgroup. A tile shares all but kKeys of its
+// position differences with the one before it: entries stand at their difference modulo kPositions, twice in a row, so that a thread
+// reads on without looking; a first tile takes the other part, while the last tile of the item before may still be read.
+constexpr int kPositions = 512;
+template <int kRows, int kKeys, int kRing>
 struct BiasStages {
+  static_assert(kRows + kKeys + kRing * kKeys <= kPositions && kRing == 2);
   uint32_t threshold[kNearThresholds];
   float time[kSlots][kNearThresholds + 1];  // of the item's head; 0 from kUntimed on
-  int row_near[kSlots][kRowsOfBlock];
-  TimeSpan row_span[kRowsOfBlock / 16];
-  float pos[kRing][kRowsOfBlock + kKeys];  // by query row - key + kKeys - 1
+  int row_near[kSlots][kRows];
+  TimeSpan row_span[kRows / 16];
+  float pos[2][2 * kPositions];
   alignas(8) int near[kRing][kKeys];
   TimeSpan span[kKeys / 32];
-  alignas(16) int path[kRing][kRowsOfBlock / 16][kKeys / 32];  // of 16 rows by 32 keys: kind, high, low, a byte each
+  int part[kRing];
+  alignas(8) int path[kRing][kRows / 16][kKeys / 32];  // of 16 rows by 32 keys: kind, high, low, a byte each
   Barrier full[kRing], empty[kRing];
 
+  static __device__ __forceinline__ uint32_t apart(int a, int b) { return a > b ? uint32_t(a) - uint32_t(b) : uint32_t(b) - uint32_t(a); }
   // Not limited to the table.
   __device__ __forceinline__ int near_bucket(uint32_t d) const {
     int guess = bucket_guess(fmaxf(__uint2float_rz(d), 1.f));
     return guess + int(d >= threshold[guess]);
+  }
+  __device__ __forceinline__ int path_of(TimeSpan rows, TimeSpan keys, int last) const {
+    if (last < 0) return TimePath::kOne << 16;
+    int kinds = rows.kinds | keys.kinds;
+    if (kinds || rows.least > rows.most || keys.least > keys.most) return (kinds & kSomeFar ? TimePath::kFar : TimePath::kMany) << 16 | last << 8;
+    int low = min(near_bucket(max(max(rows.least - keys.most, keys.least - rows.most), 0)), last);
+    int high = min(near_bucket(max(rows.most - keys.least, keys.most - rows.least)), last);
+    int kind = low == high ? TimePath::kOne : keys.most <= rows.least && high - low <= kFewBuckets ? TimePath::kFew : TimePath::kMany;
+    return kind << 16 | high << 8 | low;
   }
 };
 
@@ -213,29 +229,29 @@ __device__ __forceinline__ void load_tiles(Shared<T, kDim, kMode>& shared, const
   }
 }
 
-// Warps 2 and 3 of the loading warpgroup bring the times and the position entries of an item's rows and of its tiles.
+// Warps 2 and 3 of the loading warpgroup bring what the bias needs.
 template <typename T, int kDim, Mode kMode>
 __device__ __forceinline__ void stage_bias(Shared<T, kDim, kMode>& shared, const Call<T>& p) {
   using C = Config<kDim, kMode>;
-  constexpr int kRows = C::kRows, kKeys = C::kKeys, kThreads = 64;
+  constexpr int kKeys = C::kKeys, kThreads = 64;
+  static_assert(kKeys == kThreads);
   auto& bias = shared.bias;
-  int thread = int(threadIdx.x) - 64, lane = thread % 32, warp = thread / 32;
+  int thread = int(threadIdx.x) - 64, lane = thread % 32, part = 0;
   float up = 1 / p.alpha;
   for (int x = thread; x < kNearThresholds; x += kThreads) bias.threshold[x] = uint32_t(min(kThresholds.at[x], int64_t(UINT32_MAX)));
-  Ring<kSlots> turn;
   Ring<C::kBiasRing> ring;
-  for (;; turn.next()) {
+  for (Ring<kSlots> turn;; turn.next()) {
     shared.work_full[turn.stage].wait(turn.parity);
-    const Work work = shared.work[turn.stage];
+    const Work& work = shared.work[turn.stage];
     if (work.rows <= 0) return;
     const Sequence& s = work.s;
     int i0 = s.shift + work.first;
-    int64_t base = first_time(p, s);
+    int64_t base = first_time(p, s), time_row = p.time_per_head ? work.head * p.time_width : 0;
+    int64_t position_row = p.pos_per_head ? int64_t(work.head) * p.positions : 0;
     for (int x = thread; x <= kNearThresholds; x += kThreads)
-      bias.time[turn.stage][x] =
-          p.last_bucket >= 0 && x < kUntimed ? p.unit * p.time_w.at((p.time_per_head ? work.head * p.time_width : 0) + min(x, p.last_bucket)) : 0.f;
-    for (int r0 = 32 * warp; r0 < kRows; r0 += kThreads) {
-      int r = r0 + lane;
+      bias.time[turn.stage][x] = p.last_bucket >= 0 && x < kUntimed ? p.unit * p.time_w.at(time_row + min(x, p.last_bucket)) : 0.f;
+#pragma unroll 1
+    for (int r = thread; r < C::kRows; r += kThreads) {
       bool there = p.last_bucket >= 0 && r < work.rows;
       NearTime time{kNoFixedTime, kSomeUntimed};
       if (there && i0 + r >= s.contextual) time = near_time(p.query_time[s.query + work.first + r], base);
@@ -243,47 +259,30 @@ __device__ __forceinline__ void stage_bias(Shared<T, kDim, kMode>& shared, const
       TimeSpan low = TimeSpan::of_warp(time, there && lane < 16), high = TimeSpan::of_warp(time, there && lane >= 16);
       if (lane % 16 == 0) bias.row_span[r / 16] = lane ? high : low;
     }
-    for (int n = work.tiles.from(0); n < work.tiles.last; n = work.tiles.from(n + 1), ring.next()) {
-      int j0 = n * kKeys, nearest = min(i0, s.history) - j0 - (kKeys - 1);
-      float pos[(kRows + kKeys + kThreads - 1) / kThreads];
-      NearTime time[(kKeys + kThreads - 1) / kThreads];
-#pragma unroll
-      for (int y = 0; y < (kRows + kKeys + kThreads - 1) / kThreads; ++y)
-        pos[y] = p.positions ? up * p.pos_w.at((p.pos_per_head ? int64_t(work.head) * p.positions : 0) +
-                                                   min(abs(nearest + thread + y * kThreads), p.positions - 1))
-                             : 0.f;
-#pragma unroll
-      for (int y = 0; y < (kKeys + kThreads - 1) / kThreads; ++y) {
-        int c = thread + y * kThreads, j = j0 + c;
-        time[y] = {kNoMovingTime, kSomeUntimed};
-        if (p.last_bucket >= 0 && c < kKeys && j >= s.contextual && j < s.history) time[y] = near_time(p.key_time[s.time + j], base);
-      }
+    int last = -2;  // the tile before
+    for (int n = work.tiles.from(0); n < work.tiles.last; last = n, n = work.tiles.from(n + 1), ring.next()) {
+      int j0 = n * kKeys, nearest = min(i0, s.history) - j0 - (kKeys - 1), fresh = n == last + 1 ? kKeys : C::kRows + kKeys;
+      bool timed = p.last_bucket >= 0 && j0 + thread < s.history;
+      NearTime time{kNoMovingTime, kSomeUntimed};
+      if (timed && j0 + thread >= s.contextual) time = near_time(p.key_time[s.time + j0 + thread], base);
+      auto entry = [&](int x) {
+        return p.positions ? up * p.pos_w.at(position_row + min(abs(nearest + x), p.positions - 1)) : 0.f;
+      };
+      float first = entry(thread);
       bias.empty[ring.stage].wait(ring.parity ^ 1);
-#pragma unroll
-      for (int y = 0; y < (kRows + kKeys + kThreads - 1) / kThreads; ++y)
-        if (int x = thread + y * kThreads; x < kRows + kKeys) bias.pos[ring.stage][x] = pos[y];
-#pragma unroll
-      for (int y = 0; y < (kKeys + kThreads - 1) / kThreads; ++y) {
-        int c = thread + y * kThreads;
-        if (c - lane >= kKeys) continue;
-        bias.near[ring.stage][c] = time[y].at;
-        TimeSpan span = TimeSpan::of_warp(time[y], p.last_bucket >= 0 && j0 + c < s.history);
-        if (lane == 0) bias.span[c / 32] = span;
+      if (fresh > kKeys) part ^= 1;
+      float* pos = bias.pos[part];
+#pragma unroll 1
+      for (int x = thread; x < fresh; x += kThreads) {
+        int at = (nearest + x) & (kPositions - 1);
+        pos[at] = pos[at + kPositions] = x == thread ? first : entry(x);
       }
+      bias.near[ring.stage][thread] = time.at;
+      TimeSpan span = TimeSpan::of_warp(time, timed);
+      if (lane == 0) bias.span[thread / 32] = span;
+      if (thread == 0) bias.part[ring.stage] = part;
       meet(kStagers, kThreads);
-      for (int x = thread; x < kRows / 16 * (kKeys / 32); x += kThreads) {
-        TimeSpan rows = bias.row_span[x / (kKeys / 32)], keys = bias.span[x % (kKeys / 32)];
-        int kinds = rows.kinds | keys.kinds, low = 0, high = 0, kind = TimePath::kOne;
-        if (p.last_bucket >= 0) {
-          high = p.last_bucket, kind = kinds & kSomeFar ? TimePath::kFar : TimePath::kMany;
-          if (!kinds && rows.least <= rows.most && keys.least <= keys.most) {
-            low = min(bias.near_bucket(max(max(rows.least - keys.most, keys.least - rows.most), 0)), p.last_bucket);
-            high = min(bias.near_bucket(max(rows.most - keys.least, keys.most - rows.least)), p.last_bucket);
-            kind = low == high ? TimePath::kOne : keys.most <= rows.least && high - low <= kFewBuckets ? TimePath::kFew : TimePath::kMany;
-          }
-        }
-        bias.path[ring.stage][x / (kKeys / 32)][x % (kKeys / 32)] = kind << 16 | high << 8 | low;
-      }
+      if (thread < C::kRows / 16 * 2) bias.path[ring.stage][thread / 2][thread % 2] = bias.path_of(bias.row_span[thread / 2], bias.span[thread % 2], p.last_bucket);
       meet(kStagers, kThreads);
       if (lane == 0) bias.full[ring.stage].arrive();
     }
