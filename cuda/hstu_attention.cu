@@ -1,6 +1,7 @@
 // HSTU attention, forward: out = scale sum_j silu(alpha q k^T + bias) v, or softmax, over jagged sequences with history in pages or not.
 #include "hstu_attention.cuh"
 #include "hstu_attention_bias.cuh"
+#include "hstu_attention_choice.cuh"
 
 namespace hstu::cuda {
 namespace attention {
@@ -306,6 +307,8 @@ void hstu_attention(Tensor& out, Tensor* lse, const Tensor& q, const Tensor& k, 
       int piece = piece_of(call.kv_pages, call.page_width);
       call.key_piece = std::min(call.key_piece, piece), call.value_piece = std::min(call.value_piece, piece);
     }
+    if constexpr (kIsHalf<T>)
+      if (!softmax && forward_on_hopper(call, out.as<T>(), q.shape[0], k.shape[0], stream)) return;
     float* log_sums = data_or_null<float>(lse);
     pick_dim(q.shape[2], v.shape[2], [&](auto dim) {
       constexpr int kDim = decltype(dim)::value;

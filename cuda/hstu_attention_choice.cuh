@@ -1,0 +1,49 @@
+// Which kernels a call of HSTU attention takes:
+//   sm_90a, bfloat16 and float16, silu, head dims that are multiples of 8   hstu_attention_sm90*: wgmma and TMA
+//   all else (other devices, float32, softmax, other head dims)             hstu_attention*: mma.sync
+// HSTU_ATTENTION_KERNEL=mma takes mma.sync everywhere, for comparison.
+#pragma once
+#include <atomic>
+#include <cstdlib>
+#include <cstring>
+
+#include "hstu_attention.cuh"
+
+namespace hstu::cuda::attention {
+
+inline int processors() {
+  int device = 0, count = 0;
+  CUDA_CHECK(cudaGetDevice(&device));
+  CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
+}
+
+// Whether this build and device run machine code of sm_90a. Elsewhere, also where PTX of another architecture is compiled, those kernels are empty.
+inline bool runs_hopper(const void* kernel) {
+  static std::atomic<int8_t> known[64];
+  int device = 0, major = 0;
+  CUDA_CHECK(cudaGetDevice(&device));
+  if (device < 64 && known[device] != 0) return known[device] > 0;
+  CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  bool runs = false;
+  if (major == 9) {
+    cudaFuncAttributes attributes{};
+    CUDA_CHECK(cudaFuncGetAttributes(&attributes, kernel));
+    runs = attributes.binaryVersion == 90 && attributes.ptxVersion == 90;
+  }
+  if (device < 64) known[device] = runs ? 1 : -1;
+  return runs;
+}
+
+template <typename T>
+bool takes_hopper(const Call<T>& p, int64_t query_rows, int64_t key_rows, const void* kernel) {
+  const char* asked = std::getenv("HSTU_ATTENTION_KERNEL");
+  if (asked && std::strcmp(asked, "mma") == 0) return false;
+  return kIsHalf<T> && p.key_piece == 16 && p.value_piece == 16 && query_rows <= INT_MAX && key_rows <= INT_MAX && runs_hopper(kernel);
+}
+
+// False where the call is for mma.sync.
+template <typename T>
+bool forward_on_hopper(const Call<T>& p, T* out, int64_t query_rows, int64_t key_rows, Stream stream);
+
+}  // namespace hstu::cuda::attention

@@ -1,0 +1,64 @@
+// Which tiles of rows there are in a jagged batch, and who takes which: blocks that stay begin with the item of their own index and draw
+// others by tickets, so that nobody waits for the longest sequence. Items go by sequence, head, and tile from the last one (which sees most keys)
+// to the first: blocks that run at the same time read the same keys from the L2 cache.
+#pragma once
+#include "hstu_attention.cuh"
+
+namespace hstu::cuda::attention {
+
+struct Plan {
+  const int* starts;  // [B + 1] tiles of the sequences before
+  int* ticket;
+  int sequences, heads;
+
+  __device__ __forceinline__ int items() const { return starts[sequences] * heads; }
+  __device__ __forceinline__ int draw() const {
+    int drawn = threadIdx.x % 32 == 0 ? atomicAdd(ticket, 1) : 0;
+    return __shfl_sync(kFullWarp, drawn, 0) + int(gridDim.x);
+  }
+  struct Item {
+    int sequence, head, tile;
+  };
+  // By a warp: 32 sequences are looked at at a time.
+  __device__ __forceinline__ Item item(int x) const {
+    int tile = x / heads, low = 0, count = sequences;  // starts[low] <= tile, and the sequence is one of `count`
+    while (count > 1) {
+      int step = (count + 31) / 32, at = min(low + (int(threadIdx.x % 32) + 1) * step, low + count);
+      int beyond = __popc(__ballot_sync(kFullWarp, at < low + count && starts[at] <= tile));
+      low += beyond * step, count = min(step, count - beyond * step);
+    }
+    int first = starts[low], tiles = starts[low + 1] - first, rest = x - first * heads;
+    return {low, rest / tiles, tiles - 1 - rest % tiles};
+  }
+};
+
+// starts [B + 1]; also zeroes the ticket. One block.
+template <typename T>
+__global__ void __launch_bounds__(1024) plan_kernel(const Call<T> p, int* starts, int* ticket, int rows) {
+  __shared__ int sums[32];
+  int lane = threadIdx.x % 32, warp = threadIdx.x / 32, total = 0;
+  if (threadIdx.x == 0) *ticket = 0, starts[0] = 0;
+  for (int b0 = 0; b0 < p.sequences; b0 += 1024) {
+    int b = b0 + threadIdx.x;
+    int tiles = b < p.sequences ? (sequence_of(p, b).queries + rows - 1) / rows : 0;
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+      int before = __shfl_up_sync(kFullWarp, tiles, d);
+      if (lane >= d) tiles += before;
+    }
+    if (lane == 31) sums[warp] = tiles;
+    __syncthreads();
+    int sum = sums[lane];
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+      int before = __shfl_up_sync(kFullWarp, sum, d);
+      if (lane >= d) sum += before;
+    }
+    int before = __shfl_sync(kFullWarp, sum, max(warp - 1, 0));
+    if (b < p.sequences) starts[b + 1] = total + tiles + (warp > 0 ? before : 0);
+    total += __shfl_sync(kFullWarp, sum, 31);
+    __syncthreads();
+  }
+}
+
+}  // namespace hstu::cuda::attention

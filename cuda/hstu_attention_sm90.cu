@@ -1,0 +1,394 @@
+// HSTU attention, forward, for Hopper (sm_90a): wgmma, TMA, bias on chip, silu; see hstu_attention_sm90.cuh.
+#include <cmath>
+
+#include "hstu_attention_choice.cuh"
+#include "hstu_attention_sm90.cuh"
+
+namespace hstu::cuda {
+namespace attention {
+namespace forward_sm90 {
+namespace {
+
+// The bias of row i and a key of its own group.
+template <typename T>
+__device__ __forceinline__ float own_bias(const Call<T>& p, const Sequence& s, int head, int64_t query_row, int j) {
+  float bias = p.positions ? p.unit * p.pos_w.at(p.pos_per_head ? int64_t(head) * p.positions : 0) : 0.f;
+  return p.last_bucket < 0 ? bias : bias + time_term(p, head, bucket_of(p.query_time[query_row], p.key_time[s.time + j], p.last_bucket));
+}
+
+// A block is persistent: one warpgroup loads, the others own 64 query rows each of an item, a warp 16 of them, in the layout of the accumulators.
+// K and V arrive tile by tile; S = Q K^T from shared memory, the weights stay in registers for O += P V. Without a bias the scores of
+// a tile and the values of the one before it are multiplied at the same time, while the last scores become weights; with a bias the scores begin as
+// the position's bias / alpha, read while the values before are multiplied. Targets' own groups come last, in float32.
+// A row's bits depend on the order of its keys and the products of 16 keys, counted from key 0, alone: hidden keys and skipped tiles add exact
+// zeros, all ways to a time bucket give the same bucket.
+template <typename T, int kDim, Mode kMode>
+__global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
+    hstu_attention_sm90_kernel(const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap k_map,
+                               const __grid_constant__ CUtensorMap v_map, const __grid_constant__ Call<T> p, const Plan plan, T* out) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+  using C = Config<kDim, kMode>;
+  constexpr int kRows = C::kRows, kKeys = C::kKeys, kRing = C::kRing, kGroups = C::kGroups;
+  constexpr int kBytes = kRowBytes<T, kDim>, kColumns = kBytes / int(sizeof(T));
+  constexpr bool kBias = C::kBias;
+  extern __shared__ __align__(1024) unsigned char memory[];
+  auto& shared = *reinterpret_cast<Shared<T, kDim, kMode>*>(memory);
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4 - 1;
+
+  if (threadIdx.x == 0) {
+    prefetch(q_map), prefetch(k_map), prefetch(v_map);
+    shared.init();
+  }
+  __syncthreads();
+  if (group < 0) {
+    give_registers<C::kLoading>();
+    if (warp == 0) load_tiles(shared, q_map, k_map, v_map, p);
+    else if (warp == 1) draw_items(shared, p, plan);
+    else if constexpr (kBias) stage_bias(shared, p);
+    return;
+  }
+
+  take_registers<C::kComputing>();
+  int row0 = 16 * (warp - 4) + lane / 4, column0 = lane % 4 * 2;
+  Ring<kSlots> turn;
+  Ring<kRing> ring;
+  Ring<C::kBiasRing> bias_ring;
+  Ring<C::kQueries> q_ring;
+  if (C::kTurns && group == 0) announce(kTurn, 256);
+  auto my_turn = [&] {
+    if constexpr (C::kTurns) meet(kTurn + group, 256);
+  };
+  auto your_turn = [&] {
+    if constexpr (C::kTurns) announce(kTurn + (group + 1) % kGroups, 256);
+  };
+  auto release = [&](Barrier& barrier) {
+    if (lane == 0) barrier.arrive();
+  };
+  for (;; turn.next()) {
+    shared.work_full[turn.stage].wait(turn.parity);
+    const Work& work = shared.work[turn.stage];
+    const Sequence& s = work.s;
+    if (work.rows <= 0) return;
+    const VisibleKeys &some = shared.some[turn.stage][group], &every = shared.every[turn.stage][warp - 4];
+
+    float sums[kDim / 2], w[kKeys / 2];
+    uint32_t weights[kKeys / 4];
+#pragma unroll
+    for (int x = 0; x < kDim / 2; ++x) sums[x] = 0.f;
+
+    auto scores = [&](int stage) {
+      uint64_t q_rows = by_rows<kBytes>(shared_address(shared.q[q_ring.stage]) + 64 * group * kBytes);
+      uint64_t k_rows = by_rows<kBytes>(shared_address(shared.k[stage]));
+#pragma unroll
+      for (int d = 0; d < kDim; d += 16)
+        wgmma<T, false>(w, q_rows + (d / kColumns * kRows * kBytes + d % kColumns * 2) / 16,
+                        k_rows + (d / kColumns * kKeys * kBytes + d % kColumns * 2) / 16, kBias || d > 0);
+    };
+    auto add_values = [&](int stage) {
+      uint64_t v_columns = by_columns<kBytes>(shared_address(shared.v[stage]), kKeys * kBytes);
+#pragma unroll
+      for (int x = 0; x < kKeys; x += 16) wgmma<T, true>(sums, weights + x / 4, v_columns + x * kBytes / 16, true);
+    };
+    // Scores begin as the position's bias / alpha, and the product is added to them.
+    auto begin = [&](int j0) {
+      if constexpr (kBias) {
+        shared.bias.full[bias_ring.stage].wait(bias_ring.parity);
+        const float* pos = shared.bias.pos[shared.bias.part[bias_ring.stage]] + kPositions;
+        int i = s.shift + work.first + row0, nearest = j0 + column0;
+        const float* low = pos + ((min(i, s.history) - nearest) & (kPositions - 1));
+        const float* high = pos + ((min(i + 8, s.history) - nearest) & (kPositions - 1));
+#pragma unroll
+        for (int x = 0; x < kKeys / 8; ++x)
+#pragma unroll
+          for (int e = 0; e < 2; ++e) w[4 * x + e] = low[-8 * x - e], w[4 * x + 2 + e] = high[-8 * x - e];
+      }
+    };
+    // v[16] = factor v + the time's bias, of 32 keys from column c0 on.
+    [[maybe_unused]] auto add_time = [&](float* v, int code, int c0) {
+      if constexpr (kBias) {
+      auto& bias = shared.bias;
+      const float* time = bias.time[turn.stage];
+      int low = code & 255, high = code >> 8 & 255, kind = code >> 16;
+      const int* near = &bias.near[bias_ring.stage][c0 + column0];
+      int fixed[2] = {bias.row_near[turn.stage][row0], bias.row_near[turn.stage][row0 + 8]};
+      float factor = p.unit * p.alpha, first = time[low];
+      if (kind == TimePath::kOne) {
+#pragma unroll
+        for (int x = 0; x < 16; ++x) v[x] = fmaf(factor, v[x], first);
+      } else if (kind == TimePath::kMany) {
+#pragma unroll
+        for (int x = 0; x < 4; ++x) {
+          int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
+#pragma unroll
+          for (int y = 0; y < 4; ++y) v[4 * x + y] = fmaf(factor, v[4 * x + y], time[bias.near_bucket(bias.apart(fixed[y / 2], y % 2 ? at.y : at.x))]);
+        }
+      } else if (kind == TimePath::kFew && high == low + 1) {
+        int least = int(bias.threshold[low]), until[2] = {fixed[0] - least, fixed[1] - least};
+        float second = time[high];
+#pragma unroll
+        for (int x = 0; x < 4; ++x) {
+          int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
+#pragma unroll
+          for (int y = 0; y < 4; ++y) v[4 * x + y] = fmaf(factor, v[4 * x + y], (y % 2 ? at.y : at.x) <= until[y / 2] ? second : first);
+        }
+      } else {
+        float term[16];
+#pragma unroll
+        for (int x = 0; x < 16; ++x) term[x] = first;
+#pragma unroll 1
+        for (int bucket = low + 1; bucket <= high; ++bucket) {
+          int least = int(bias.threshold[bucket - 1]), until[2] = {fixed[0] - least, fixed[1] - least};
+          float value = time[bucket];
+#pragma unroll
+          for (int x = 0; x < 4; ++x) {
+            int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
+#pragma unroll
+            for (int y = 0; y < 4; ++y)
+              if ((y % 2 ? at.y : at.x) <= until[y / 2]) term[4 * x + y] = value;
+          }
+        }
+#pragma unroll
+        for (int x = 0; x < 16; ++x) v[x] = fmaf(factor, v[x], term[x]);
+      }
+      }
+    };
+    // The same from whole times, for all keys of the tile.
+    [[maybe_unused]] auto add_far_time = [&](int j0) {
+      float factor = p.unit * p.alpha;
+#pragma unroll 1
+      for (int y = 0; y < kKeys / 2; ++y) {
+        int i = s.shift + work.first + row0 + y / 2 % 2 * 8, j = j0 + column0 + y / 4 * 8 + y % 2;
+        float value = time_term(p, work.head, exact_bucket(p, s, i, j));
+#pragma unroll
+        for (int x = 0; x < kKeys / 2; ++x) w[x] = x == y ? fmaf(factor, w[x], value) : w[x];
+      }
+    };
+    auto weigh = [&](int j0) {
+      if constexpr (kBias) {
+        int path[kKeys / 32];
+        bool far = false;
+#pragma unroll
+        for (int c = 0; c < kKeys / 32; ++c) path[c] = shared.bias.path[bias_ring.stage][warp - 4][c], far |= path[c] >> 16 == TimePath::kFar;
+        if (far) add_far_time(j0);
+#pragma unroll
+        for (int c = 0; c < kKeys / 32; ++c) {
+          if (!far) add_time(w + 16 * c, path[c], 32 * c);
+#pragma unroll
+          for (int x = 0; x < 16; ++x) w[16 * c + x] = weight_of<T>(w[16 * c + x]);
+        }
+        __syncwarp();
+        release(shared.bias.empty[bias_ring.stage]);
+        bias_ring.next();
+      } else {
+        float factor = p.unit * p.alpha;
+#pragma unroll
+        for (int x = 0; x < kKeys / 2; ++x) w[x] = weight_of<T>(factor * w[x]);
+      }
+      if (every.all(j0, j0 + kKeys)) return;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        VisibleKeys keys = shared.seen[turn.stage][row0 + 8 * half];
+#pragma unroll
+        for (int c0 = 0; c0 < kKeys; c0 += 64) {
+          uint64_t seen = keys.bits(j0 + c0) >> column0;
+#pragma unroll
+          for (int x = 0; x < 8; ++x)
+#pragma unroll
+            for (int e = 0; e < 2; ++e)
+              if (!(uint32_t(x < 4 ? seen : seen >> 32) >> (8 * x % 32 + e) & 1)) w[c0 / 2 + 4 * x + 2 * half + e] = 0.f;
+        }
+      }
+    };
+    auto round = [&] {
+#pragma unroll
+      for (int x = 0; x < kKeys / 4; ++x) weights[x] = pack_pair<T>(w[2 * x], w[2 * x + 1]);
+    };
+    // Values behind the last key belong to others: they may be anything, and 0 times NaN is NaN.
+    auto clear_tail = [&](int stage, int valid) {
+      if (valid >= kKeys) return;
+      unsigned char* tile = reinterpret_cast<unsigned char*>(shared.v[stage]);
+      for (int x = valid * (kDim / 8) + threadIdx.x % 128; x < kKeys * (kDim / 8); x += 128)
+        *reinterpret_cast<uint4*>(tile + swizzled<T, kDim>(kKeys, x / (kDim / 8), x % (kDim / 8) * 8)) = uint4{0, 0, 0, 0};
+      fence_async();
+      meet(kGroup + group, 128);
+    };
+    auto sees = [&](int n) { return some.any(n * kKeys, (n + 1) * kKeys); };
+    // The next tile that this warpgroup sees; others are given back.
+    auto seek = [&](int n) {
+      for (; n < work.tiles.last && !sees(n); n = work.tiles.from(n + 1)) {
+        shared.k_full[ring.stage].wait(ring.parity), shared.v_full[ring.stage].wait(ring.parity);
+        __syncwarp();
+        release(shared.k_empty[ring.stage]), release(shared.v_empty[ring.stage]);
+        ring.next();
+        if constexpr (kBias) {
+          shared.bias.full[bias_ring.stage].wait(bias_ring.parity);
+          __syncwarp();
+          release(shared.bias.empty[bias_ring.stage]);
+          bias_ring.next();
+        }
+        my_turn(), your_turn();
+      }
+      return n;
+    };
+
+    shared.q_full[q_ring.stage].wait(q_ring.parity);
+    // Runs of tiles that this warpgroup sees: the scores of a tile and the values of the one before it are multiplied at the same time.
+    for (int n = seek(work.tiles.from(0)); n < work.tiles.last; n = seek(n)) {
+      if constexpr (kBias) {
+        for (bool first = true;; first = false) {
+          begin(n * kKeys);
+          shared.k_full[ring.stage].wait(ring.parity);
+          wgmma_fence();
+          scores(ring.stage);
+          wgmma_commit();
+          wgmma_wait<1>(sums);
+          if (!first) release(shared.v_empty[ring.stage == 0 ? kRing - 1 : ring.stage - 1]);
+          wgmma_wait<0>(w);
+          release(shared.k_empty[ring.stage]);
+          weigh(n * kKeys);
+          round();
+          shared.v_full[ring.stage].wait(ring.parity);
+          clear_tail(ring.stage, s.history - n * kKeys);
+          wgmma_fence();
+          add_values(ring.stage);
+          wgmma_commit();
+          ring.next();
+          n = work.tiles.from(n + 1);
+          if (n >= work.tiles.last || !sees(n)) break;
+        }
+        wgmma_wait<0>(sums);
+        release(shared.v_empty[ring.stage == 0 ? kRing - 1 : ring.stage - 1]);
+      } else {
+        shared.k_full[ring.stage].wait(ring.parity);
+        my_turn();
+        wgmma_fence();
+        scores(ring.stage);
+        wgmma_commit();
+        your_turn();
+        wgmma_wait<0>(w);
+        release(shared.k_empty[ring.stage]);
+        weigh(n * kKeys);
+        round();
+        Ring<kRing> now;
+        for (;;) {
+          now = ring;
+          ring.next();
+          shared.v_full[now.stage].wait(now.parity);
+          clear_tail(now.stage, s.history - n * kKeys);
+          n = work.tiles.from(n + 1);
+          if (n >= work.tiles.last || !sees(n)) break;
+          shared.k_full[ring.stage].wait(ring.parity);
+          my_turn();
+          wgmma_fence();
+          scores(ring.stage);
+          wgmma_commit();
+          add_values(now.stage);
+          wgmma_commit();
+          your_turn();
+          wgmma_wait<1>(w);
+          release(shared.k_empty[ring.stage]);
+          weigh(n * kKeys);
+          wgmma_wait<0>(sums);
+          release(shared.v_empty[now.stage]);
+          round();
+        }
+        wgmma_fence();
+        add_values(now.stage);
+        wgmma_commit();
+        wgmma_wait<0>(sums);
+        release(shared.v_empty[now.stage]);
+      }
+    }
+
+    // Targets' own groups, in float32, a quad a row.
+    int64_t query = s.query + work.first;
+    int head = work.head, rows = work.rows;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int r = row0 + 8 * half, i = s.shift + work.first + r, own = shared.seen[turn.stage][r].own, count = r < rows ? i + 1 - own : 0;
+#pragma unroll 1
+      for (int x = 0, longest = __reduce_max_sync(kFullWarp, count); x < longest; ++x) {
+        bool active = x < count;
+        int j = active ? own + x : 0;
+        int64_t key = s.key + j - s.paged;
+        float score = p.unit * p.alpha *
+                      quad_dot(p.q + ((query + (active ? r : 0)) * p.heads + head) * p.key_dim, p.k + (key * p.heads + head) * p.key_dim, p.key_dim, active);
+        if (!active) continue;
+        if constexpr (kBias) score += own_bias(p, s, head, query + r, j);
+        float weight = weight_of<T>(score);
+        const T* value = p.v + (key * p.heads + head) * p.value_dim;
+#pragma unroll
+        for (int d = 0; d < kDim / 8; ++d)
+          if (8 * d < p.value_dim)
+#pragma unroll
+            for (int e = 0; e < 2; ++e) sums[4 * d + 2 * half + e] = fmaf(weight, to_float(value[8 * d + column0 + e]), sums[4 * d + 2 * half + e]);
+      }
+    }
+    // Rows leave through this warpgroup's part of the query tile.
+    meet(kGroup + group, 128);
+    unsigned char* tile = reinterpret_cast<unsigned char*>(shared.q[q_ring.stage]);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int r = row0 + 8 * half;
+      float scale = p.scales ? (r < rows ? p.scales[query + r] : 0.f) : p.scale;
+#pragma unroll
+      for (int d = 0; d < kDim / 8; ++d)
+        *reinterpret_cast<uint32_t*>(tile + swizzled<T, kDim>(kRows, r, 8 * d + column0)) =
+            pack_pair<T>(scale * sums[4 * d + 2 * half], scale * sums[4 * d + 2 * half + 1]);
+    }
+    __syncwarp();
+    for (int x = lane; x < 16 * (kDim / 8); x += 32) {
+      int r = 16 * (warp - 4) + x / (kDim / 8), d = x % (kDim / 8) * 8;
+      if (r < rows && d < p.value_dim)
+        *reinterpret_cast<uint4*>(out + ((query + r) * p.heads + head) * p.value_dim + d) =
+            *reinterpret_cast<const uint4*>(tile + swizzled<T, kDim>(kRows, r, d));
+    }
+    __syncwarp();
+    fence_async();
+    release(shared.q_empty[q_ring.stage]), release(shared.work_empty[turn.stage]);
+    q_ring.next();
+  }
+#endif
+}
+
+
+template <typename T, int kDim, Mode kMode>
+void run(const Call<T>& p, T* out, int64_t query_rows, int64_t key_rows, Stream stream) {
+  using C = Config<kDim, kMode>;
+  int64_t most = (query_rows / C::kRows + p.sequences) * p.heads;
+  HSTU_CHECK(most <= INT_MAX / 2, kInvalidArgument, "hstu_attention: ", query_rows, " rows of ", p.heads, " heads are too many for one call");
+  CUtensorMap q_map = tensor_map<T, kDim>(p.q, query_rows, p.heads, p.key_dim, C::kRows), k_map = q_map, v_map = q_map;
+  if (key_rows > 0) {  // else all keys stand in pages
+    k_map = tensor_map<T, kDim>(p.k, key_rows, p.heads, p.key_dim, C::kKeys);
+    v_map = tensor_map<T, kDim>(p.v, key_rows, p.heads, p.value_dim, C::kKeys);
+  }
+  Scratch<int> starts(p.sequences + 2, stream);
+  Plan plan{starts, starts + p.sequences + 1, p.sequences, p.heads};
+  launch(plan_kernel<T>, dim3(1), dim3(1024), 0, stream, p, starts.get(), plan.ticket, C::kRows);
+  launch(hstu_attention_sm90_kernel<T, kDim, kMode>, dim3(unsigned(std::min<int64_t>(most, processors()))), dim3(C::kThreads),
+         sizeof(Shared<T, kDim, kMode>), stream, q_map, k_map, v_map, p, plan, out);
+}
+
+}  // namespace
+}  // namespace forward_sm90
+
+template <typename T>
+bool forward_on_hopper(const Call<T>& p, T* out, int64_t query_rows, int64_t key_rows, Stream stream) {
+  using namespace forward_sm90;
+  bool bias = p.positions || p.last_bucket >= 0;
+  if (!takes_hopper(p, query_rows, key_rows, reinterpret_cast<const void*>(hstu_attention_sm90_kernel<T, 64, Mode::kSilu>))) return false;
+  if (bias && !(std::fabs(p.alpha) > 1e-20f && std::fabs(p.alpha) < 1e20f)) return false;  // scores begin as bias / alpha
+  if (query_rows == 0) return true;
+  int dim = std::max(p.key_dim, p.value_dim);
+  pick<64, 128, 256>("head_dim", dim <= 64 ? 64 : dim <= 128 ? 128 : 256, [&](auto bucket) {
+    constexpr int kDim = decltype(bucket)::value;
+    if (bias) run<T, kDim, Mode::kSiluBias>(p, out, query_rows, key_rows, stream);
+    else run<T, kDim, Mode::kSilu>(p, out, query_rows, key_rows, stream);
+  });
+  return true;
+}
+template bool forward_on_hopper(const Call<__nv_bfloat16>&, __nv_bfloat16*, int64_t, int64_t, Stream);
+template bool forward_on_hopper(const Call<__half>&, __half*, int64_t, int64_t, Stream);
+
+}  // namespace attention
+}  // namespace hstu::cuda

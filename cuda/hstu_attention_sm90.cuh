@@ -1,0 +1,294 @@
+// The forward for Hopper, sm_90a: what its warps share, and what the loading warpgroup does. The kernel is in hstu_attention_sm90.cu, a drawing
+// in docs/hstu_attention.md.
+#pragma once
+#include "hstu_attention.cuh"
+#include "hstu_attention_bias.cuh"
+#include "hstu_attention_plan.cuh"
+#include "sm90/wgmma.cuh"
+
+namespace hstu::cuda::attention {
+namespace forward_sm90 {
+
+using namespace sm90;
+
+// Tile sizes were measured (docs/hstu_attention.md).
+template <int kDim, Mode kMode>
+struct Config {
+  static constexpr bool kBias = kMode == Mode::kSiluBias;
+  static constexpr int kGroups = kDim <= 64 || (kBias && kDim <= 128) ? 3 : 2;  // warpgroups that compute; one more loads
+  static constexpr int kRows = 64 * kGroups;
+  static constexpr int kKeys = kBias || kDim > 128 ? 64 : 128;  // of a tile
+  static constexpr int kRing = kBias && kDim <= 128 ? 3 : 2;    // tiles of K and of V in shared memory
+  static constexpr int kQueries = kDim <= 128 ? 2 : 1;            // tiles of Q
+  static constexpr int kBiasRing = 2;
+  static constexpr bool kTurns = !kBias && kDim == 128;  // warpgroups start their products in turns
+  static constexpr int kThreads = 128 * (kGroups + 1);
+  static constexpr int kLoading = kGroups == 3 && !kBias ? 32 : 56;  // registers a thread
+  static constexpr int kComputing = kGroups == 2 ? 224 : kBias ? 152 : 160;
+};
+constexpr int kSlots = 3;  // items under way
+enum NamedBarrier { kTurn = 1, kGroup = 4, kStagers = 7 };  // the first two: of one warpgroup each
+
+// One head of up to kRows rows of one sequence.
+struct Work {
+  Sequence s;
+  int head, first, rows;  // rows = 0: there is no more
+  KeyTiles tiles;
+};
+
+// What the bias needs of an item's rows and of a tile of keys, brought by two warps of the loading warpgroup. A tile shares all but kKeys of its
+// position differences with the one before it: entries stand at their difference modulo kPositions, twice in a row, so that a thread
+// reads on without looking; a first tile takes the other part, while the last tile of the item before may still be read.
+constexpr int kPositions = 512;
+template <int kRows, int kKeys, int kRing>
+struct BiasStages {
+  static_assert(kRows + kKeys + kRing * kKeys <= kPositions && kRing == 2);
+  uint32_t threshold[kNearThresholds];
+  float time[kSlots][kNearThresholds + 1];  // of the item's head; 0 from kUntimed on
+  int row_near[kSlots][kRows];
+  TimeSpan row_span[kRows / 16];
+  float pos[2][2 * kPositions];
+  alignas(8) int near[kRing][kKeys];
+  TimeSpan span[kKeys / 32];
+  int part[kRing];
+  alignas(8) int path[kRing][kRows / 16][kKeys / 32];  // of 16 rows by 32 keys: kind, high, low, a byte each
+  Barrier full[kRing], empty[kRing];
+
+  static __device__ __forceinline__ uint32_t apart(int a, int b) { return a > b ? uint32_t(a) - uint32_t(b) : uint32_t(b) - uint32_t(a); }
+  // Not limited to the table.
+  __device__ __forceinline__ int near_bucket(uint32_t d) const {
+    int guess = bucket_guess(fmaxf(__uint2float_rz(d), 1.f));
+    return guess + int(d >= threshold[guess]);
+  }
+  __device__ __forceinline__ int path_of(TimeSpan rows, TimeSpan keys, int last) const {
+    if (last < 0) return TimePath::kOne << 16;
+    int kinds = rows.kinds | keys.kinds;
+    if (kinds || rows.least > rows.most || keys.least > keys.most) return (kinds & kSomeFar ? TimePath::kFar : TimePath::kMany) << 16 | last << 8;
+    int low = min(near_bucket(max(max(rows.least - keys.most, keys.least - rows.most), 0)), last);
+    int high = min(near_bucket(max(rows.most - keys.least, keys.most - rows.least)), last);
+    int kind = low == high ? TimePath::kOne : keys.most <= rows.least && high - low <= kFewBuckets ? TimePath::kFew : TimePath::kMany;
+    return kind << 16 | high << 8 | low;
+  }
+};
+
+template <typename T, int kDim, Mode kMode>
+struct Shared {
+  using C = Config<kDim, kMode>;
+  struct None {};
+  alignas(1024) T q[C::kQueries][C::kRows * kDim];
+  alignas(1024) T k[C::kRing][C::kKeys * kDim];
+  alignas(1024) T v[C::kRing][C::kKeys * kDim];
+  Barrier q_full[C::kQueries], q_empty[C::kQueries], k_full[C::kRing], k_empty[C::kRing], v_full[C::kRing], v_empty[C::kRing], work_full[kSlots], work_empty[kSlots];
+  Work work[kSlots];
+  VisibleKeys seen[kSlots][C::kRows];           // of a row
+  VisibleKeys some[kSlots][C::kGroups];         // what some row of a warpgroup sees
+  VisibleKeys every[kSlots][4 * C::kGroups];    // what every row of a warp sees
+  std::conditional_t<C::kBias, BiasStages<C::kRows, C::kKeys, C::kBiasRing>, None> bias;
+
+  __device__ __forceinline__ void init() {
+    constexpr int kWarps = 4 * C::kGroups;
+    for (int x = 0; x < C::kQueries; ++x) q_full[x].init(1), q_empty[x].init(kWarps);
+    for (int x = 0; x < C::kRing; ++x) k_full[x].init(1), v_full[x].init(1), k_empty[x].init(kWarps), v_empty[x].init(kWarps);
+    for (int x = 0; x < kSlots; ++x) work_full[x].init(1), work_empty[x].init(kWarps + 1 + (C::kBias ? 2 : 0));
+    if constexpr (C::kBias)
+      for (int x = 0; x < C::kBiasRing; ++x) bias.full[x].init(2), bias.empty[x].init(kWarps);
+    fence_barriers();
+  }
+};
+
+// By a warp: what the rows of an item see, each by itself and together, and the tiles that the item needs.
+template <typename Shared, typename T>
+__device__ __forceinline__ void stage_masks(Shared& shared, int slot, const Call<T>& p, Work& work) {
+  constexpr int kRows = Shared::C::kRows, size = Shared::C::kKeys;
+  int lane = threadIdx.x % 32;
+  VisibleKeys total{0, INT_MAX, 0, 0}, some = total;
+#pragma unroll 1
+  for (int r0 = 0; r0 < kRows; r0 += 32) {
+    int r = r0 + lane, i = work.s.shift + work.first + r;
+    VisibleKeys keys{0, 0, 0, i + 1};
+    if (r < work.rows) keys = visible_keys(p, work.s, i);
+    shared.seen[slot][r] = keys;
+    VisibleKeys every = keys;
+#pragma unroll
+    for (int x = 8; x > 0; x /= 2)
+      every = {min(every.prefix, __shfl_xor_sync(kFullWarp, every.prefix, x)), max(every.begin, __shfl_xor_sync(kFullWarp, every.begin, x)),
+               min(every.end, __shfl_xor_sync(kFullWarp, every.end, x)), 0};
+    if (lane % 16 == 0) shared.every[slot][r / 16] = every;
+    bool empty = keys.begin >= keys.end;
+    some = {max(some.prefix, __reduce_max_sync(kFullWarp, keys.prefix)), min(some.begin, __reduce_min_sync(kFullWarp, empty ? INT_MAX : keys.begin)),
+            max(some.end, __reduce_max_sync(kFullWarp, empty ? 0 : keys.end)), 0};
+    if (r0 % 64 == 0) continue;
+    if (lane == 0) shared.some[slot][r0 / 64] = some;
+    total = {max(total.prefix, some.prefix), min(total.begin, some.begin), max(total.end, some.end), 0};
+    some = {0, INT_MAX, 0, 0};
+  }
+  work.tiles = {(total.prefix + size - 1) / size, total.end > 0 ? total.begin / size : 0, (total.end + size - 1) / size};
+  if (work.tiles.gap >= work.tiles.resume) work.tiles.gap = -1;
+}
+
+template <typename T, int kDim>
+__device__ __forceinline__ uint32_t swizzled(int rows, int row, int d) {  // byte of element (row, d) of a tile of `rows` rows
+  constexpr int kBytes = kRowBytes<T, kDim>;
+  int byte = d * int(sizeof(T)), chunk = byte / kBytes, unit = byte % kBytes / 16;
+  int swizzle = kBytes == 128 ? row & 7 : row >> 1 & 3;
+  return (chunk * rows + row) * kBytes + (unit ^ swizzle) * 16 + byte % 16;
+}
+
+// A tile of one head from row `row` on, by the copy engine; one thread.
+template <typename T, int kDim, int kTileRows>
+__device__ __forceinline__ void load(T* tile, const CUtensorMap& map, int head, int64_t row, Barrier& full) {
+  constexpr int kBytes = kRowBytes<T, kDim>, kColumns = kBytes / int(sizeof(T));
+  full.expect(kTileRows * kDim * int(sizeof(T)));
+#pragma unroll
+  for (int d = 0; d < kDim; d += kColumns) load_box(shared_address(tile) + d / kColumns * kTileRows * kBytes, map, d, head, int(row), full);
+}
+// The same of keys j0 .. of which `valid` are there, some of them in pages, by a warp; whoever waits for the copies announces them.
+template <typename T, int kDim, int kTileRows>
+__device__ __forceinline__ void load_pages(T* tile, const Rows<T>& rows, int j0, int valid, int dim) {
+  constexpr int kPieces = kDim / 8;
+#pragma unroll 4
+  for (int x = threadIdx.x % 32; x < kTileRows * kPieces; x += 32) {
+    int r = x / kPieces, d = x % kPieces * 8;
+    bool there = r < valid && d < dim;
+    copy_async<16>(shared_address(tile) + swizzled<T, kDim>(kTileRows, r, d), there ? rows.at(j0 + r) + d : rows.pages, there ? 16 : 0);
+  }
+  copy_async_commit();
+}
+
+// Warp 1 of the loading warpgroup: draws items and finds what their rows see.
+template <typename T, int kDim, Mode kMode>
+__device__ __forceinline__ void draw_items(Shared<T, kDim, kMode>& shared, const Call<T>& p, const Plan& plan) {
+  using C = Config<kDim, kMode>;
+  int lane = threadIdx.x % 32, item = int(blockIdx.x), items = plan.items();
+  for (Ring<kSlots> turn;; turn.next()) {
+    Work work{};
+    if (item < items) {
+      Plan::Item found = plan.item(item);
+      work.head = found.head, work.s = sequence_of(p, found.sequence), work.first = found.tile * C::kRows;
+      work.rows = min(C::kRows, work.s.queries - work.first);
+    }
+    shared.work_empty[turn.stage].wait(turn.parity ^ 1);
+    if (work.rows > 0) stage_masks(shared, turn.stage, p, work);
+    if (lane == 0) shared.work[turn.stage] = work;
+    __syncwarp();
+    if (lane == 0) shared.work_full[turn.stage].arrive();
+    if (work.rows <= 0) return;
+    item = plan.draw();
+  }
+}
+
+// Warp 0 of the loading warpgroup: the tiles of Q, K and V.
+template <typename T, int kDim, Mode kMode>
+__device__ __forceinline__ void load_tiles(Shared<T, kDim, kMode>& shared, const CUtensorMap& q_map, const CUtensorMap& k_map,
+                                           const CUtensorMap& v_map, const Call<T>& p) {
+  using C = Config<kDim, kMode>;
+  int lane = threadIdx.x % 32;
+  Ring<C::kRing> ring;
+  Ring<C::kQueries> q_ring;
+  Barrier* coming = nullptr;  // what the copies under way are announced on
+  auto arrived = [&] {
+    fence_async();
+    __syncwarp();
+    if (lane == 0) coming->arrive();
+    coming = nullptr;
+  };
+  for (Ring<kSlots> turn;; turn.next()) {
+    shared.work_full[turn.stage].wait(turn.parity);
+    const Work& work = shared.work[turn.stage];
+    if (work.rows <= 0) return;
+    auto bring = [&](T* tile, const CUtensorMap& map, bool values, int n, Barrier& full) {
+      if (!p.kv_pages) {
+        if (lane == 0) load<T, kDim, C::kKeys>(tile, map, work.head, work.s.key + n * C::kKeys, full);
+        return;
+      }
+      int dim = values ? p.value_dim : p.key_dim;
+      load_pages<T, kDim, C::kKeys>(tile, rows_of(p, work.s, work.head, values ? p.v : p.k, dim, values), n * C::kKeys,
+                                    work.s.history - n * C::kKeys, dim);
+      if (coming) copy_async_wait<1>(), arrived();
+      coming = &full;
+    };
+    bool q_to_come = true;
+    auto bring_q = [&] {
+      shared.q_empty[q_ring.stage].wait(q_ring.parity ^ 1);
+      if (lane == 0) load<T, kDim, C::kRows>(shared.q[q_ring.stage], q_map, work.head, work.s.query + work.first, shared.q_full[q_ring.stage]);
+      q_ring.next(), q_to_come = false;
+    };
+    if (C::kQueries > 1) bring_q();
+    for (int n = work.tiles.from(0); n < work.tiles.last; n = work.tiles.from(n + 1)) {
+      shared.k_empty[ring.stage].wait(ring.parity ^ 1);
+      bring(shared.k[ring.stage], k_map, false, n, shared.k_full[ring.stage]);
+      if (q_to_come) bring_q();
+      shared.v_empty[ring.stage].wait(ring.parity ^ 1);
+      bring(shared.v[ring.stage], v_map, true, n, shared.v_full[ring.stage]);
+      ring.next();
+    }
+    if (coming) copy_async_wait<0>(), arrived();
+    if (q_to_come) bring_q();
+    __syncwarp();
+    if (lane == 0) shared.work_empty[turn.stage].arrive();
+  }
+}
+
+// Warps 2 and 3 of the loading warpgroup bring what the bias needs.
+template <typename T, int kDim, Mode kMode>
+__device__ __forceinline__ void stage_bias(Shared<T, kDim, kMode>& shared, const Call<T>& p) {
+  using C = Config<kDim, kMode>;
+  constexpr int kKeys = C::kKeys, kThreads = 64;
+  static_assert(kKeys == kThreads);
+  auto& bias = shared.bias;
+  int thread = int(threadIdx.x) - 64, lane = thread % 32, part = 0;
+  float up = 1 / p.alpha;
+  for (int x = thread; x < kNearThresholds; x += kThreads) bias.threshold[x] = uint32_t(min(kThresholds.at[x], int64_t(UINT32_MAX)));
+  Ring<C::kBiasRing> ring;
+  for (Ring<kSlots> turn;; turn.next()) {
+    shared.work_full[turn.stage].wait(turn.parity);
+    const Work& work = shared.work[turn.stage];
+    if (work.rows <= 0) return;
+    const Sequence& s = work.s;
+    int i0 = s.shift + work.first;
+    int64_t base = first_time(p, s), time_row = p.time_per_head ? work.head * p.time_width : 0;
+    int64_t position_row = p.pos_per_head ? int64_t(work.head) * p.positions : 0;
+    for (int x = thread; x <= kNearThresholds; x += kThreads)
+      bias.time[turn.stage][x] = p.last_bucket >= 0 && x < kUntimed ? p.unit * p.time_w.at(time_row + min(x, p.last_bucket)) : 0.f;
+#pragma unroll 1
+    for (int r = thread; r < C::kRows; r += kThreads) {
+      bool there = p.last_bucket >= 0 && r < work.rows;
+      NearTime time{kNoFixedTime, kSomeUntimed};
+      if (there && i0 + r >= s.contextual) time = near_time(p.query_time[s.query + work.first + r], base);
+      bias.row_near[turn.stage][r] = time.at;
+      TimeSpan low = TimeSpan::of_warp(time, there && lane < 16), high = TimeSpan::of_warp(time, there && lane >= 16);
+      if (lane % 16 == 0) bias.row_span[r / 16] = lane ? high : low;
+    }
+    int last = -2;  // the tile before
+    for (int n = work.tiles.from(0); n < work.tiles.last; last = n, n = work.tiles.from(n + 1), ring.next()) {
+      int j0 = n * kKeys, nearest = min(i0, s.history) - j0 - (kKeys - 1), fresh = n == last + 1 ? kKeys : C::kRows + kKeys;
+      bool timed = p.last_bucket >= 0 && j0 + thread < s.history;
+      NearTime time{kNoMovingTime, kSomeUntimed};
+      if (timed && j0 + thread >= s.contextual) time = near_time(p.key_time[s.time + j0 + thread], base);
+      auto entry = [&](int x) {
+        return p.positions ? up * p.pos_w.at(position_row + min(abs(nearest + x), p.positions - 1)) : 0.f;
+      };
+      float first = entry(thread);
+      bias.empty[ring.stage].wait(ring.parity ^ 1);
+      if (fresh > kKeys) part ^= 1;
+      float* pos = bias.pos[part];
+#pragma unroll 1
+      for (int x = thread; x < fresh; x += kThreads) {
+        int at = (nearest + x) & (kPositions - 1);
+        pos[at] = pos[at + kPositions] = x == thread ? first : entry(x);
+      }
+      bias.near[ring.stage][thread] = time.at;
+      TimeSpan span = TimeSpan::of_warp(time, timed);
+      if (lane == 0) bias.span[thread / 32] = span;
+      if (thread == 0) bias.part[ring.stage] = part;
+      meet(kStagers, kThreads);
+      if (thread < C::kRows / 16 * 2) bias.path[ring.stage][thread / 2][thread % 2] = bias.path_of(bias.row_span[thread / 2], bias.span[thread % 2], p.last_bucket);
+      meet(kStagers, kThreads);
+      if (lane == 0) bias.full[ring.stage].arrive();
+    }
+    if (lane == 0) shared.work_empty[turn.stage].arrive();
+  }
+}
+
+}  // namespace forward_sm90
+}  // namespace hstu::cuda::attention

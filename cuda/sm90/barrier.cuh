@@ -1,0 +1,43 @@
+// Barriers in shared memory that count arrivals and bytes (PTX ISA 9.7.13.15, "mbarrier"), and named barriers (9.7.13.1, "bar").
+#pragma once
+#include "../mma.cuh"
+
+namespace hstu::cuda::sm90 {
+
+// A phase ends when all arrivals, and all bytes that were announced, have come; then the next one begins. Phases alternate 0, 1.
+struct Barrier {
+  uint64_t state;
+  __device__ __forceinline__ void init(int arrivals) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address()), "r"(arrivals) : "memory"); }
+  __device__ __forceinline__ void arrive() { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address()) : "memory"); }
+  // Arrives, and lets the phase wait for `bytes` of copies that complete on this barrier.
+  __device__ __forceinline__ void expect(int bytes) {
+    asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;" ::"r"(address()), "r"(bytes) : "memory");
+  }
+  // Returns when the phase of this parity has ended. The last operand: nanoseconds that a thread may sleep at a time.
+  __device__ __forceinline__ void wait(int parity) {
+    asm volatile(
+        "{\n.reg .pred done;\nagain:\nmbarrier.try_wait.parity.shared::cta.b64 done, [%0], %1, %2;\n@!done bra again;\n}" ::"r"(address()),
+        "r"(parity), "r"(10000000)
+        : "memory");
+  }
+  __device__ __forceinline__ uint32_t address() const { return shared_address(&state); }
+};
+// Makes initialised barriers known to the copy engine.
+__device__ __forceinline__ void fence_barriers() { asm volatile("fence.mbarrier_init.release.cluster;" ::: "memory"); }
+// Orders this thread's ordinary writes to shared memory before what the copy engine and the tensor cores read or write next.
+__device__ __forceinline__ void fence_async() { asm volatile("fence.proxy.async.shared::cta;" ::: "memory"); }
+
+// A ring of kStages buffers: where a side stands. Producers wait for parity ^ 1, so that the first round passes.
+template <int kStages>
+struct Ring {
+  int stage = 0, parity = 0;
+  __device__ __forceinline__ void next() {
+    if (++stage == kStages) stage = 0, parity ^= 1;
+  }
+};
+
+// `threads` threads meet at barrier `id` (1 .. 15; 0 is __syncthreads), or arrive without waiting.
+__device__ __forceinline__ void meet(int id, int threads) { asm volatile("bar.sync %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+__device__ __forceinline__ void announce(int id, int threads) { asm volatile("bar.arrive %0, %1;" ::"r"(id), "r"(threads) : "memory"); }
+
+}  // namespace hstu::cuda::sm90

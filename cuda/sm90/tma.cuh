@@ -1,0 +1,50 @@
+// Tiles of tensors by the copy engine: tensor maps (CUDA driver API, "Tensor Map Object Management") and cp.async.bulk.tensor (PTX ISA
+// 9.7.9.25). The driver's entry point is asked for at run time: nothing links to libcuda.
+#pragma once
+#include <cuda.h>
+
+#include "../common.cuh"
+#include "barrier.cuh"
+
+namespace hstu::cuda::sm90 {
+
+// Bytes of a row in shared memory, and the swizzle that goes with it: 16-byte pieces of a row are permuted by the row's index mod 8
+// (128 bytes) or by half of it mod 4 (64 bytes), so that a column of eight rows meets all banks.
+template <typename T, int kDim>
+constexpr int kRowBytes = kDim * int(sizeof(T)) >= 128 ? 128 : 64;
+
+// x [rows, heads, dim] in boxes of box_rows rows of one head by kRowBytes: zeros where a box reaches beyond the tensor.
+template <typename T, int kDim>
+CUtensorMap tensor_map(const T* data, int64_t rows, int heads, int dim, int box_rows) {
+  static const auto encode = [] {
+    void* entry = nullptr;
+    cudaDriverEntryPointQueryResult found;
+    CUDA_CHECK(cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &entry, 12000, cudaEnableDefault, &found));
+    HSTU_CHECK(found == cudaDriverEntryPointSuccess, kDevice, "this CUDA driver has no cuTensorMapEncodeTiled: update it");
+    return reinterpret_cast<decltype(&cuTensorMapEncodeTiled)>(entry);
+  }();
+  static_assert(sizeof(T) == 2);
+  constexpr int kBytes = kRowBytes<T, kDim>;
+  CUtensorMap map;
+  cuuint64_t sizes[3] = {cuuint64_t(dim), cuuint64_t(heads), cuuint64_t(rows)};
+  cuuint64_t strides[2] = {cuuint64_t(dim) * sizeof(T), cuuint64_t(heads) * dim * sizeof(T)};
+  cuuint32_t box[3] = {kBytes / sizeof(T), 1, cuuint32_t(box_rows)}, steps[3] = {1, 1, 1};
+  CUresult status =
+      encode(&map, std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<T*>(data),
+             sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, kBytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
+             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  HSTU_CHECK(status == CUDA_SUCCESS, kDevice, "cuTensorMapEncodeTiled: error ", int(status), " for ", rows, " rows, ", heads, " heads of ", dim);
+  return map;
+}
+
+__device__ __forceinline__ void prefetch(const CUtensorMap& map) {
+  asm volatile("prefetch.tensormap [%0];" ::"l"(reinterpret_cast<uint64_t>(&map)) : "memory");
+}
+// One box from (row, head, column d), which completes on `barrier`.
+__device__ __forceinline__ void load_box(uint32_t to, const CUtensorMap& map, int d, int head, int row, Barrier& barrier) {
+  asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
+               "l"(reinterpret_cast<uint64_t>(&map)), "r"(d), "r"(head), "r"(row), "r"(barrier.address())
+               : "memory");
+}
+
+}  // namespace hstu::cuda::sm90
