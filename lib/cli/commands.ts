@@ -155,6 +155,18 @@ export const commands: readonly Command[] = [
     load: () => import('./rank_eval.js'),
   },
   {
+    name: 'export',
+    summary: 'write what a service needs of a trained model into one folder: a bundle',
+    options: {
+      checkpoint: { value: 'FOLDER', text: 'run folder of hstu rank train or hstu train', required: true },
+      requests: { value: 'FOLDER', text: 'the records that a ranker was trained on; default those in the run folder' },
+      out: { value: 'FOLDER', text: 'where the bundle goes; one that is there is replaced as a whole', required: true },
+      json,
+    },
+    example: 'hstu export --checkpoint runs/rank --out bundles/rank',
+    load: () => import('./export.js'),
+  },
+  {
     name: 'data prepare',
     summary: 'turn logs of events into Parquet shards of request records for ranking',
     options: {
