@@ -24,8 +24,8 @@ export interface EncodedRequest {
   start: number
   /** [m] row of the table or key */
   candidates: BigInt64Array
-  /** Of the candidates. */
-  time: bigint
+  /** [m] seconds */
+  times: BigInt64Array
   /** Ids that were not known. */
   unknown: number
 }
@@ -50,7 +50,7 @@ export function encodeRequest(request: WireRequest, encoder: Encoder): EncodedRe
       if (unknownIds === 'error')
         throw new HstuError(
           'ERR_HSTU_INVALID_ARGUMENT',
-          `rank: ${name()} ${id} is not in vocabulary '${vocabulary.name}'`,
+          `request: ${name()} ${id} is not in vocabulary '${vocabulary.name}'`,
         )
     }
     return bases[f]! + BigInt(number)
@@ -83,7 +83,7 @@ export function encodeRequest(request: WireRequest, encoder: Encoder): EncodedRe
     if (interleave && series[i] === 0) token(-1n, action, times[i]!)
   }
   return {
-    ...{ history, start: request.start, time: request.time },
+    ...{ history, start: request.start, times: new BigInt64Array(request.candidates.length).fill(request.time) },
     candidates: candidateRows(request.candidates, id => rowOf(item, id, () => 'candidate')),
     unknown,
   }

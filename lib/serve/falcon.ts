@@ -22,6 +22,17 @@ export interface ScoreOptions {
   wanted?: (slot: Slot) => boolean
 }
 
+/** What `Falcon.score` returns. */
+export interface Scored {
+  /** [m, K] of each slot */
+  logits: Float32Array[]
+  /** Of each slot; false where it was not wanted any more before all was computed. */
+  complete: boolean[]
+  /** Milliseconds: the histories with the first microbatches, all others. */
+  prefill: number
+  candidates: number
+}
+
 /**
  * M-FALCON (Zhai et al. 2024, section 3.4 and appendix H): a request's candidates are scored in microbatches, the first of which computes
  * the history and keeps its keys and values in pages; the others compute their own rows alone. Every score is that of [history, candidate].
@@ -63,21 +74,24 @@ export class Falcon {
   }
 
   /**
-   * Logits [m, K] of each slot's candidates, and afterwards every slot's pages hold its whole history. Rows of a slot that is not wanted
-   * any more are 0.
+   * Scores each slot's candidates; afterwards every slot's pages hold its whole history.
+   * @throws HstuError what the device throws, among it ERR_HSTU_OUT_OF_MEMORY; the pages may then hold anything beyond what they held
    */
-  async score(
-    slots: readonly Slot[],
-    { microbatch, passRows = microbatch, wanted }: ScoreOptions,
-  ): Promise<Float32Array[]> {
+  async score(slots: readonly Slot[], { microbatch, passRows = microbatch, wanted }: ScoreOptions): Promise<Scored> {
+    const begin = performance.now()
+    const complete = slots.map(() => true)
+    let first = begin
     const K = this.model.config.tasks.length
     const logits = slots.map(({ request }) => new Float32Array(request.candidates.length * K))
     const end = ({ request }: Slot, first: number) => Math.min(first + microbatch, request.candidates.length)
     const parts = slots.map(slot => ({ slot, from: slot.cached, first: 0, end: end(slot, 0) }))
     const { states, values } = this.#pass(parts, null)
     const pending: Promise<void>[] = []
-    const take = (done: readonly Part[], index: readonly number[], read: Promise<ArrayLike<number>>) =>
-      pending.push(read.then(data => place(done, index, data)))
+    const take = (done: readonly Part[], index: readonly number[], read: Promise<ArrayLike<number>>) => {
+      const placed = read.then(data => place(done, index, data))
+      placed.catch(() => {}) // told where it is awaited
+      pending.push(placed)
+    }
     const place = (done: readonly Part[], index: readonly number[], data: ArrayLike<number>) => {
       let row = 0
       done.forEach(({ first, end }, p) => {
@@ -86,6 +100,10 @@ export class Falcon {
     }
     try {
       take(parts, [...slots.keys()], values)
+      const timed = values.then(() => {
+        first = performance.now()
+      })
+      timed.catch(() => {})
       const rest = slots.flatMap((slot, s) => {
         const chunks: { part: Part; s: number }[] = []
         const from = historyTokens(slot.request)
@@ -99,7 +117,10 @@ export class Falcon {
         const pass: typeof rest = []
         for (let rows = 0; at < rest.length && (rows === 0 || rows + partRows(rest[at]!.part) <= passRows); at++) {
           const chunk = rest[at]!
-          if (wanted && !wanted(chunk.part.slot)) continue
+          if (!complete[chunk.s] || (wanted && !wanted(chunk.part.slot))) {
+            complete[chunk.s] = false
+            continue
+          }
           pass.push(chunk)
           rows += partRows(chunk.part)
         }
@@ -109,7 +130,7 @@ export class Falcon {
         take(of, index, this.#pass(of, { states, index }).values)
       }
       await Promise.all(pending)
-      return logits
+      return { logits, complete, prefill: first - begin, candidates: performance.now() - first }
     } finally {
       states.dispose()
     }

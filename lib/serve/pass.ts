@@ -66,7 +66,7 @@ export function assemblePass(parts: readonly Part[], model: GenerativeRanker, pa
     n++
   }
   parts.forEach(({ slot: { request }, from, first, end }, b) => {
-    const { history, candidates, time } = request
+    const { history, candidates, times } = request
     const h = tokens[b]!
     if (cached) for (let t = 0; t < from; t++) keyTimes[key++] = history[TOKEN_COLUMNS * t + 2]!
     for (let t = from; t < h; t++) {
@@ -76,7 +76,7 @@ export function assemblePass(parts: readonly Part[], model: GenerativeRanker, pa
     }
     for (let m = first; m < end; m++) {
       asked.push(BigInt(n))
-      token(candidates[m]!, -1n, time, h)
+      token(candidates[m]!, -1n, times[m]!, h)
     }
   })
   // Action rows come below those of ids.

@@ -62,7 +62,7 @@ export interface WireRequest {
 }
 
 const fail = (message: string): never => {
-  throw new HstuError('ERR_HSTU_INVALID_ARGUMENT', `rank: ${message}`)
+  throw new HstuError('ERR_HSTU_INVALID_ARGUMENT', `request: ${message}`)
 }
 const shown = (value: unknown) => (typeof value === 'bigint' ? `${value}n` : (JSON.stringify(value) ?? String(value)))
 
@@ -80,7 +80,7 @@ function readable(array: unknown, name: string): asserts array is ArrayLike<unkn
     } catch {
       fail(`${name} is detached: its memory was transferred`)
     }
-    check(!(array instanceof DataView), 'ERR_HSTU_INVALID_ARGUMENT', () => `rank: ${name} must be an array`)
+    check(!(array instanceof DataView), 'ERR_HSTU_INVALID_ARGUMENT', () => `request: ${name} must be an array`)
   } else if (!Array.isArray(array)) fail(`${name} must be an array, got ${shown(array)}`)
 }
 
@@ -190,5 +190,57 @@ export function checkRequest(request: RankRequest, limits: RequestLimits): WireR
       return id === null ? null : idOf(id, `context.${name}`)
     }),
     time: time === undefined ? BigInt(Math.floor(Date.now() / 1000)) : second(time, 'time'),
+  }
+}
+
+/** A history whose next item is asked for. */
+export interface RetrieveRequest {
+  history: {
+    items: Ids
+    /** Whole seconds; left out with a model that was trained without times. */
+    times?: Numbers
+  }
+  /** How many items; default 10. */
+  k?: number
+  /** Ids of items that are left out in place of the history's. */
+  exclude?: Ids
+  /** Whole seconds; default now. */
+  time?: number | bigint
+}
+
+/** A checked retrieval request. */
+export interface WireRetrieval {
+  items: WireIds
+  times: BigInt64Array | null
+  time: bigint
+  exclude: WireIds | null
+  k: number
+}
+
+const MOST_K = 65_536
+
+/** As {@link checkRequest}; the history is cut to its last `maxHistory` rows, for no row of it is cached. */
+export function checkRetrieval(request: RetrieveRequest, maxHistory: number): WireRetrieval {
+  if (typeof request !== 'object' || request === null) fail(`expected a request, got ${shown(request)}`)
+  const { history, k = 10, exclude, time } = request
+  if (typeof history !== 'object' || history === null) fail(`history must be an object, got ${shown(history)}`)
+  const { items, times } = history
+  for (const [name, array] of Object.entries({ 'history.items': items, 'history.times': times, exclude }))
+    if (array !== undefined || name === 'history.items') readable(array, name)
+  if (items.length === 0) fail('history.items is empty')
+  if (times && times.length !== items.length)
+    fail(`history.times has ${times.length} entries, history.items ${items.length}`)
+  if (!(Number.isInteger(k) && k >= 1 && k <= MOST_K))
+    fail(`k must be a whole number in 1 .. ${MOST_K}, got ${shown(k)}`)
+  const first = Math.max(0, items.length - maxHistory)
+  return {
+    items: idsOf(items, 'history.items', first),
+    times: times
+      ? BigInt64Array.from({ length: items.length - first }, (_, i) =>
+          second(times[i + first], `history.times[${i + first}]`),
+        )
+      : null,
+    exclude: exclude ? idsOf(exclude, 'exclude') : null,
+    ...{ k, time: time === undefined ? BigInt(Math.floor(Date.now() / 1000)) : second(time, 'time') },
   }
 }

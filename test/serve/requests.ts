@@ -76,7 +76,8 @@ export function randomRequest(random: Random, rows: number, candidates: number):
 
 export const limits = { ...schema, maxHistory: 1 << 20, maxCandidates: 1 << 20 }
 
-export const wireOf = (request: RankRequest): WireRequest => checkRequest(request, limits)
+export const wireOf = (request: RankRequest, maxHistory = limits.maxHistory): WireRequest =>
+  checkRequest(request, { ...limits, maxHistory })
 
 /** A bundle of a stirred model, as `hstu export` writes them. */
 export async function writeTestBundle(folder: string, form: Partial<GenerativeRankerConfig> = {}, model = 'test-1') {

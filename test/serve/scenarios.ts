@@ -92,7 +92,11 @@ export async function runScenario({ seed, form }: Scenario, device: Device = 'cp
         return { request, pages: Int32Array.from([...old, ...own]), stored, cached: Math.min(stored, h - 1) }
       })
       const passRows = pick([1, 64, 1000])
-      const logits = await falcon.score(slots, { microbatch, passRows: Math.max(passRows, Math.min(microbatch, 1000)) })
+      const { logits, complete } = await falcon.score(slots, {
+        microbatch,
+        passRows: Math.max(passRows, Math.min(microbatch, 1000)),
+      })
+      assert(complete.every(Boolean))
       kept = slots.map(({ request, pages }) => ({ history: request.history, pages: pages! }))
       for (const [b, request] of requests.entries()) {
         const K = 2
