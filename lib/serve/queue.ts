@@ -17,26 +17,22 @@ export interface BatchRules {
 /** Takes the next batch off the queue, in order of arrival. */
 export function takeBatch(queue: Waiting[], { budget, ownerOf, together }: BatchRules): Waiting[] {
   const batch: Waiting[] = []
-  const owners = new Map<string, Waiting>()
   const left: Waiting[] = []
+  /** What each owner has in the batch; null: something of theirs stays behind, and all that comes after it. */
+  const owners = new Map<string, Waiting | null>()
   let tokens = 0
   for (const waiting of queue) {
     const owner = ownerOf(waiting.wire)
-    const same = owners.get(owner)
+    const own = owners.get(owner)
     const fits = batch.length === 0 || tokens + waiting.tokens <= budget
-    if (!fits || (same && !together(same.wire, waiting.wire))) {
+    if (fits && own !== null && (!own || together(own.wire, waiting.wire))) {
+      batch.push(waiting)
+      tokens += waiting.tokens
+      owners.set(owner, waiting)
+    } else {
       left.push(waiting)
-      // An owner's later requests stay behind this one.
-      if (!same) owners.set(owner, waiting)
-      continue
+      owners.set(owner, null)
     }
-    if (same && left.includes(same)) {
-      left.push(waiting)
-      continue
-    }
-    batch.push(waiting)
-    tokens += waiting.tokens
-    if (!same) owners.set(owner, waiting)
   }
   queue.splice(0, queue.length, ...left)
   return batch
