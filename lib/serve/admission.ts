@@ -23,6 +23,9 @@ export interface SubmitOptions {
   deadlineMs?: number | undefined
 }
 
+/** Of a deadline, what the queue may take by what was measured: a request that is admitted and late anyway took another's time. */
+const DEADLINE_SHARE = 0.7
+
 /** What a request that is late is rejected with. */
 export const late = (deadlineMs: number) => new HstuError('ERR_HSTU_ABORTED', `the deadline of ${deadlineMs} ms passed`)
 
@@ -38,7 +41,8 @@ export class Admission {
   constructor(readonly limits: QueueLimits) {}
 
   /** @throws HstuError ERR_HSTU_OVERLOADED with `retryAfterMs`, ERR_HSTU_ABORTED, ERR_HSTU_INVALID_ARGUMENT */
-  check({ tokens, bytes }: Cost, { signal, deadlineMs }: SubmitOptions): void {
+  check({ tokens, bytes }: Cost, options: SubmitOptions): void {
+    const { signal, deadlineMs } = options ?? {}
     if (signal?.aborted) throw aborted(signal)
     if (deadlineMs !== undefined) {
       const valid = typeof deadlineMs === 'number' && !Number.isNaN(deadlineMs)
@@ -59,7 +63,11 @@ export class Admission {
     // A request that alone is over a bound is taken where nothing else is: rows and candidates have bounds of their own.
     if (queued.requests > 0 && queued.tokens + tokens > limits.tokens) throw full('tokens')
     if (queued.requests > 0 && queued.bytes + bytes > limits.bytes) throw full('bytes')
-    if (deadlineMs !== undefined && waits > deadlineMs)
+    if (
+      deadlineMs !== undefined &&
+      queued.requests > 0 &&
+      waits + tokens * this.msPerToken > DEADLINE_SHARE * deadlineMs
+    )
       throw over(`the queue takes about ${Math.ceil(waits)} ms, the deadline is ${deadlineMs} ms`)
   }
 

@@ -97,9 +97,23 @@ export class Engine {
   }
 
   /**
-   * Admits a request, or refuses it at once.
-   * @param transfer memory of `wire` that goes to the engine's thread
+   * Whether a request of this cost may come now: asked before its arrays are looked at.
    * @throws HstuError ERR_HSTU_OVERLOADED with `retryAfterMs`, ERR_HSTU_ABORTED, ERR_HSTU_DISPOSED, ERR_HSTU_DEVICE_LOST
+   */
+  admit(cost: Cost, options: SubmitOptions): void {
+    try {
+      this.#checkOpen()
+      this.#admission.check(cost, options)
+    } catch (error) {
+      this.#counts.rejected++
+      throw error
+    }
+  }
+
+  /**
+   * Sends a request that was admitted.
+   * @param transfer memory of `wire` that goes to the engine's thread
+   * @throws HstuError what it is refused with, ERR_HSTU_ABORTED, ERR_HSTU_DEVICE_LOST
    */
   submit(
     wire: unknown,
@@ -107,13 +121,6 @@ export class Engine {
     { signal, deadlineMs }: SubmitOptions,
     transfer: ArrayBuffer[] = [],
   ): Promise<{ reply: unknown; timings: Timings }> {
-    try {
-      this.#checkOpen()
-      this.#admission.check(cost, { signal, deadlineMs })
-    } catch (error) {
-      this.#counts.rejected++
-      return Promise.reject(error)
-    }
     const id = this.#next++
     const enqueued = clock()
     this.#counts.accepted++

@@ -1,10 +1,10 @@
 import { check } from '../errors.js'
 import type { Device } from '../tensor.js'
-import type { QueueLimits, SubmitOptions } from './admission.js'
+import type { Cost, QueueLimits, SubmitOptions } from './admission.js'
 import { Engine, type EngineState, type EngineStats } from './engine.js'
 import type { HostOptions, ModelInfo, Timings } from './messages.js'
 import type { RankReply } from './rank_host.js'
-import { checkRequest, type RankRequest, type WireRequest } from './request.js'
+import { checkRequest, type RankRequest } from './request.js'
 import type { Id } from './vocabulary.js'
 
 /** What is told while a model is loaded. */
@@ -25,7 +25,7 @@ export interface EngineOptions {
   unknownIds?: 'error' | 'unknown-row'
   /** What may wait; see {@link QueueLimits}. */
   queue?: Partial<QueueLimits>
-  /** History rows and candidates of a batch, as tokens; default 8,192 on the CPU and 65,536 on CUDA. */
+  /** History rows and candidates of a batch, as tokens; default 2,048 on the CPU and 65,536 on CUDA. */
   maxBatchTokens?: number
   /** How long a batch that is not full waits for more requests; default 0: batches form while the one before them is computed. */
   maxDelayMs?: number
@@ -62,11 +62,18 @@ export interface RankResult {
   batch: number
 }
 
-/** Bytes of a request beside its ids. */
+/** Bytes of a history row beside its id, and of an id at most. */
 const ROW_BYTES = 8 + 4 + 1
+const ID_BYTES = 40
 const DEFAULT_CANDIDATES = 16_384
 
-const bytesOf = (ids: WireRequest['items']) => (Array.isArray(ids) ? 40 * ids.length : ids.byteLength)
+/** By the lengths alone, of a request that nobody has looked at. */
+function costOf(request: RankRequest, { base, perRow, maxHistory }: ModelInfo): Cost {
+  const length = (array: unknown) => Number((array as ArrayLike<unknown> | null | undefined)?.length) || 0
+  const rows = Math.min(length(request?.history?.items), maxHistory)
+  const candidates = length(request?.candidates)
+  return { tokens: base + perRow * rows + candidates, bytes: ROW_BYTES * rows + ID_BYTES * (rows + candidates) }
+}
 
 /** The bounds that are not given, and checks of those that are. */
 export function engineSettings(options: EngineOptions) {
@@ -150,14 +157,11 @@ export class Ranker {
    */
   async rank(request: RankRequest & SubmitOptions): Promise<RankResult> {
     const { info } = this
-    const { base, perRow } = info
+    const cost = costOf(request, info)
+    this.#engine.admit(cost, request)
     const limits = { ...info.schema, maxHistory: info.maxHistory, maxCandidates: this.#maxCandidates }
     const wire = checkRequest(request, limits)
     const { items, candidates, times, actions, series } = wire
-    const cost = {
-      tokens: base + perRow * items.length + candidates.length,
-      bytes: ROW_BYTES * items.length + bytesOf(items) + bytesOf(candidates),
-    }
     const transfer = [times, actions, series, items, candidates].flatMap(array =>
       Array.isArray(array) ? [] : [array.buffer as ArrayBuffer],
     )

@@ -19,6 +19,9 @@ export interface RetrieveResult {
   batch: number
 }
 
+/** Of a row's id and time, at most. */
+const ROW_BYTES = 48
+
 /**
  * A retrieval model in a thread of its own: the best next items of a history among all, exactly.
  *
@@ -54,8 +57,12 @@ export class Retriever {
    * @throws HstuError as `Ranker.rank`
    */
   async retrieve(request: RetrieveRequest & SubmitOptions): Promise<RetrieveResult> {
-    const wire = checkRetrieval(request, this.info.maxHistory)
-    const cost = { tokens: wire.items.length, bytes: 48 * (wire.items.length + (wire.exclude?.length ?? 0)) }
+    const { maxHistory } = this.info
+    const length = (array: unknown) => Number((array as ArrayLike<unknown> | null | undefined)?.length) || 0
+    const rows = Math.min(maxHistory, length(request?.history?.items))
+    const cost = { tokens: rows, bytes: ROW_BYTES * (rows + length(request?.exclude)) }
+    this.#engine.admit(cost, request)
+    const wire = checkRetrieval(request, maxHistory)
     const { reply, timings } = await this.#engine.submit(wire, cost, request)
     const { items, scores, model, unknown, batch } = reply as RetrieveReply
     return { items, scores, model, unknownIds: unknown, timings, batch }

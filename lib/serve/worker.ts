@@ -23,7 +23,7 @@ const job = workerData as EngineJob
 const post = (message: FromWorker, transfer: ArrayBuffer[] = []) => port.postMessage(message, transfer)
 const HINT_MS = 10
 /** Of a batch, on the CPU and on CUDA. */
-const BATCH_TOKENS = [8192, 65_536] as const
+const BATCH_TOKENS = [2048, 65_536] as const
 
 /** An error of any kind as one that crosses threads. */
 function wireError(error: unknown): WireError {
@@ -48,6 +48,8 @@ class Scheduler {
   readonly #tokens = { history: 0, cached: 0, candidates: 0 }
   /** Smoothed over batches. */
   #msPerToken = 0
+  /** When the last batch ended, if requests were waiting then. */
+  #busySince = Infinity
   #working = false
   #closing = false
   /** Loaded beside, and how it is told of. */
@@ -114,7 +116,8 @@ class Scheduler {
   async #batch(): Promise<void> {
     const { host } = this
     const batch = takeBatch(this.#queue, { budget: this.budget, ...host.rules }).filter(waiting => {
-      if (this.#wanted(waiting)) return true
+      // What cannot be in time any more is not begun.
+      if (this.#wanted(waiting, waiting.tokens * this.#msPerToken)) return true
       this.#refuse(waiting, late((waiting.deadline ?? waiting.enqueued) - waiting.enqueued))
       return false
     })
@@ -150,7 +153,10 @@ class Scheduler {
       this.#counts.batches++
       this.#counts.requests += batch.length - left.length
       const tokens = batch.reduce((sum, waiting) => sum + (left.includes(waiting) ? 0 : waiting.tokens), 0)
-      const measured = (clock() - begin) / Math.max(1, tokens)
+      // With what it takes between two batches, where one follows another.
+      const now = clock()
+      const measured = (now - Math.min(begin, this.#busySince)) / Math.max(1, tokens)
+      this.#busySince = this.#queue.length > 0 ? now : Infinity
       this.#msPerToken = this.#msPerToken === 0 ? measured : 0.8 * this.#msPerToken + 0.2 * measured
     } catch (error) {
       for (const waiting of [...open]) hooks.refuse(waiting, error as HstuError)
@@ -159,14 +165,16 @@ class Scheduler {
     }
   }
 
-  #wanted({ cancelled, deadline }: Waiting): boolean {
-    return !cancelled && (deadline === null || clock() < deadline)
+  /** @param takes what is left to do, ms */
+  #wanted({ cancelled, deadline }: Waiting, takes = 0): boolean {
+    return !cancelled && (deadline === null || clock() + takes < deadline)
   }
 
   #refuse(waiting: Waiting, error: unknown): void {
     this.#byId.delete(waiting.id)
     if (waiting.cancelled) this.#counts.cancelled++
-    else if (!this.#wanted(waiting)) this.#counts.expired++
+    else if (waiting.deadline !== null && !this.#wanted(waiting, waiting.tokens * this.#msPerToken))
+      this.#counts.expired++
     post({ type: 'refused', id: waiting.id, error: wireError(error) })
   }
 
