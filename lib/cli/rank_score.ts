@@ -1,4 +1,4 @@
-import { createReadStream } from 'node:fs'
+import { open } from 'node:fs/promises'
 import { createInterface } from 'node:readline'
 import { HstuError } from '../errors.js'
 import { Ranker } from '../serve/ranker.js'
@@ -36,7 +36,7 @@ async function answer(ranker: Ranker, text: string, line: number): Promise<{ tex
 export async function run(args: Args): Promise<number | undefined> {
   const unknownIds = args.text('unknown-ids') as 'error' | 'unknown-row' | undefined
   const path = args.text('in')
-  const input = path === undefined ? process.stdin : createReadStream(path)
+  const input = path === undefined ? process.stdin : (await open(path)).createReadStream()
   await using ranker = await Ranker.load(args.required('bundle'), {
     ...engineOptions(args),
     ...(unknownIds ? { unknownIds } : {}),
