@@ -1,11 +1,11 @@
 import { GenerativeRanker, type GenerativeRankerConfig } from '#lib/models/generative_ranker.js'
+import type { ModelOptions } from '#lib/models/sequence_model.js'
 import { Random } from '#lib/random.js'
 import { type BundleSchema, type RankerManifest, writeBundle } from '#lib/serve/bundle.js'
 import type { Encoder } from '#lib/serve/encode.js'
 import { goldenRequest, trainingLogits } from '#lib/serve/golden.js'
 import { checkRequest, type RankRequest, type WireRequest } from '#lib/serve/request.js'
 import { Vocabulary } from '#lib/serve/vocabulary.js'
-import type { Device } from '#lib/tensor.js'
 
 export const schema: BundleSchema = { actions: ['LIKE', 'SHARE'], contextual: ['country'], series: ['language'] }
 export const config: GenerativeRankerConfig = {
@@ -33,8 +33,8 @@ const ids = (count: number, prefix = '') => Array.from({ length: count }, (_, k)
 export const vocabularyIds = [ids(20), ids(4, 'c'), ids(60), ids(3, 'l')]
 
 /** A model whose parameters are large enough that every term matters, and what encodes its requests. */
-export function stirred(form: Partial<GenerativeRankerConfig>, device: Device = 'cpu') {
-  const model = new GenerativeRanker({ ...config, ...form }, 3, { device })
+export function stirred(form: Partial<GenerativeRankerConfig>, options: ModelOptions = {}) {
+  const model = new GenerativeRanker({ ...config, ...form }, 3, options)
   const random = new Random(7)
   for (const tensor of Object.values(model.parameters)) {
     const data = tensor.dataSync() as Float32Array

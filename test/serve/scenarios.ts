@@ -1,12 +1,12 @@
 // Random requests through M-FALCON against each candidate alone through the training path, bit for bit.
 import assert from 'node:assert/strict'
+import type { ModelOptions } from '#lib/models/sequence_model.js'
 import { Random } from '#lib/random.js'
 import { encodeRequest, historyTokens, TOKEN_COLUMNS } from '#lib/serve/encode.js'
 import { Falcon, whyNotCacheable } from '#lib/serve/falcon.js'
 import { trainingLogits } from '#lib/serve/golden.js'
 import type { Slot } from '#lib/serve/pass.js'
 import type { RankRequest } from '#lib/serve/request.js'
-import type { Device } from '#lib/tensor.js'
 import { forms, grow, randomRequest, schema, stirred, wireOf } from './requests.js'
 
 const PAGE_SIZES = [1, 4, 16, 64]
@@ -59,9 +59,9 @@ export function disposeModels(): void {
  * One scenario: a batch of requests cold; then again from the pages (hit), after new events (append), with history edited in the middle
  * (partial hit) or gone (evicted), candidates permuted, in other company and other microbatches. @returns candidates compared
  */
-export async function runScenario({ seed, form }: Scenario, device: Device = 'cpu'): Promise<number> {
-  const key = `${form} ${device}`
-  if (!models.has(key)) models.set(key, stirred(forms[form]!, device))
+export async function runScenario({ seed, form }: Scenario, options: ModelOptions = {}): Promise<number> {
+  const key = `${form} ${options.device} ${options.precision}`
+  if (!models.has(key)) models.set(key, stirred(forms[form]!, options))
   const parts = models.get(key)!
   const random = new Random(`scenario ${seed}`)
   const pick = <T>(list: readonly T[]) => list[random.int(list.length)]!
