@@ -1,5 +1,6 @@
 import { readdirSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
+import { Worker } from 'node:worker_threads'
 import { afterAll, beforeAll, describe, expect, it } from 'vitest'
 import { Random } from '#lib/random.js'
 import { trainingLogits } from '#lib/serve/golden.js'
@@ -345,6 +346,29 @@ describe('Ranker', () => {
     }
     expectScores(await ranker.rank(request), request, 4000)
     expect((await ranker.stats()).pages).toMatchObject({ held: 0, leases: 0 })
+  })
+
+  it('rejects everything, at hand and to come, when its thread is lost', async () => {
+    const started: Worker[] = []
+    const unref = Worker.prototype.unref
+    Worker.prototype.unref = function (this: Worker) {
+      started.push(this)
+      unref.call(this)
+    }
+    const ranker = await Ranker.load(bundle, { ...small, microbatch: 1 })
+    Worker.prototype.unref = unref
+    const random = new Random(18)
+    const lost = error('ERR_HSTU_DEVICE_LOST', /the engine's thread ended/)
+    const waiting = Array.from({ length: 5 }, () =>
+      expect(ranker.rank(randomRequest(random, 90, 500))).rejects.toThrow(lost),
+    )
+    await new Promise(resolve => setTimeout(resolve, 20))
+    await started[0]!.terminate()
+    await Promise.all(waiting)
+    expect(ranker.state).toBe('failed')
+    await expect(ranker.rank(randomRequest(random, 1, 1))).rejects.toThrow(lost)
+    await expect(ranker.stats()).rejects.toThrow(lost)
+    await ranker.close()
   })
 
   it('leaves the event loop of its caller free', async () => {
