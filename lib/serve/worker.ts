@@ -116,8 +116,10 @@ class Scheduler {
   async #batch(): Promise<void> {
     const { host } = this
     const batch = takeBatch(this.#queue, { budget: this.budget, ...host.rules }).filter(waiting => {
-      // What cannot be in time any more is not begun.
-      if (this.#wanted(waiting, waiting.tokens * this.#msPerToken)) return true
+      // What cannot be in time any more is not begun, where another could use the time; the measure gives way, lest it stops all of them.
+      const takes = this.#queue.length > 0 ? waiting.tokens * this.#msPerToken : 0
+      if (this.#wanted(waiting, takes)) return true
+      if (this.#wanted(waiting)) this.#msPerToken *= 0.98
       this.#refuse(waiting, late((waiting.deadline ?? waiting.enqueued) - waiting.enqueued))
       return false
     })
