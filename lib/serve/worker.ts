@@ -120,7 +120,7 @@ class Scheduler {
       const takes = this.#queue.length > 0 ? waiting.tokens * this.#msPerToken : 0
       if (this.#wanted(waiting, takes)) return true
       if (this.#wanted(waiting)) this.#msPerToken *= 0.98
-      this.#refuse(waiting, late((waiting.deadline ?? waiting.enqueued) - waiting.enqueued))
+      this.#refuse(waiting, late(Math.round((waiting.deadline ?? waiting.enqueued) - waiting.enqueued)))
       return false
     })
     if (batch.length === 0) return
