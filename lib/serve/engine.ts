@@ -66,9 +66,7 @@ export class Engine {
     queue: Partial<QueueLimits>,
     onProgress?: (progress: { phase: string; done: number; total: number }) => void,
   ): Promise<Engine> {
-    const { threads } = job.options
-    const env = threads === null ? process.env : { ...process.env, HSTU_NUM_THREADS: String(threads) }
-    const worker = new Worker(WORKER, { workerData: job, env })
+    const worker = new Worker(WORKER, { workerData: job })
     let engine: Engine | null = null
     try {
       return await new Promise<Engine>((resolve, reject) => {

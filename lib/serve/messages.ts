@@ -24,7 +24,7 @@ export interface HostOptions {
   cacheTtlMs: number | null
   microbatch: number
   unknownIds: 'error' | 'unknown-row'
-  /** HSTU_NUM_THREADS of the engine's thread; null: as the process. */
+  /** Of the CPU backend, which is the process's; null: as it is. */
   threads: number | null
 }
 

@@ -3,7 +3,8 @@ import { type CachedHistory, takeRows } from '../layers/hstu_layer.js'
 import type { CachedRankerInputs, GenerativeRanker } from '../models/generative_ranker.js'
 import { kvAppend } from '../ops/kv_append.js'
 import type { Tensor } from '../tensor.js'
-import { type EncodedRequest, historyTokens, TOKEN_COLUMNS } from './encode.js'
+import { type EncodedRequest, historyTokens } from './encode.js'
+import { joined, Words } from './words.js'
 
 /** A request, and what of its history is in pages. */
 export interface Slot {
@@ -29,11 +30,56 @@ export const partRows = ({ first, end }: Part) => end - first
 
 /** int64 offsets [B + 1] of lengths. */
 function offsetsOf(lengths: readonly number[]): BigInt64Array {
-  const offsets = new BigInt64Array(lengths.length + 1)
+  const offsets = new Words(lengths.length + 1)
+  let sum = 0
   lengths.forEach((length, b) => {
-    offsets[b + 1] = offsets[b]! + BigInt(length)
+    offsets.put(b + 1, (sum += length), 0)
   })
-  return offsets
+  return offsets.values
+}
+
+/** Where each token of a pass is among the rows, and below them the actions, and its index in the request. */
+function layoutOf(parts: readonly Part[], ids: number, withPositions: boolean) {
+  const N = parts.reduce((sum, { slot, from, first, end }) => sum + historyTokens(slot.request) - from + end - first, 0)
+  const [source, positions] = [new Words(N), withPositions ? new Words(N) : null]
+  let [n, row, action] = [0, 0, ids]
+  for (const { slot, from, first, end } of parts) {
+    const { rowsBefore, rows, times } = slot.request
+    const h = times.length
+    if (rowsBefore) {
+      for (let t = from; t < h; t++) source.put(n + t - from, rowsBefore[t + 1]! > rowsBefore[t]! ? row++ : action++, 0)
+      source.count(n + h - from, row, end - first)
+      row += end - first
+    } else source.count(n, n, h - from + end - first)
+    positions?.count(n, from, h - from)
+    n += h - from
+    for (let m = 0; m < end - first; m++) positions?.put(n + m, h, 0)
+    n += end - first
+    if (!rowsBefore) row += rows.length - from + end - first
+  }
+  return { source: source.values, positions: positions?.values ?? null }
+}
+
+/** The rows of the last layer: of each part the last row of its history, if that is fresh, then the candidates. */
+function askedOf(parts: readonly Part[], fresh: readonly number[], counts: readonly number[]) {
+  const withState = fresh.map(length => Number(length > 0))
+  const offsets = offsetsOf(counts.map((count, b) => count + withState[b]!))
+  const total = Number(offsets.at(-1)!)
+  const [rows, predicted] = [new Words(total), new Words(total - withState.reduce((a, b) => a + b, 0))]
+  let [n, r, p] = [0, 0, 0]
+  counts.forEach((count, b) => {
+    const state = withState[b]!
+    rows.count(r, n + fresh[b]! - state, count + state)
+    predicted.count(p, r + state, count)
+    n += fresh[b]! + count
+    r += count + state
+    p += count
+  })
+  const times = parts.flatMap(({ slot: { request }, first, end }, b) => [
+    request.times.subarray(request.times.length - withState[b]!),
+    request.candidateTimes.subarray(first, end),
+  ])
+  return { rows: rows.values, offsets, predicted: predicted.values, queryTimes: joined(times) }
 }
 
 /** The tokens of a pass on the device, and a cache a layer; tensors belong to the current scope. @param pages of each layer */
@@ -42,53 +88,25 @@ export function assemblePass(parts: readonly Part[], model: GenerativeRanker, pa
   const tokens = parts.map(({ slot }) => historyTokens(slot.request))
   const fresh = parts.map(({ from }, b) => tokens[b]! - from)
   const counts = parts.map(partRows)
-  const N = fresh.reduce((sum, length, b) => sum + length + counts[b]!, 0)
   const cached = parts.some(({ from }) => from > 0)
-  const interleave = config.fusion !== 'add'
-
-  const [source, queryTimes] = [new BigInt64Array(N), new BigInt64Array(N)]
-  const keyTimes = cached ? new BigInt64Array(parts.reduce((sum, { from }) => sum + from, N)) : queryTimes
-  const [ids, actions]: [bigint[], bigint[]] = [[], []]
-  const positions = config.positions ? new BigInt64Array(N) : null
-  const asked: bigint[] = []
-  const actionTokens: number[] = []
-  let [n, key] = [0, 0]
-  const token = (id: bigint, action: bigint, time: bigint, position: number) => {
-    if (!interleave) actions.push(action)
-    else if (id < 0n) {
-      source[n] = BigInt(actions.push(action) - 1)
-      actionTokens.push(n)
-    }
-    if (id >= 0n) source[n] = BigInt(ids.push(id) - 1)
-    queryTimes[n] = time
-    if (positions) positions[n] = BigInt(position)
-    if (cached) keyTimes[key++] = time
-    n++
-  }
-  parts.forEach(({ slot: { request }, from, first, end }, b) => {
-    const { history, candidates, times } = request
-    const h = tokens[b]!
-    if (cached) for (let t = 0; t < from; t++) keyTimes[key++] = history[TOKEN_COLUMNS * t + 2]!
-    for (let t = from; t < h; t++) {
-      const at = TOKEN_COLUMNS * t
-      if (t === h - 1) asked.push(BigInt(n))
-      token(history[at]!, history[at + 1]!, history[at + 2]!, t)
-    }
-    for (let m = first; m < end; m++) {
-      asked.push(BigInt(n))
-      token(candidates[m]!, -1n, times[m]!, h)
-    }
-  })
-  // Action rows come below those of ids.
-  for (const at of actionTokens) source[at]! += BigInt(ids.length)
+  const each = (of: (request: EncodedRequest, part: Part) => BigInt64Array[]) =>
+    joined(parts.flatMap(part => of(part.slot.request, part)))
+  const ids = each(({ rows, rowsBefore, candidates }, { from, first, end }) => [
+    ...[rows.subarray(rowsBefore ? rowsBefore[from] : from), candidates.subarray(first, end)],
+  ])
+  const actions = each(({ actions, rowsBefore }, { from, first, end }) =>
+    rowsBefore
+      ? [actions.subarray(from - rowsBefore[from]!)]
+      : [actions.subarray(from), new BigInt64Array(end - first).fill(-1n)],
+  )
+  const timesFrom = (whole: boolean) =>
+    each(({ times, candidateTimes }, { from, first, end }) => [
+      ...[times.subarray(whole ? 0 : from), candidateTimes.subarray(first, end)],
+    ])
+  const { source, positions } = layoutOf(parts, ids.length, Boolean(config.positions))
+  const asked = askedOf(parts, fresh, counts)
 
   const device = (data: BigInt64Array | Int32Array) => toDevice(data, options)
-  const withState = fresh.map(length => Number(length > 0))
-  const askedOffsets = offsetsOf(counts.map((count, b) => count + withState[b]!))
-  const predicted = counts.flatMap((count, b) => {
-    const begin = Number(askedOffsets[b]!) + withState[b]!
-    return Array.from({ length: count }, (_, m) => BigInt(begin + m))
-  })
   const paged = cached
     ? {
         ...pageTable(parts.map(({ from }) => from > 0)),
@@ -96,21 +114,18 @@ export function assemblePass(parts: readonly Part[], model: GenerativeRanker, pa
         timeOffsets: device(offsetsOf(tokens.map((h, b) => h + counts[b]!))),
       }
     : null
+  const queryTimes = device(timesFrom(false))
   const inputs: CachedRankerInputs = {
     seqOffsets: device(offsetsOf(fresh.map((length, b) => length + counts[b]!))),
-    ...{ times: device(keyTimes), queryTimes: device(queryTimes) },
+    ...{ times: cached ? device(timesFrom(true)) : queryTimes, queryTimes },
     maxSeqLen: Math.max(...tokens.map((h, b) => h + counts[b]!)),
     ...{ numTargets: device(Int32Array.from(counts)), contextual: 1 + config.vocabulary.contextual.length },
-    ...{ ids: device(BigInt64Array.from(ids)), actions: device(BigInt64Array.from(actions)), source: device(source) },
+    ...{ ids: device(ids), actions: device(actions), source: device(source) },
     positions: positions && device(positions),
-    predicted: device(BigInt64Array.from(predicted)),
-    states: device(askedOffsets.slice(0, -1)),
+    predicted: device(asked.predicted),
+    states: device(asked.offsets.slice(0, -1)),
     groups: device(offsetsOf(counts)),
-    asked: {
-      rows: device(BigInt64Array.from(asked)),
-      offsets: device(askedOffsets),
-      queryTimes: device(BigInt64Array.from(asked, row => queryTimes[Number(row)]!)),
-    },
+    asked: { rows: device(asked.rows), offsets: device(asked.offsets), queryTimes: device(asked.queryTimes) },
   }
   const append = appender()
   const layers: CachedHistory[] = pages.map(of => ({
@@ -131,14 +146,15 @@ export function assemblePass(parts: readonly Part[], model: GenerativeRanker, pa
   function appender() {
     const begins = parts.map(({ slot: { stored }, from }) => Math.max(stored, from))
     const lengths = parts.map(({ slot }, b) => (slot.pages ? Math.max(0, tokens[b]! - begins[b]!) : 0))
-    const rows: bigint[] = []
-    let first = 0
+    const wantedRows = new Words(lengths.reduce((a, b) => a + b, 0))
+    if (wantedRows.values.length === 0) return null
+    let [first, row] = [0, 0]
     parts.forEach(({ from }, b) => {
-      for (let t = 0; t < lengths[b]!; t++) rows.push(BigInt(first + begins[b]! - from + t))
+      wantedRows.count(row, first + begins[b]! - from, lengths[b]!)
+      row += lengths[b]!
       first += fresh[b]! + counts[b]!
     })
-    if (rows.length === 0) return null
-    const wanted = device(BigInt64Array.from(rows))
+    const wanted = device(wantedRows.values)
     const seqOffsets = device(offsetsOf(lengths))
     const kvLengths = device(Int32Array.from(lengths, (length, b) => (length > 0 ? begins[b]! : 0)))
     const where = { ...pageTable(lengths.map(length => length > 0)), kvLengths }

@@ -14,6 +14,7 @@ import { type PageKey, type PageLease, PageManager, type PageStatistics } from '
 import type { Slot } from './pass.js'
 import type { Waiting } from './queue.js'
 import { checkRequest, type WireIds, type WireRequest } from './request.js'
+import { joined } from './words.js'
 
 /** S, tokens of a page: a power of two that the attention's key tiles divide. */
 const PAGE_SIZE = 64
@@ -98,7 +99,8 @@ export class RankHost implements Host {
       const pageBytes = Falcon.pageBytes(config, PAGE_SIZE, dtypeBytes[dtype])
       const cacheBytes = options.cacheBytes ?? (device === 'cpu' ? 256 : 2048) * MIB
       const pages = Math.floor(cacheBytes / pageBytes)
-      const needed = Math.ceil(most / PAGE_SIZE)
+      const golden = base + perRow * manifest.golden.request.history.items.length
+      const needed = Math.ceil(Math.max(most, golden) / PAGE_SIZE)
       check(pages >= needed, 'ERR_HSTU_INVALID_ARGUMENT', () => {
         return `cacheBytes ${cacheBytes} holds no history of maxHistory ${maxHistory}: it takes ${needed * pageBytes} bytes`
       })
@@ -187,9 +189,11 @@ export class RankHost implements Host {
     for (const group of groups.values()) {
       const { waiting } = group
       if (waiting.length === 1) continue
-      const joined = (of: (request: EncodedRequest) => BigInt64Array) =>
-        BigInt64Array.from(waiting.flatMap(({ request }) => [...of(request)]))
-      group.request = { ...group.request, candidates: joined(r => r.candidates), times: joined(r => r.times) }
+      const all = (of: (request: EncodedRequest) => BigInt64Array) => joined(waiting.map(({ request }) => of(request)))
+      group.request = {
+        ...group.request,
+        ...{ candidates: all(r => r.candidates), candidateTimes: all(r => r.candidateTimes) },
+      }
     }
     return [...groups.values()]
   }

@@ -29,7 +29,7 @@ export interface EngineOptions {
   maxBatchTokens?: number
   /** How long a batch that is not full waits for more requests; default 0: batches form while the one before them is computed. */
   maxDelayMs?: number
-  /** Threads of the CPU backend; default HSTU_NUM_THREADS, or one a core. */
+  /** Threads of the CPU backend, which the whole process shares; default HSTU_NUM_THREADS, or one a core. */
   threads?: number
   onProgress?: (progress: LoadProgress) => void
 }

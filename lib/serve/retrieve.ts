@@ -3,6 +3,7 @@ import type { SequenceModel } from '../models/sequence_model.js'
 import { embedding } from '../ops/embedding.js'
 import { topK } from '../ops/top_k.js'
 import { scope, type Tensor } from '../tensor.js'
+import { joined } from './words.js'
 
 /** A history of item numbers, 1 .. numItems, not empty, and when the user asks. */
 export interface RetrievalRows {
@@ -41,15 +42,6 @@ export function retrieve(
   const offsets = (lengths: number[]) => {
     let sum = 0n
     return BigInt64Array.from([0n, ...lengths.map(length => (sum += BigInt(length)))])
-  }
-  const joined = (arrays: BigInt64Array[]) => {
-    const all = new BigInt64Array(arrays.reduce((sum, array) => sum + array.length, 0))
-    let at = 0
-    for (const array of arrays) {
-      all.set(array, at)
-      at += array.length
-    }
-    return all
   }
   const timed = (arrays: (BigInt64Array | null)[]) => (arrays.includes(null) ? null : joined(arrays as BigInt64Array[]))
   const rows = offsets(kept.map(({ own }) => own.length))

@@ -1,6 +1,7 @@
 // The thread of an engine: takes requests as they come, forms batches, and has the model compute one after the other.
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
 import { HstuError } from '../errors.js'
+import { native } from '../native.js'
 import { late } from './admission.js'
 import { type BundleManifest, type LoadedBundle, readBundle } from './bundle.js'
 import { Histogram } from './histogram.js'
@@ -260,6 +261,7 @@ async function load(folder: string, progress: Progress): Promise<Host> {
     : RetrieveHost.load(bundle as never, job.options, progress)
 }
 
+if (job.options.threads !== null) native.set_num_threads(job.options.threads)
 load(job.folder, (phase, done, total) => post({ type: 'progress', phase, done, total })).then(
   host => {
     const { budget } = new Scheduler(host)

@@ -139,7 +139,7 @@ describe('Ranker', () => {
       error('ERR_HSTU_INVALID_ARGUMENT', /user nobody is not in vocabulary 'user'/),
     )
     await expect(ranker.rank({ ...empty, user: '1' })).rejects.toThrow(
-      error('ERR_HSTU_INVALID_ARGUMENT', /candidate x is not in/),
+      error('ERR_HSTU_INVALID_ARGUMENT', /candidates\[1\] x is not in/),
     )
     expectScores(await ranker.rank({ ...empty, user: '1', candidates: ['7'] }), {
       ...empty,

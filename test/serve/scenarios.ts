@@ -100,7 +100,7 @@ export async function runScenario({ seed, form }: Scenario, options: ModelOption
       kept = slots.map(({ request, pages }) => ({ history: request.history, pages: pages! }))
       for (const [b, request] of requests.entries()) {
         const K = 2
-        for (let m = 0; m < request.candidates.length; m += 1 + (m >> 3)) {
+        for (let m = 0; m < request.candidates.length; m += 1 + (m >> 2)) {
           const alone = trainingLogits(
             parts,
             wireOf({ ...request, candidates: [request.candidates[m]!] as string[] }),

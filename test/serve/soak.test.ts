@@ -83,6 +83,7 @@ it(
       }
     }
     const end = performance.now() + 1e3 * seconds
+    const sampler = setInterval(() => memory.push(process.memoryUsage().rss), 50)
     let swaps = 0
     const others = async () => {
       while (performance.now() < end) {
@@ -91,7 +92,6 @@ it(
         if (due || dice < 0.06) await ranker.swap(join(folder, `soak-${1 + (++swaps % 2)}`))
         else if (dice < 0.2) await expect(ranker.swap(join(folder, 'none'))).rejects.toThrow(/expected a checkpoint/)
         else await ranker.forgetUser(String(1 + random.int(20)), { tenant: `tenant ${random.int(3)}` })
-        memory.push(process.memoryUsage().rss)
         await new Promise(resolve => setTimeout(resolve, 100))
       }
     }
@@ -99,6 +99,7 @@ it(
       while (performance.now() < end) await ask()
     }
     await Promise.all([others(), ...Array.from({ length: 12 }, caller)])
+    clearInterval(sampler)
     const stats = await ranker.stats()
     expect(stats).toMatchObject({ state: 'ready', swaps, queued: { requests: 0, tokens: 0, bytes: 0 } })
     expect(stats.pages).toMatchObject({ held: 0, leases: 0 })
