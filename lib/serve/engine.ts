@@ -50,6 +50,7 @@ export class Engine {
   readonly #calls = new Map<number, { resolve: (value: never) => void; reject: (error: HstuError) => void }>()
   readonly #counts = { accepted: 0, completed: 0, rejected: 0, failed: 0 }
   #next = 1
+  readonly #arrived: FromWorker[] = []
   #failure: HstuError | null = null
   #closing: Promise<void> | null = null
   #drained = () => {}
@@ -74,7 +75,7 @@ export class Engine {
         const ended = (why: string, cause?: unknown) =>
           lost(new HstuError('ERR_HSTU_DEVICE_LOST', `the engine's thread ended${why}`, cause ? { cause } : {}))
         worker.on('message', (message: FromWorker) => {
-          if (engine) engine.#receive(message)
+          if (engine) engine.#arrive(message)
           else if (message.type === 'progress') onProgress?.({ ...message })
           else if (message.type === 'failed') reject(errorOf(message.error))
           else if (message.type === 'ready') resolve((engine = new Engine(worker, message, queue)))
@@ -227,6 +228,16 @@ export class Engine {
     pending.reject(error)
   }
 
+  /** A port hands over a thousand messages before timers get their turn, and what callers do with a result takes time. */
+  #arrive(message: FromWorker): void {
+    if (this.#arrived.push(message) > 1) return
+    setImmediate(() => this.#receiveAll())
+  }
+
+  #receiveAll(): void {
+    for (const message of this.#arrived.splice(0)) this.#receive(message)
+  }
+
   #receive(message: FromWorker): void {
     if (message.type === 'result') {
       this.#admission.msPerToken = message.msPerToken
@@ -251,6 +262,7 @@ export class Engine {
   /** The thread or its device is lost: everything at hand is rejected, and all that comes. */
   #fail(error: HstuError): void {
     if (this.#closing && this.state !== 'draining') return
+    this.#receiveAll() // what was answered before
     this.#failure ??= error
     this.state = 'failed'
     for (const id of [...this.#pending.keys()]) {
