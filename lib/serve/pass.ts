@@ -44,7 +44,7 @@ function layoutOf(parts: readonly Part[], ids: number, withPositions: boolean) {
   const [source, positions] = [new Words(N), withPositions ? new Words(N) : null]
   let [n, row, action] = [0, 0, ids]
   for (const { slot, from, first, end } of parts) {
-    const { rowsBefore, rows, times } = slot.request
+    const { rowsBefore, times } = slot.request
     const h = times.length
     if (rowsBefore) {
       for (let t = from; t < h; t++) source.put(n + t - from, rowsBefore[t + 1]! > rowsBefore[t]! ? row++ : action++, 0)
@@ -55,7 +55,6 @@ function layoutOf(parts: readonly Part[], ids: number, withPositions: boolean) {
     n += h - from
     for (let m = 0; m < end - first; m++) positions?.put(n + m, h, 0)
     n += end - first
-    if (!rowsBefore) row += rows.length - from + end - first
   }
   return { source: source.values, positions: positions?.values ?? null }
 }
