@@ -18,13 +18,16 @@ export type HstuErrorCode =
 /** The one error type of the package: `code` tells what kind, `message` names what was wrong and where. */
 export class HstuError extends Error {
   override readonly name = 'HstuError'
+  /** Of ERR_HSTU_OVERLOADED: when the same request may be taken. */
+  readonly retryAfterMs: number | null
 
   constructor(
     readonly code: HstuErrorCode,
     message: string,
-    options?: ErrorOptions,
+    options: ErrorOptions & { retryAfterMs?: number } = {},
   ) {
     super(message, options)
+    this.retryAfterMs = options.retryAfterMs ?? null
   }
 }
 

@@ -114,6 +114,15 @@ export { type RowGradient, RowwiseAdagrad, type RowwiseAdagradOptimizerOptions }
 export { learningRate, type ScheduleOptions } from './optim/schedule.js'
 export { Philox, type PhiloxPosition } from './philox.js'
 export { Random } from './random.js'
+export type { QueueLimits, SubmitOptions } from './serve/admission.js'
+export type { EngineState, EngineStats } from './serve/engine.js'
+export { type ExportedBundle, exportBundle } from './serve/export.js'
+export type { HistogramSummary } from './serve/histogram.js'
+export type { ModelInfo, Timings } from './serve/messages.js'
+export { type EngineOptions, type LoadProgress, Ranker, type RankerOptions, type RankResult } from './serve/ranker.js'
+export type { Ids, RankHistory, RankRequest, RetrieveRequest } from './serve/request.js'
+export { type RetrieveResult, Retriever } from './serve/retriever.js'
+export type { Id } from './serve/vocabulary.js'
 export {
   type Device,
   type DeviceMemory,

@@ -1,4 +1,5 @@
 import type { Command } from './args.js'
+import { engineSpecs } from './engine_options.js'
 
 /** One option of a command. */
 export interface OptionSpec {
@@ -154,6 +155,57 @@ export const commands: readonly Command[] = [
     },
     example: 'hstu rank eval --checkpoint runs/rank',
     load: () => import('./rank_eval.js'),
+  },
+  {
+    name: 'rank score',
+    summary: 'score candidates with a bundle: a request a line in, its scores a line out',
+    options: {
+      ...engineSpecs,
+      in: {
+        value: 'FILE',
+        text: 'JSON lines {user, history: {items, times, actions}, candidates, context, time, id}; default stdin',
+      },
+      'unknown-ids': {
+        value: 'WHAT',
+        text: 'default unknown-row, counted in the answer',
+        choices: ['error', 'unknown-row'],
+      },
+      device,
+    },
+    example: 'hstu rank score --bundle bundles/rank --in requests.jsonl',
+    load: () => import('./rank_score.js'),
+  },
+  {
+    name: 'bench serve',
+    summary: 'offer a bundle more and more load: latencies and what is answered within a bound, cold, cached and mixed',
+    options: {
+      ...engineSpecs,
+      rate: { value: 'X', text: 'requests a second offered; default .5, .8, 1 and 10 times what the engine can do' },
+      bound: { value: 'MS', text: 'deadline of each request; default 80' },
+      seconds: { value: 'X', text: 'of each load; default 5' },
+      users: { value: 'N', text: 'default 1000' },
+      zipf: { value: 'X', text: 'exponent of their popularity; default 1' },
+      history: { value: 'N', text: 'rows of a history at first; default half of max-history' },
+      growth: { value: 'X', text: 'events of a user between two requests (mixed); default 2' },
+      candidates: { value: 'N', text: 'of a request; default 256' },
+      seed: { value: 'N', text: 'of users, histories and arrivals; default 0' },
+      device,
+      json,
+    },
+    example: 'hstu bench serve --bundle bundles/rank --bound 50',
+    load: () => import('./bench_serve.js'),
+  },
+  {
+    name: 'export',
+    summary: 'write what a service needs of a trained model into one folder: a bundle',
+    options: {
+      checkpoint: { value: 'FOLDER', text: 'run folder of hstu rank train or hstu train', required: true },
+      requests: { value: 'FOLDER', text: 'the records that a ranker was trained on; default those in the run folder' },
+      out: { value: 'FOLDER', text: 'where the bundle goes; one that is there is replaced as a whole', required: true },
+      json,
+    },
+    example: 'hstu export --checkpoint runs/rank --out bundles/rank',
+    load: () => import('./export.js'),
   },
   {
     name: 'data prepare',

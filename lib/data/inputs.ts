@@ -19,12 +19,15 @@ function checkIds(what: string, ids: BigInt64Array, numItems: number): void {
       )
 }
 
+/** What a model reads of a batch. */
+export type BatchRows = Pick<Batch, 'ids' | 'offsets' | 'times' | 'queryTimes' | 'maxLength'>
+
 /**
  * Copies a batch to the model's device. The tensors belong to the current scope.
  * @param numItems of the model; without it ids are not checked
  * @throws HstuError ERR_HSTU_INVALID_ARGUMENT that names the first id outside 0 .. numItems.
  */
-export function toInputs(batch: Batch, options: TensorOptions = {}, numItems?: number): SequenceInputs {
+export function toInputs(batch: BatchRows, options: TensorOptions = {}, numItems?: number): SequenceInputs {
   if (numItems !== undefined) checkIds('batch.ids', batch.ids, numItems)
   return {
     ids: toDevice(batch.ids, options),

@@ -1,5 +1,6 @@
 import { castAll } from '../ops/cast.js'
-import { hstuAttention } from '../ops/hstu_attention.js'
+import { embedding } from '../ops/embedding.js'
+import { type HstuAttentionOptions, hstuAttention } from '../ops/hstu_attention.js'
 import { normGateLinear } from '../ops/norm_gate_linear.js'
 import { normLinearSilu } from '../ops/norm_linear_silu.js'
 import type { Random } from '../random.js'
@@ -38,6 +39,31 @@ export interface HstuLayerConfig {
   contextualFull?: boolean
 }
 
+/** A layer's keys and values of earlier tokens, and where those of new ones go. Inference alone. */
+export interface CachedHistory {
+  /** What `hstuAttention` reads; null where there are no earlier tokens. `times` of the inputs are then those of all keys. */
+  paged: NonNullable<HstuAttentionOptions['paged']> | null
+  /** Called once with those of the tokens at hand, [T, H, D] and [T, H, V], before they are read. */
+  append(k: Tensor, v: Tensor): void
+}
+
+/** The last rows of each sequence. */
+export interface AskedRows {
+  /** int64 [R]: row among the tokens at hand */
+  rows: Tensor
+  /** int64 [B + 1]: where each sequence's begin */
+  offsets: Tensor
+  /** int64 [R] */
+  queryTimes: Tensor | null
+}
+
+/** Rows of x [T, ...] by number. */
+export function takeRows(x: Tensor, rows: Tensor): Tensor {
+  const [T, ...rest] = x.shape
+  const width = rest.reduce((a, b) => a * b, 1)
+  return embedding(x.view([T!, width]), rows).view([rows.size, ...rest])
+}
+
 /**
  * One HSTU layer (Zhai et al. 2024, eq. 1-3), on jagged sequences:
  *
@@ -73,8 +99,19 @@ export class HstuLayer {
     }
   }
 
-  /** @param x [T, d]; the parameters are taken in its dtype */
-  forward(x: Tensor, inputs: TokenInputs, noise: Noise): Tensor {
+  /**
+   * @param x [T, d]; the parameters are taken in its dtype
+   * @param cached keys and values of the tokens before these, and where those of these are kept
+   * @param asked the rows that the layer's output is wanted of; default all
+   * @returns [T, d], or [R, d] of the R rows asked
+   */
+  forward(
+    x: Tensor,
+    inputs: TokenInputs,
+    noise: Noise,
+    cached: CachedHistory | null = null,
+    asked: AskedRows | null = null,
+  ): Tensor {
     const { heads, qkDim, vDim, paddedLength, activation = 'silu', siluAll = true, concat = false } = this.config
     // Beside 16-bit scores the bias tables stay float32.
     const { positionBias: _, timeBias: __, ...dense } = this.parameters
@@ -84,23 +121,29 @@ export class HstuLayer {
       ...{ heads, qkDim, vDim, siluAll, bias: p.uvqkBias ?? null },
       ...{ normWeight: p.inputNormWeight ?? null, normBias: p.inputNormBias ?? null },
     })
-    const o = hstuAttention(q, k, v, {
+    cached?.append(k, v)
+    const wanted = (rows: Tensor) => (asked ? takeRows(rows, asked.rows) : rows)
+    const residual = wanted(x)
+    const queryTimes = asked ? asked.queryTimes : inputs.queryTimes
+    const o = hstuAttention(wanted(q), k, v, {
       ...{ seqOffsets: inputs.seqOffsets, maxSeqLen: inputs.maxSeqLen, activation },
       alpha: this.config.alpha ?? (activation === 'silu' ? 1 : 1 / Math.sqrt(qkDim)),
       scale: 1 / paddedLength,
       ...{ numTargets: inputs.numTargets ?? null, contextual: inputs.contextual ?? 0 },
       contextualFull: this.config.contextualFull ?? false,
       ...(p.positionBias ? { posW: p.positionBias } : {}),
-      ...(p.timeBias && inputs.times && inputs.queryTimes
-        ? { timeW: p.timeBias, queryTime: inputs.queryTimes, keyTime: inputs.times }
+      ...(p.timeBias && inputs.times && queryTimes
+        ? { timeW: p.timeBias, queryTime: queryTimes, keyTime: inputs.times }
         : {}),
+      ...(asked ? { qOffsets: asked.offsets } : {}),
+      ...(cached?.paged ? { paged: cached.paged } : {}),
     })
     const inner = (concat ? 3 : 1) * heads * vDim
     const dropout = noise ? this.config.linearDropout : 0
-    return normGateLinear(x, u, o, p.output!, {
+    return normGateLinear(residual, wanted(u), o, p.output!, {
       ...{ bias: p.outputBias!, concat, dropout },
       ...{ normWeight: p.outputNormWeight ?? null, normBias: p.outputNormBias ?? null },
-      ...(noise && dropout > 0 ? { position: noise.draw(x.shape[0]! * inner) } : {}),
+      ...(noise && dropout > 0 ? { position: noise.draw(residual.shape[0]! * inner) } : {}),
     })
   }
 }

@@ -18,6 +18,16 @@ export interface RankerBatch {
 const KEY_BITS = 56n
 const LARGEST_KEY = (1n << KEY_BITS) - 1n
 
+/** Row of the table, or key, of number 0 of each vocabulary, in the order of `vocabularySizes`. */
+export function vocabularyBases(config: GenerativeRankerConfig): bigint[] {
+  const bases: bigint[] = []
+  vocabularySizes(config).reduce((sum, size, f) => {
+    bases.push(config.embeddings === 'hash' ? BigInt(f) << KEY_BITS : BigInt(sum))
+    return sum + size + 1
+  }, 0)
+  return bases
+}
+
 /**
  * Copies a batch to the model's device.
  * @param targets of `taskTargets`; history rows without any weight are not predicted
@@ -113,11 +123,7 @@ export function rankerBatch(
     const hash = of.embeddings === 'hash'
     const sizes = vocabularySizes(of)
     const names = ['user', ...schema.contextual, 'item', ...schema.series]
-    const bases: bigint[] = []
-    sizes.reduce((sum, size, f) => {
-      bases.push(hash ? BigInt(f) << KEY_BITS : BigInt(sum))
-      return sum + size + 1
-    }, 0)
+    const bases = vocabularyBases(of)
     const most = sizes.map(BigInt)
     let row = 0
     const put = (f: number, number: bigint) => {

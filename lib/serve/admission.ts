@@ -1,0 +1,80 @@
+import { check, HstuError } from '../errors.js'
+
+/** What may wait or run in an engine at once; over a bound a request is refused at once with ERR_HSTU_OVERLOADED. */
+export interface QueueLimits {
+  /** Default 1024. */
+  requests: number
+  /** History rows and candidates as tokens; default 32 batches. */
+  tokens: number
+  /** Of the requests' arrays; default 256 MiB. */
+  bytes: number
+}
+
+/** What a request costs; upper bounds, known before any work. */
+export interface Cost {
+  tokens: number
+  bytes: number
+}
+
+export interface SubmitOptions {
+  /** Aborts the request: it never reaches the device, or stops between microbatches. */
+  signal?: AbortSignal | undefined
+  /** From now; what is late is rejected, and not computed. */
+  deadlineMs?: number | undefined
+}
+
+/** Of a deadline, what the queue may take by what was measured: a request that is admitted and late anyway took another's time. */
+const DEADLINE_SHARE = 0.7
+
+/** What a request that is late is rejected with. */
+export const late = (deadlineMs: number) => new HstuError('ERR_HSTU_ABORTED', `the deadline of ${deadlineMs} ms passed`)
+
+export const aborted = (signal: AbortSignal | undefined) =>
+  new HstuError('ERR_HSTU_ABORTED', 'the request was aborted', { cause: signal?.reason })
+
+/** What an engine has at hand, and whether it takes more. */
+export class Admission {
+  readonly queued = { requests: 0, tokens: 0, bytes: 0 }
+  /** Measured; 0 until the first result. */
+  msPerToken = 0
+
+  constructor(readonly limits: QueueLimits) {}
+
+  /** @throws HstuError ERR_HSTU_OVERLOADED with `retryAfterMs`, ERR_HSTU_ABORTED, ERR_HSTU_INVALID_ARGUMENT */
+  check({ tokens, bytes }: Cost, options: SubmitOptions): void {
+    const { signal, deadlineMs } = options ?? {}
+    if (signal?.aborted) throw aborted(signal)
+    if (deadlineMs !== undefined) {
+      const valid = typeof deadlineMs === 'number' && !Number.isNaN(deadlineMs)
+      check(valid, 'ERR_HSTU_INVALID_ARGUMENT', () => `deadlineMs must be a number of milliseconds, got ${deadlineMs}`)
+      if (deadlineMs <= 0) throw late(deadlineMs)
+    }
+    const { queued, limits } = this
+    const waits = queued.tokens * this.msPerToken
+    const over = (what: string) => {
+      const retryAfterMs = Math.max(1, Math.ceil(waits / 2))
+      return new HstuError('ERR_HSTU_OVERLOADED', `${what}; try again in ${retryAfterMs} ms`, { retryAfterMs })
+    }
+    const full = (name: keyof QueueLimits) =>
+      over(
+        `${queued[name]} ${name} are queued, the bound is ${limits[name]} and the request has ${{ requests: 1, tokens, bytes }[name]}`,
+      )
+    if (queued.requests + 1 > limits.requests) throw full('requests')
+    // A request that alone is over a bound is taken where nothing else is: rows and candidates have bounds of their own.
+    if (queued.requests > 0 && queued.tokens + tokens > limits.tokens) throw full('tokens')
+    if (queued.requests > 0 && queued.bytes + bytes > limits.bytes) throw full('bytes')
+    if (
+      deadlineMs !== undefined &&
+      queued.requests > 0 &&
+      waits + tokens * this.msPerToken > DEADLINE_SHARE * deadlineMs
+    )
+      throw over(`the queue takes about ${Math.ceil(waits)} ms, the deadline is ${deadlineMs} ms`)
+  }
+
+  /** @param sign 1 when a request is taken, -1 when it is settled */
+  count({ tokens, bytes }: Cost, sign: 1 | -1): void {
+    this.queued.requests += sign
+    this.queued.tokens += sign * tokens
+    this.queued.bytes += sign * bytes
+  }
+}

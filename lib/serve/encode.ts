@@ -1,0 +1,117 @@
+import { vocabularyBases } from '../data/ranking/ranker_inputs.js'
+import { HstuError } from '../errors.js'
+import type { GenerativeRankerConfig } from '../models/generative_ranker.js'
+import type { WireRequest } from './request.js'
+import type { Vocabulary } from './vocabulary.js'
+import { Words } from './words.js'
+
+/** What an id that no vocabulary has becomes: an error, or the row that stands for unknown, which is counted. */
+export type UnknownIds = 'error' | 'unknown-row'
+
+/** Vocabularies in the order of `vocabularySizes`: user, contextual features, items, auxiliary series. Null: all ids are number 0. */
+export interface Encoder {
+  config: GenerativeRankerConfig
+  vocabularies: readonly (Vocabulary | null)[]
+  unknownIds: UnknownIds
+}
+
+/** Columns of `EncodedRequest.history`. */
+export const TOKEN_COLUMNS = 3
+
+/** A request as tokens. What a history's keys and values depend on is in `history`, and `start`, alone. */
+export interface EncodedRequest {
+  /** [h, 3] row-major: row of the table or key (-1: none), action bits (-1: none), seconds (0 for contextual tokens, which have no time). */
+  history: BigInt64Array
+  start: number
+  /** The same by column, without what is none: rows of the tokens that have one, actions of those that have any, [h] seconds. */
+  rows: BigInt64Array
+  actions: BigInt64Array
+  times: BigInt64Array
+  /** [h + 1] how many of the tokens before have a row, where items and actions are tokens of their own; null: all have both. */
+  rowsBefore: Int32Array | null
+  /** [m] row of the table or key */
+  candidates: BigInt64Array
+  /** [m] seconds */
+  candidateTimes: BigInt64Array
+  /** Ids that were not known. */
+  unknown: number
+}
+
+/** h, tokens of the contextual features and the history. */
+export function historyTokens({ times }: EncodedRequest): number {
+  return times.length
+}
+
+/** @throws HstuError ERR_HSTU_INVALID_ARGUMENT naming the first unknown id, where they are errors. */
+export function encodeRequest(request: WireRequest, encoder: Encoder): EncodedRequest {
+  const { config, vocabularies, unknownIds } = encoder
+  // A base has nothing below 2^31 but what a dense table's rows take, and numbers stay below it: a row is low + number, and high.
+  const bases = vocabularyBases(config).map(base => ({ low: Number(base & 0xffffffffn), high: Number(base >> 32n) }))
+  const item = 1 + config.vocabulary.contextual.length
+  let unknown = 0
+  const numberOf = (f: number, id: string | bigint, name: string, i: number): number => {
+    const vocabulary = vocabularies[f]
+    if (!vocabulary) return 0
+    const number = vocabulary.numberOf(id)
+    if (number === 0) {
+      unknown++
+      if (unknownIds === 'error') {
+        const message = `request: ${name}${i < 0 ? '' : `[${i}]`} ${id} is not in vocabulary '${vocabulary.name}'`
+        throw new HstuError('ERR_HSTU_INVALID_ARGUMENT', message)
+      }
+    }
+    return number
+  }
+  const { items, series, actions, context, candidates } = request
+  const interleave = config.fusion !== 'add'
+  let acted = 0
+  if (interleave) for (const s of series) acted += Number(s === 0)
+  const h = item + items.length + acted
+  const columns = {
+    rows: new Words(item + items.length),
+    actions: new Words(interleave ? acted : h),
+    times: new Words(h),
+  }
+  const rowsBefore = interleave ? new Int32Array(h + 1) : null
+  const tokens = new Words(TOKEN_COLUMNS * h)
+  const times = Words.of(request.times)
+  let [t, row, action] = [0, 0, 0]
+  /** @param i history row whose time is the token's; -1: contextual */
+  const token = (f: number, number: number, bits: number, i: number) => {
+    const { low, high } = bases[f] ?? NONE
+    tokens.put(TOKEN_COLUMNS * t, low + number, high)
+    if (f >= 0) columns.rows.put(row++, low + number, high)
+    tokens.put(TOKEN_COLUMNS * t + 1, bits, bits < 0 ? -1 : 0)
+    if (bits >= 0) columns.actions.put(action++, bits, 0)
+    if (i >= 0) {
+      tokens.copy(TOKEN_COLUMNS * t + 2, times, i)
+      columns.times.copy(t, times, i)
+    }
+    t++
+    if (rowsBefore) rowsBefore[t] = row
+  }
+  const none = interleave ? -1 : 0
+  token(0, numberOf(0, request.user, 'user', -1), none, -1)
+  context.forEach((id, c) => {
+    token(c + 1, id === null ? 0 : numberOf(c + 1, id, 'context', c), none, -1)
+  })
+  for (let i = 0; i < items.length; i++) {
+    const s = series[i]!
+    const bits = s === 0 ? actions[i]! : 0
+    token(item + s, numberOf(item + s, items[i]!, 'history.items', i), interleave ? -1 : bits, i)
+    if (interleave && s === 0) token(-1, 0, bits, i)
+  }
+  const targets = new Words(candidates.length)
+  const { low, high } = bases[item]!
+  for (let m = 0; m < candidates.length; m++)
+    targets.put(m, low + numberOf(item, candidates[m]!, 'candidates', m), high)
+  return {
+    ...{ history: tokens.values, start: request.start, rowsBefore, unknown },
+    ...{ rows: columns.rows.values, actions: columns.actions.values, times: columns.times.values },
+    candidates: targets.values,
+    candidateTimes: new BigInt64Array(candidates.length).fill(request.time),
+  }
+}
+
+/** Of a token without a row. */
+const NONE = { low: -1, high: -1 }

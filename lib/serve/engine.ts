@@ -1,0 +1,275 @@
+import { Worker } from 'node:worker_threads'
+import { check, HstuError } from '../errors.js'
+import { Admission, aborted, type Cost, late, type QueueLimits, type SubmitOptions } from './admission.js'
+import {
+  clock,
+  type EngineJob,
+  type FromWorker,
+  type ModelInfo,
+  type Timings,
+  type ToWorker,
+  type WireError,
+  type WorkerStats,
+} from './messages.js'
+
+/** Counts since the engine was loaded. */
+export interface EngineStats extends WorkerStats {
+  state: EngineState
+  accepted: number
+  completed: number
+  rejected: number
+  failed: number
+  queued: { requests: number; tokens: number; bytes: number }
+}
+
+/** 'ready' takes requests; 'draining' after `close`; 'failed' when its thread or device is lost. */
+export type EngineState = 'ready' | 'draining' | 'closed' | 'failed'
+
+interface Pending {
+  cost: Cost
+  resolve: (value: { reply: unknown; timings: Timings }) => void
+  reject: (error: HstuError) => void
+  /** Removes what was attached to signal and clock. */
+  detach: () => void
+}
+
+/** The same path from the sources and from what is built of them: a thread runs what is built. */
+const WORKER = new URL('../../dist/serve/worker.js', import.meta.url)
+
+const errorOf = ({ code, message, retryAfterMs }: WireError) =>
+  new HstuError(code, message, retryAfterMs === null ? {} : { retryAfterMs })
+
+/** A model in a thread of its own, as the caller's thread sees it: bounds, deadlines and what became of each request. */
+export class Engine {
+  state: EngineState = 'ready'
+  /** Of the model that answers now. */
+  info: ModelInfo
+  readonly #worker: Worker
+  readonly #admission: Admission
+  readonly #pending = new Map<number, Pending>()
+  readonly #calls = new Map<number, { resolve: (value: never) => void; reject: (error: HstuError) => void }>()
+  readonly #counts = { accepted: 0, completed: 0, rejected: 0, failed: 0 }
+  #next = 1
+  readonly #arrived: FromWorker[] = []
+  #failure: HstuError | null = null
+  #closing: Promise<void> | null = null
+  #drained = () => {}
+
+  private constructor(worker: Worker, { info, budget }: FromWorker & { type: 'ready' }, queue: Partial<QueueLimits>) {
+    this.#worker = worker
+    this.info = info
+    this.#admission = new Admission({ requests: 1024, tokens: 32 * budget, bytes: 2 ** 28, ...queue })
+  }
+
+  /** @throws HstuError what loading threw */
+  static async start(
+    job: EngineJob,
+    queue: Partial<QueueLimits>,
+    onProgress?: (progress: { phase: string; done: number; total: number }) => void,
+  ): Promise<Engine> {
+    const worker = new Worker(WORKER, { workerData: job })
+    let engine: Engine | null = null
+    try {
+      return await new Promise<Engine>((resolve, reject) => {
+        const lost = (error: HstuError) => (engine ? engine.#fail(error) : reject(error))
+        const ended = (why: string, cause?: unknown) =>
+          lost(new HstuError('ERR_HSTU_DEVICE_LOST', `the engine's thread ended${why}`, cause ? { cause } : {}))
+        worker.on('message', (message: FromWorker) => {
+          if (engine) engine.#arrive(message)
+          else if (message.type === 'progress') onProgress?.({ ...message })
+          else if (message.type === 'failed') reject(errorOf(message.error))
+          else if (message.type === 'ready') resolve((engine = new Engine(worker, message, queue)))
+        })
+        worker.on('error', error => ended(`: ${error}`, error))
+        worker.on('exit', () => ended(''))
+      })
+    } catch (error) {
+      await worker.terminate()
+      throw error
+    } finally {
+      worker.unref()
+    }
+  }
+
+  get ready(): boolean {
+    return this.state === 'ready'
+  }
+
+  /**
+   * Whether a request of this cost may come now: asked before its arrays are looked at.
+   * @throws HstuError ERR_HSTU_OVERLOADED with `retryAfterMs`, ERR_HSTU_ABORTED, ERR_HSTU_DISPOSED, ERR_HSTU_DEVICE_LOST
+   */
+  admit(cost: Cost, options: SubmitOptions): void {
+    try {
+      this.#checkOpen()
+      this.#admission.check(cost, options)
+    } catch (error) {
+      this.#counts.rejected++
+      throw error
+    }
+  }
+
+  /**
+   * Sends a request that was admitted.
+   * @param transfer memory of `wire` that goes to the engine's thread
+   * @throws HstuError what it is refused with, ERR_HSTU_ABORTED, ERR_HSTU_DEVICE_LOST
+   */
+  submit(
+    wire: unknown,
+    cost: Cost,
+    { signal, deadlineMs }: SubmitOptions,
+    transfer: ArrayBuffer[] = [],
+  ): Promise<{ reply: unknown; timings: Timings }> {
+    const id = this.#next++
+    const enqueued = clock()
+    this.#counts.accepted++
+    this.#admission.count(cost, 1)
+    return new Promise((resolve, reject) => {
+      let timer: NodeJS.Timeout | undefined
+      const onAbort = () => this.#cancel(id, aborted(signal))
+      const pending: Pending = {
+        ...{ cost, resolve, reject },
+        detach: () => {
+          signal?.removeEventListener('abort', onAbort)
+          if (timer) clearTimeout(timer)
+        },
+      }
+      this.#pending.set(id, pending)
+      this.#holdOpen()
+      signal?.addEventListener('abort', onAbort, { once: true })
+      const deadline = deadlineMs === undefined ? null : enqueued + deadlineMs
+      if (deadlineMs !== undefined && deadlineMs < 2 ** 31)
+        timer = setTimeout(() => this.#cancel(id, late(deadlineMs)), Math.ceil(deadlineMs))
+      this.#post({ type: 'submit', id, wire, tokens: cost.tokens, enqueued, deadline }, transfer)
+    })
+  }
+
+  #checkOpen(): void {
+    if (this.#failure) throw this.#failure
+    check(this.state === 'ready', 'ERR_HSTU_DISPOSED', () => 'the engine is closed')
+  }
+
+  /** Asks the engine's thread. */
+  call<R>(name: 'stats' | 'forget' | 'swap', argument: unknown = null): Promise<R> {
+    return new Promise((resolve, reject) => {
+      this.#checkOpen()
+      const id = this.#next++
+      this.#calls.set(id, { resolve, reject })
+      this.#holdOpen()
+      this.#post({ type: 'call', id, name, argument })
+    })
+  }
+
+  async stats(): Promise<EngineStats> {
+    const worker = await this.call<WorkerStats>('stats')
+    return { state: this.state, ...this.#counts, queued: { ...this.#admission.queued }, ...worker }
+  }
+
+  /** Takes no more requests, waits for those at hand for at most `drainMs`, rejects the rest, and frees everything. */
+  close({ drainMs = 5000 }: { drainMs?: number } = {}): Promise<void> {
+    this.#closing ??= this.#close(drainMs)
+    return this.#closing
+  }
+
+  async #close(drainMs: number): Promise<void> {
+    if (this.state === 'ready') this.state = 'draining'
+    if (this.#pending.size > 0 && !this.#failure) {
+      let timer: NodeJS.Timeout | undefined
+      const expired = new Promise<void>(resolve => {
+        timer = setTimeout(resolve, drainMs)
+      })
+      await Promise.race([expired, new Promise<void>(resolve => (this.#drained = resolve))])
+      clearTimeout(timer)
+    }
+    const closed = new HstuError(
+      'ERR_HSTU_ABORTED',
+      `the engine was closed and did not come to the request within ${drainMs} ms`,
+    )
+    for (const id of [...this.#pending.keys()]) this.#cancel(id, closed)
+    if (this.state !== 'failed') this.state = 'closed'
+    const exited = new Promise(resolve => this.#worker.once('exit', resolve))
+    this.#worker.ref()
+    this.#post({ type: 'close' })
+    // A pass that is under way is left to end.
+    const timer = setTimeout(() => void this.#worker.terminate(), 10_000)
+    if (this.#worker.threadId !== -1) await exited
+    clearTimeout(timer)
+    for (const { reject } of this.#calls.values()) reject(closed)
+    this.#calls.clear()
+  }
+
+  #post(message: ToWorker, transfer: ArrayBuffer[] = []): void {
+    this.#worker.postMessage(message, transfer)
+  }
+
+  /** What waits for `id`, which waits no more; undefined where it was settled before. */
+  #settle(id: number): Pending | undefined {
+    const pending = this.#pending.get(id)
+    if (!pending) return undefined
+    this.#pending.delete(id)
+    pending.detach()
+    this.#admission.count(pending.cost, -1)
+    this.#holdOpen()
+    if (this.#pending.size === 0) this.#drained()
+    return pending
+  }
+
+  /** The process stays alive for what is at hand, and no longer. */
+  #holdOpen(): void {
+    if (this.#pending.size + this.#calls.size > 0) this.#worker.ref()
+    else if (!this.#closing) this.#worker.unref()
+  }
+
+  #cancel(id: number, error: HstuError): void {
+    const pending = this.#settle(id)
+    if (!pending) return
+    this.#counts.failed++
+    this.#post({ type: 'cancel', id })
+    pending.reject(error)
+  }
+
+  /** A port hands over a thousand messages before timers get their turn, and what callers do with a result takes time. */
+  #arrive(message: FromWorker): void {
+    if (this.#arrived.push(message) > 1) return
+    setImmediate(() => this.#receiveAll())
+  }
+
+  #receiveAll(): void {
+    for (const message of this.#arrived.splice(0)) this.#receive(message)
+  }
+
+  #receive(message: FromWorker): void {
+    if (message.type === 'result') {
+      this.#admission.msPerToken = message.msPerToken
+      const pending = this.#settle(message.id)
+      if (!pending) return
+      this.#counts.completed++
+      pending.resolve(message)
+    } else if (message.type === 'refused') {
+      const pending = this.#settle(message.id)
+      if (pending) this.#counts.failed++
+      pending?.reject(errorOf(message.error))
+      this.#calls.get(message.id)?.reject(errorOf(message.error))
+      this.#calls.delete(message.id)
+    } else if (message.type === 'called') {
+      this.#calls.get(message.id)?.resolve(message.result as never)
+      this.#calls.delete(message.id)
+      this.#holdOpen()
+    } else if (message.type === 'ready') this.info = message.info
+    else if (message.type === 'failed') this.#fail(errorOf(message.error))
+  }
+
+  /** The thread or its device is lost: everything at hand is rejected, and all that comes. */
+  #fail(error: HstuError): void {
+    if (this.#closing && this.state !== 'draining') return
+    this.#receiveAll() // what was answered before
+    this.#failure ??= error
+    this.state = 'failed'
+    for (const id of [...this.#pending.keys()]) {
+      this.#counts.failed++
+      this.#settle(id)?.reject(error)
+    }
+    for (const { reject } of this.#calls.values()) reject(error)
+    this.#calls.clear()
+  }
+}

@@ -1,0 +1,103 @@
+import type { HstuErrorCode } from '../errors.js'
+import type { BundleSchema } from './bundle.js'
+import type { HistogramSummary } from './histogram.js'
+import type { PageStatistics } from './page_manager.js'
+
+/** Milliseconds that all threads of the process agree on. */
+export const clock = (): number => performance.timeOrigin + performance.now()
+
+/** What an engine's thread is started with. */
+export interface EngineJob {
+  type: 'ranker' | 'retriever'
+  folder: string
+  options: HostOptions
+  /** Tokens of a batch (null: by the device), and how long one that is not full waits for more, ms. */
+  maxBatchTokens: number | null
+  maxDelayMs: number
+}
+
+/** What a model is loaded with; see `RankerOptions`. */
+export interface HostOptions {
+  device: string
+  maxHistory: number | null
+  cacheBytes: number | null
+  cacheTtlMs: number | null
+  microbatch: number
+  unknownIds: 'error' | 'unknown-row'
+  /** Of the CPU backend, which is the process's; null: as it is. */
+  threads: number | null
+}
+
+/** A request that was admitted. */
+export interface Submitted {
+  id: number
+  wire: unknown
+  /** An upper bound of what it costs. */
+  tokens: number
+  enqueued: number
+  /** By `clock`; null: none. */
+  deadline: number | null
+}
+
+/** To the engine's thread. */
+export type ToWorker =
+  | ({ type: 'submit' } & Submitted)
+  | { type: 'cancel'; id: number }
+  | { type: 'call'; id: number; name: 'stats' | 'forget' | 'swap'; argument: unknown }
+  | { type: 'close' }
+
+/** What is told of a loaded model. */
+export interface ModelInfo {
+  model: string
+  device: string
+  schema: BundleSchema
+  tasks: readonly { name: string; kind: 'binary' | 'regression' }[]
+  maxHistory: number
+  /** Tokens of a request of n history rows are at most base + perRow n. */
+  base: number
+  perRow: number
+  /** Why histories are cached within a request only; null where they are kept for the next one. */
+  cacheOff: string | null
+}
+
+/** How long a request took, ms. */
+export interface Timings {
+  /** From the call to the begin of its batch. */
+  queue: number
+  /** Of its batch: history and first microbatch, other microbatches. */
+  prefill: number
+  candidates: number
+  /** From the call to the result. */
+  total: number
+}
+
+export interface WireError {
+  code: HstuErrorCode
+  message: string
+  retryAfterMs: number | null
+}
+
+/** From the engine's thread. */
+export type FromWorker =
+  | { type: 'progress'; phase: string; done: number; total: number }
+  | { type: 'ready'; info: ModelInfo; budget: number }
+  | { type: 'result'; id: number; reply: unknown; timings: Timings; msPerToken: number }
+  | { type: 'refused'; id: number; error: WireError }
+  | { type: 'called'; id: number; result: unknown }
+  | { type: 'failed'; error: WireError }
+
+/** Counted in the engine's thread. */
+export interface WorkerStats {
+  model: string
+  batches: number
+  /** Requests, and groups of the same history among them: fewer where requests of a user were put together. */
+  requests: number
+  groups: number
+  expired: number
+  cancelled: number
+  swaps: number
+  tokens: { history: number; cached: number; candidates: number }
+  /** Of the cache of histories; null of a model that has none. */
+  pages: PageStatistics | null
+  histograms: Record<keyof Timings, HistogramSummary>
+}

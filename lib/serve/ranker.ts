@@ -1,0 +1,213 @@
+import { check } from '../errors.js'
+import type { Device } from '../tensor.js'
+import type { Cost, QueueLimits, SubmitOptions } from './admission.js'
+import { Engine, type EngineState, type EngineStats } from './engine.js'
+import type { HostOptions, ModelInfo, Timings } from './messages.js'
+import type { RankReply } from './rank_host.js'
+import { checkRequest, type RankRequest } from './request.js'
+import type { Id } from './vocabulary.js'
+
+/** What is told while a model is loaded. */
+export interface LoadProgress {
+  /** 'read', 'model', 'cache', 'golden', 'ready' */
+  phase: string
+  done: number
+  total: number
+}
+
+/** How an engine is loaded; what every engine has. */
+export interface EngineOptions {
+  /** 'auto' (default) takes CUDA where it is usable; an explicit 'cuda' never falls back. */
+  device?: 'auto' | Device
+  /** Rows of a history: the latest ones are kept. Default as in training. */
+  maxHistory?: number
+  /** What an id becomes that the model does not know: its row for unknown ids (default; counted in the result), or an error. */
+  unknownIds?: 'error' | 'unknown-row'
+  /** What may wait; see {@link QueueLimits}. */
+  queue?: Partial<QueueLimits>
+  /** History rows and candidates of a batch, as tokens; default 2,048 on the CPU and 65,536 on CUDA. */
+  maxBatchTokens?: number
+  /** How long a batch that is not full waits for more requests; default 0: batches form while the one before them is computed. */
+  maxDelayMs?: number
+  /** Threads of the CPU backend, which the whole process shares; default HSTU_NUM_THREADS, or one a core. */
+  threads?: number
+  onProgress?: (progress: LoadProgress) => void
+}
+
+/** @see Ranker.load */
+export interface RankerOptions extends EngineOptions {
+  /** Most candidates of a request; default 16,384. */
+  maxCandidates?: number
+  /** Of the cache of histories; default 256 MiB on the CPU, 2 GiB on CUDA. Taken at once. */
+  cacheBytes?: number
+  /** Cached histories that no request has read for so long are dropped; default never. */
+  cacheTtlMs?: number
+  /** Candidates of a request that are computed at once; deadlines are looked at between two. Default 1,024. */
+  microbatch?: number
+}
+
+/** The result of {@link Ranker.rank}. */
+export interface RankResult {
+  /** By task, in the order of the candidates: the probability of a binary task, the value of a regression task. */
+  scores: Record<string, Float64Array>
+  /** Version of the model that gave them. */
+  model: string
+  /** Whether the history was computed ('cold'), read but for what is less than a page ('hit') or both; how many of its tokens were read. */
+  cache: { state: 'cold' | 'partial' | 'hit'; tokens: number; cachedTokens: number }
+  /** Ids of the request that the model does not know. */
+  unknownIds: number
+  /** Milliseconds. */
+  timings: Timings
+  /** Requests that were computed together. */
+  batch: number
+}
+
+/** Bytes of a history row beside its id, and of an id at most. */
+const ROW_BYTES = 8 + 4 + 1
+const ID_BYTES = 40
+const DEFAULT_CANDIDATES = 16_384
+
+/** By the lengths alone, of a request that nobody has looked at. */
+function costOf(request: RankRequest, { base, perRow, maxHistory }: ModelInfo): Cost {
+  const length = (array: unknown) => Number((array as ArrayLike<unknown> | null | undefined)?.length) || 0
+  const rows = Math.min(length(request?.history?.items), maxHistory)
+  const candidates = length(request?.candidates)
+  return { tokens: base + perRow * rows + candidates, bytes: ROW_BYTES * rows + ID_BYTES * (rows + candidates) }
+}
+
+/** The bounds that are not given, and checks of those that are. */
+export function engineSettings(options: EngineOptions) {
+  const {
+    device = 'auto',
+    maxHistory = null,
+    unknownIds = 'unknown-row',
+    threads = null,
+    maxDelayMs = 0,
+    queue = {},
+  } = options
+  const count = (name: string, value: number | null | undefined, least = 1) =>
+    check(value == null || (Number.isSafeInteger(value) && value >= least), 'ERR_HSTU_INVALID_ARGUMENT', () => {
+      return `${name} must be a whole number of at least ${least}, got ${value}`
+    })
+  const maxBatchTokens = options.maxBatchTokens ?? null
+  for (const [name, value] of Object.entries({ maxHistory, threads, maxBatchTokens, ...queue })) count(name, value)
+  check(
+    maxDelayMs >= 0 && maxDelayMs <= 1000,
+    'ERR_HSTU_INVALID_ARGUMENT',
+    () => `maxDelayMs must be in 0 .. 1000, got ${maxDelayMs}`,
+  )
+  check(['error', 'unknown-row'].includes(unknownIds), 'ERR_HSTU_INVALID_ARGUMENT', () => {
+    return `unknownIds must be 'error' or 'unknown-row', got ${JSON.stringify(unknownIds)}`
+  })
+  const host: HostOptions = {
+    ...{ device, maxHistory, unknownIds, threads, cacheBytes: null, cacheTtlMs: null, microbatch: 1024 },
+  }
+  return { host, queue, maxBatchTokens, maxDelayMs, count }
+}
+
+/**
+ * A ranking model in a thread of its own: requests from anywhere in the process are checked, admitted, put together into batches and
+ * scored over cached histories (M-FALCON), while the caller's event loop stays free.
+ *
+ *     await using ranker = await Ranker.load('bundles/rank')
+ *     const { scores } = await ranker.rank({ user, history: { items, times, actions }, candidates, deadlineMs: 80 })
+ *
+ * A score does not depend on what is cached, on the order or number of candidates, nor on who shares the batch.
+ */
+export class Ranker {
+  readonly #engine: Engine
+  readonly #maxCandidates: number
+
+  private constructor(engine: Engine, maxCandidates: number) {
+    this.#engine = engine
+    this.#maxCandidates = maxCandidates
+  }
+
+  /**
+   * Loads the bundle in `folder` and checks that it gives its golden request the scores that it says.
+   * @throws HstuError ERR_HSTU_CHECKPOINT for a bundle that is damaged or none; ERR_HSTU_INVALID_ARGUMENT for bad options;
+   * ERR_HSTU_CUDA_UNAVAILABLE, ERR_HSTU_DRIVER_TOO_OLD, ERR_HSTU_OUT_OF_MEMORY
+   */
+  static async load(folder: string, options: RankerOptions = {}): Promise<Ranker> {
+    const { maxCandidates = DEFAULT_CANDIDATES, cacheBytes, cacheTtlMs, microbatch, onProgress } = options
+    const { host, queue, maxBatchTokens, maxDelayMs, count } = engineSettings(options)
+    for (const [name, value] of Object.entries({ maxCandidates, cacheBytes, cacheTtlMs, microbatch }))
+      count(name, value)
+    Object.assign(host, { cacheBytes: cacheBytes ?? null, cacheTtlMs: cacheTtlMs ?? null })
+    if (microbatch !== undefined) host.microbatch = microbatch
+    const job = { type: 'ranker' as const, folder, options: host, maxBatchTokens, maxDelayMs }
+    return new Ranker(await Engine.start(job, queue, onProgress), maxCandidates)
+  }
+
+  /** Version, device and names of the model that answers. */
+  get info(): ModelInfo {
+    return this.#engine.info
+  }
+
+  /** 'ready' takes requests; 'draining' and 'closed' after `close`; 'failed' when the device or the thread is lost. */
+  get state(): EngineState {
+    return this.#engine.state
+  }
+
+  /**
+   * Scores candidates.
+   * @throws HstuError ERR_HSTU_INVALID_ARGUMENT naming what is wrong with the request; ERR_HSTU_OVERLOADED at once, with `retryAfterMs`,
+   * when too much is queued; ERR_HSTU_ABORTED by `signal`, when `deadlineMs` has passed or the engine was closed; ERR_HSTU_DISPOSED after
+   * `close`; ERR_HSTU_OUT_OF_MEMORY; ERR_HSTU_DEVICE_LOST
+   */
+  async rank(request: RankRequest & SubmitOptions): Promise<RankResult> {
+    const { info } = this
+    const cost = costOf(request, info)
+    this.#engine.admit(cost, request)
+    const limits = { ...info.schema, maxHistory: info.maxHistory, maxCandidates: this.#maxCandidates }
+    const wire = checkRequest(request, limits)
+    const { items, candidates, times, actions, series } = wire
+    const transfer = [times, actions, series, items, candidates].flatMap(array =>
+      Array.isArray(array) ? [] : [array.buffer as ArrayBuffer],
+    )
+    const { reply, timings } = await this.#engine.submit(wire, cost, request, transfer)
+    return this.#result(reply as RankReply, timings)
+  }
+
+  #result({ logits, model, history, cached, state, unknown, batch }: RankReply, timings: Timings): RankResult {
+    const { tasks } = this.info
+    const [K, m] = [tasks.length, logits.length / tasks.length]
+    const scores = tasks.map(({ name, kind }, k) => {
+      const of = Float64Array.from({ length: m }, (_, i) => logits[i * K + k]!)
+      return [name, kind === 'binary' ? of.map(z => 1 / (1 + Math.exp(-z))) : of]
+    })
+    return {
+      scores: Object.fromEntries(scores),
+      ...{ model, batch, timings, unknownIds: unknown, cache: { state, tokens: history, cachedTokens: cached } },
+    }
+  }
+
+  /** Drops everything that is cached of a user. @returns pages freed, and those that requests at hand still hold: they go with them. */
+  forgetUser(user: Id, { tenant = '' }: { tenant?: string } = {}): Promise<{ freed: number; held: number }> {
+    return this.#engine.call('forget', { tenant, user: String(user) })
+  }
+
+  /**
+   * Loads another bundle beside the one in use, checks its golden scores, and lets it take over between two batches. Whatever fails leaves
+   * the old one in use.
+   * @returns the version that answers from now on
+   * @throws HstuError as `load`; ERR_HSTU_CHECKPOINT also where its features or actions are others
+   */
+  swap(folder: string): Promise<string> {
+    return this.#engine.call('swap', folder)
+  }
+
+  /** Counts, cache and histograms. */
+  stats(): Promise<EngineStats> {
+    return this.#engine.stats()
+  }
+
+  /** Takes no more requests, waits for those at hand for at most `drainMs` (default 5,000), rejects the rest and frees everything. */
+  close(options?: { drainMs?: number }): Promise<void> {
+    return this.#engine.close(options)
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.close()
+  }
+}

@@ -1,0 +1,274 @@
+// The thread of an engine: takes requests as they come, forms batches, and has the model compute one after the other.
+import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
+import { HstuError } from '../errors.js'
+import { native } from '../native.js'
+import { late } from './admission.js'
+import { type BundleManifest, type LoadedBundle, readBundle } from './bundle.js'
+import { Histogram } from './histogram.js'
+import type { BatchHooks, Host, Progress } from './host.js'
+import {
+  clock,
+  type EngineJob,
+  type FromWorker,
+  type Timings,
+  type ToWorker,
+  type WireError,
+  type WorkerStats,
+} from './messages.js'
+import { takeBatch, type Waiting } from './queue.js'
+import { RankHost } from './rank_host.js'
+import { RetrieveHost } from './retrieve_host.js'
+
+const port = parentPort!
+const job = workerData as EngineJob
+const post = (message: FromWorker, transfer: ArrayBuffer[] = []) => port.postMessage(message, transfer)
+const HINT_MS = 10
+/** Of a batch, on the CPU and on CUDA. */
+const BATCH_TOKENS = [2048, 65_536] as const
+
+/** An error of any kind as one that crosses threads. */
+function wireError(error: unknown): WireError {
+  if (error instanceof HstuError) return { code: error.code, message: error.message, retryAfterMs: error.retryAfterMs }
+  // A defect of ours: the request's, not the engine's.
+  const text = error instanceof Error ? (error.stack ?? error.message) : String(error)
+  return {
+    code: 'ERR_HSTU_INVALID_ARGUMENT',
+    message: `the engine could not compute the request: ${text}`,
+    retryAfterMs: null,
+  }
+}
+
+class Scheduler {
+  readonly #queue: Waiting[] = []
+  readonly #byId = new Map<number, Waiting>()
+  readonly #calls: (ToWorker & { type: 'call' })[] = []
+  readonly #histograms: Record<keyof Timings, Histogram> = {
+    ...{ queue: new Histogram(), prefill: new Histogram(), candidates: new Histogram(), total: new Histogram() },
+  }
+  readonly #counts = { batches: 0, requests: 0, groups: 0, expired: 0, cancelled: 0, swaps: 0 }
+  readonly #tokens = { history: 0, cached: 0, candidates: 0 }
+  /** Smoothed over batches. */
+  #msPerToken = 0
+  /** When the last batch ended, if requests were waiting then. */
+  #busySince = Infinity
+  #working = false
+  #closing = false
+  /** Loaded beside, and how it is told of. */
+  #next: { host: Host; id: number } | null = null
+  /** Tokens of a batch. */
+  readonly budget: number
+
+  constructor(private host: Host) {
+    this.budget = job.maxBatchTokens ?? BATCH_TOKENS[host.info.device === 'cpu' ? 0 : 1]
+    port.on('message', (message: ToWorker) => {
+      this.#receive(message)
+      void this.#work()
+    })
+  }
+
+  #receive(message: ToWorker): void {
+    if (message.type === 'submit') {
+      const { type: _, ...submitted } = message
+      const waiting = { ...submitted, cancelled: false }
+      this.#queue.push(waiting)
+      this.#byId.set(waiting.id, waiting)
+    } else if (message.type === 'cancel') {
+      const waiting = this.#byId.get(message.id)
+      if (waiting) waiting.cancelled = true
+    } else if (message.type === 'call') this.#calls.push(message)
+    else this.#closing = true
+  }
+
+  /** What came while the model was computing. */
+  #drain(): void {
+    for (let next = receiveMessageOnPort(port); next; next = receiveMessageOnPort(port)) this.#receive(next.message)
+  }
+
+  async #work(): Promise<void> {
+    if (this.#working) return
+    this.#working = true
+    try {
+      for (;;) {
+        this.#drain()
+        this.#answer()
+        this.#switch()
+        if (this.#closing) return this.#end()
+        if (this.#queue.length === 0) return
+        await this.#linger()
+        await this.#batch()
+        // Timers and files get their turn.
+        await new Promise(resolve => setImmediate(resolve))
+      }
+    } finally {
+      this.#working = false
+    }
+  }
+
+  /** Waits a little for more requests where a batch has room. */
+  async #linger(): Promise<void> {
+    const full = () => this.#queue.reduce((sum, { tokens }) => sum + tokens, 0) >= this.budget
+    const until = this.#queue[0]!.enqueued + job.maxDelayMs
+    while (clock() < until && !full()) {
+      await new Promise(resolve => setImmediate(resolve))
+      this.#drain()
+    }
+  }
+
+  async #batch(): Promise<void> {
+    const { host } = this
+    const batch = takeBatch(this.#queue, { budget: this.budget, ...host.rules }).filter(waiting => {
+      // What cannot be in time any more is not begun, where another could use the time; the measure gives way, lest it stops all of them.
+      const takes = this.#queue.length > 0 ? waiting.tokens * this.#msPerToken : 0
+      if (this.#wanted(waiting, takes)) return true
+      if (this.#wanted(waiting)) this.#msPerToken *= 0.98
+      this.#refuse(waiting, late(Math.round((waiting.deadline ?? waiting.enqueued) - waiting.enqueued)))
+      return false
+    })
+    if (batch.length === 0) return
+    const begin = clock()
+    const open = new Set(batch)
+    const settled = (waiting: Waiting) => open.delete(waiting)
+    const hooks: BatchHooks = {
+      wanted: waiting => {
+        this.#drain()
+        return this.#wanted(waiting)
+      },
+      done: (waiting, reply, durations) => {
+        if (!settled(waiting)) return
+        const now = clock()
+        const timings = { queue: begin - waiting.enqueued, ...durations, total: now - waiting.enqueued }
+        for (const name of Object.keys(timings) as (keyof Timings)[]) this.#histograms[name].add(timings[name])
+        this.#byId.delete(waiting.id)
+        post({ type: 'result', id: waiting.id, reply, timings, msPerToken: this.#msPerToken })
+      },
+      refuse: (waiting, error) => {
+        if (settled(waiting)) this.#refuse(waiting, error)
+      },
+      count: ({ groups, ...tokens }) => {
+        this.#counts.groups += groups
+        for (const name of Object.keys(tokens) as (keyof typeof tokens)[]) this.#tokens[name] += tokens[name]
+      },
+    }
+    try {
+      const left = await host.run(batch, hooks)
+      for (const waiting of left) settled(waiting)
+      this.#queue.unshift(...left)
+      this.#counts.batches++
+      this.#counts.requests += batch.length - left.length
+      const tokens = batch.reduce((sum, waiting) => sum + (left.includes(waiting) ? 0 : waiting.tokens), 0)
+      // With what it takes between two batches, where one follows another.
+      const now = clock()
+      const measured = (now - Math.min(begin, this.#busySince)) / Math.max(1, tokens)
+      this.#busySince = this.#queue.length > 0 ? now : Infinity
+      this.#msPerToken = this.#msPerToken === 0 ? measured : 0.8 * this.#msPerToken + 0.2 * measured
+    } catch (error) {
+      for (const waiting of [...open]) hooks.refuse(waiting, error as HstuError)
+      if (error instanceof HstuError && error.code === 'ERR_HSTU_DEVICE_LOST')
+        post({ type: 'failed', error: wireError(error) })
+    }
+  }
+
+  /** @param takes what is left to do, ms */
+  #wanted({ cancelled, deadline }: Waiting, takes = 0): boolean {
+    return !cancelled && (deadline === null || clock() + takes < deadline)
+  }
+
+  #refuse(waiting: Waiting, error: unknown): void {
+    this.#byId.delete(waiting.id)
+    if (waiting.cancelled) this.#counts.cancelled++
+    else if (waiting.deadline !== null && !this.#wanted(waiting, waiting.tokens * this.#msPerToken))
+      this.#counts.expired++
+    post({ type: 'refused', id: waiting.id, error: wireError(error) })
+  }
+
+  #answer(): void {
+    for (const { id, name, argument } of this.#calls.splice(0))
+      try {
+        if (name === 'stats') post({ type: 'called', id, result: this.#stats() })
+        else if (name === 'forget')
+          post({ type: 'called', id, result: this.host.forget(argument as { tenant: string; user: string }) })
+        else this.#load(id, argument as string)
+      } catch (error) {
+        post({ type: 'refused', id, error: wireError(error) })
+      }
+  }
+
+  #stats(): WorkerStats {
+    const histograms = Object.entries(this.#histograms).map(([name, histogram]) => [name, histogram.summary()])
+    return {
+      ...{ model: this.host.info.model, ...this.#counts, tokens: { ...this.#tokens }, pages: this.host.pages() },
+      histograms: Object.fromEntries(histograms),
+    }
+  }
+
+  /** Loads a bundle beside the model that answers; it takes over between two batches. */
+  #load(id: number, folder: string): void {
+    if (this.#next)
+      throw new HstuError('ERR_HSTU_OVERLOADED', 'another bundle is being loaded', { retryAfterMs: HINT_MS })
+    const { host } = this
+    this.#next = { host, id }
+    load(folder, () => {})
+      .then(next => {
+        const [before, after] = [host.info, next.info].map(({ schema }) => JSON.stringify(schema))
+        if (before === after) return next
+        next.dispose()
+        throw new HstuError(
+          'ERR_HSTU_CHECKPOINT',
+          `${folder}: json.schema: expected ${before}, as the model in use has, found ${after}`,
+        )
+      })
+      .then(
+        next => {
+          this.#next = { host: next, id }
+          void this.#work()
+        },
+        error => {
+          this.#next = null
+          post({ type: 'refused', id, error: wireError(error) })
+        },
+      )
+  }
+
+  #switch(): void {
+    if (!this.#next || this.#next.host === this.host) return
+    const { host, id } = this.#next
+    this.host.dispose()
+    this.host = host
+    this.#next = null
+    this.#counts.swaps++
+    post({ type: 'ready', info: host.info, budget: this.budget })
+    post({ type: 'called', id, result: host.info.model })
+  }
+
+  #end(): void {
+    this.host.dispose()
+    if (this.#next && this.#next.host !== this.host) this.#next.host.dispose()
+    port.close()
+  }
+}
+
+async function load(folder: string, progress: Progress): Promise<Host> {
+  progress('read', 0, 4)
+  const bundle = (await readBundle(folder)) as LoadedBundle<BundleManifest>
+  const { type } = bundle.manifest
+  if (type !== job.type)
+    throw new HstuError(
+      'ERR_HSTU_CHECKPOINT',
+      `${folder}/manifest.json: json.type: expected '${job.type}', found '${type}'`,
+    )
+  return type === 'ranker'
+    ? RankHost.load(bundle as never, job.options, progress)
+    : RetrieveHost.load(bundle as never, job.options, progress)
+}
+
+if (job.options.threads !== null) native.set_num_threads(job.options.threads)
+load(job.folder, (phase, done, total) => post({ type: 'progress', phase, done, total })).then(
+  host => {
+    const { budget } = new Scheduler(host)
+    post({ type: 'ready', info: host.info, budget })
+  },
+  error => {
+    post({ type: 'failed', error: wireError(error) })
+    port.close()
+  },
+)
