@@ -22,12 +22,20 @@ export type {
   TaskTargets,
 } from './data/ranking/schema.js'
 export { type ActionFusion, type TokenLayout, tokenLayout } from './data/ranking/sequence.js'
+export { shortenHistories } from './data/ranking/shorten.js'
 export { syntheticMapping, writeSyntheticLog } from './data/ranking/synthetic.js'
 export { parseTasks, type RankingTask, type Supervision, taskTargets } from './data/ranking/tasks.js'
 export { epochBatches, evaluableUsers, type SplitProtocol, type TrainPart, trainableUsers } from './data/split.js'
+export {
+  type LengthSelection,
+  type SparsityReport,
+  StochasticLength,
+  sparsityReport,
+} from './data/stochastic_length.js'
 export { syntheticStream } from './data/synthetic.js'
 export { HstuError, type HstuErrorCode } from './errors.js'
 export { type FeatureGroup, type Impression, recency, runningMeans, similarHistory } from './eval/baseline_features.js'
+export { CountedMetrics } from './eval/counted_metrics.js'
 export { type EvaluateOptions, evaluate } from './eval/evaluate.js'
 export { type LogisticOptions, logisticRegression } from './eval/logistic_baseline.js'
 export { METRIC_KS, type Metrics, rankingMetrics } from './eval/metrics.js'

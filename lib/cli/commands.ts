@@ -134,6 +134,7 @@ export const commands: readonly Command[] = [
         text: 'compute in float32 (default) or, on CUDA, bf16',
         choices: ['float32', 'bf16'],
       },
+      'stochastic-length': { value: 'ALPHA', text: 'in (1, 2]: shorten long histories in training; default 0, off' },
       set: { value: 'KEY=VALUE', text: 'any training option, such as supervise=history or maxHistory=200', many: true },
       'model-set': { value: 'KEY=VALUE', text: 'any option of the model, such as fusion=add', many: true },
       device,

@@ -19,6 +19,7 @@ import { EXIT_INTERRUPTED, interruptible } from './interrupt.js'
 import { clock, compact, count, counted, print, printJson } from './output.js'
 import { commandLine } from './package.js'
 import { Progress } from './progress.js'
+import { notes, tableReport } from './rank_notes.js'
 import { resultTable } from './rank_report.js'
 import { makeFolder, provenance, writeReport } from './report.js'
 import { parseValue } from './settings.js'
@@ -90,6 +91,7 @@ function explicitOptions(args: Args): Partial<RankOptions> {
   const options: Record<string, unknown> = {
     ...{ seed: args.integer('seed'), passes: args.integer('passes', 1), batchSize: args.integer('batch-size', 1) },
     ...{ lr: args.number('lr'), precision: args.text('precision') },
+    stochasticLength: args.number('stochastic-length'),
   }
   for (const key of Object.keys(options)) if (options[key] === undefined) delete options[key]
   Object.assign(options, values(args, 'set'))
@@ -137,8 +139,10 @@ async function train(trainer: RankTrainer, signal: AbortSignal): Promise<Done | 
             `${counted(event.totalSteps, 'step')}, seed ${seed}, ${precision}`,
         )
       } else if (event.type === 'step') {
-        losses = 0.98 * losses + event.loss
-        steps = 0.98 * steps + 1
+        if (event.loss !== null) {
+          losses = 0.98 * losses + event.loss
+          steps = 0.98 * steps + 1
+        }
         progress.start(event.pass > passes ? 'counted part' : `pass ${event.pass}/${passes}`)
         const rate = `${compact(event.impressionsPerSecond)} impressions/s`
         progress.update(
@@ -164,6 +168,7 @@ async function report(trainer: RankTrainer, done: Done, args: Args, signal: Abor
     ...{ preset: args.required('preset'), seed: options.seed, options, model: model.config },
     records: { name, requests, candidates, countedFrom },
     ...{ steps: state.step, seconds: state.seconds, impressions: state.impressions },
+    ...{ sparsity: trainer.sparsity, sampled: trainer.sampled, table: tableReport(trainer) },
     ...{ counted: done.counted, lifetime: done.lifetime, baselines, curve: state.curve },
   }
   await writeReport(out, document)
@@ -183,6 +188,7 @@ async function report(trainer: RankTrainer, done: Done, args: Args, signal: Abor
   else {
     print(`the last ${counted(requests - countedFrom, 'request')}, predicted before they were learnt from\n`)
     print(resultTable(done.counted, baselines))
+    for (const line of notes(trainer)) print(`\n${line}`)
     const passes = counted(options.passes, 'pass', 'passes')
     print(`\n${passes}, ${clock(state.seconds)}; in ${out}: checkpoint/, report.json${hasCurve ? ', curve.svg' : ''}`)
   }

@@ -9,11 +9,15 @@ export interface BinaryMetrics {
   /** Normalised entropy: mean cross-entropy / entropy of the base rate of the same set; 1 predicts the base rate. */
   ne: number
   auc: number
+  /** How far off `auc` may be: 0 where it is exact. */
+  aucError: number
   /** Mean of the AUC within requests that have both classes. */
   gauc: number
   /** How many of them there were, and how many had one class alone. */
   gaucRequests: number
   gaucSkipped: number
+  /** Share of the groups that `gauc` is of: 1, or less where a hash chose some of too many. */
+  gaucShare: number
   /** Share of impressions on the right side of p = 1/2. */
   accuracy: number
   /** Mean p / mean y. */
@@ -63,7 +67,7 @@ export function groupedAuc(
   scores: ArrayLike<number>,
   labels: ArrayLike<number>,
   weights?: ArrayLike<number>,
-): { gauc: number; groups: number; skipped: number } {
+): { gauc: number; sum: number; groups: number; skipped: number } {
   const rows = new Map<number | bigint, number[]>()
   for (let i = 0; i < scores.length; i++) {
     if (weights && weights[i] === 0) continue
@@ -79,7 +83,7 @@ export function groupedAuc(
     sum += value
     count++
   }
-  return { gauc: sum / count, groups: count, skipped: rows.size - count }
+  return { gauc: sum / count, sum, groups: count, skipped: rows.size - count }
 }
 
 /** All metrics of a set, exactly. @param groups of GAUC: requests or users */
@@ -92,11 +96,12 @@ export function binaryMetrics(
   const sums = new Sums()
   for (let i = 0; i < logits.length; i++) sums.add(logits[i]!, labels[i]!, weights[i]!)
   const grouped = groupedAuc(groups, logits, labels, weights)
-  const own = { gauc: grouped.gauc, gaucRequests: grouped.groups, gaucSkipped: grouped.skipped }
-  return { ...sums.metrics(), auc: auc(logits, labels, weights), ...own }
+  const own = { gauc: grouped.gauc, gaucRequests: grouped.groups, gaucSkipped: grouped.skipped, gaucShare: 1 }
+  return { ...sums.metrics(), auc: auc(logits, labels, weights), aucError: 0, ...own }
 }
 
-class Sums {
+/** What NE, accuracy and calibration need, in fixed memory and exactly. */
+export class Sums {
   values = new Float64Array(5) // w, w y, w p, w CE, w [right]
 
   add(logit: number, label: number, weight: number): void {
@@ -115,29 +120,68 @@ class Sums {
   }
 }
 
-/** Bins of the lifetime AUC: logits from -16 to 16, beyond them the outer bins. */
+/** Bins of {@link ScoreBins}: logits from -16 to 16, beyond them the outer bins. */
 const BINS = 1 << 14
 const RANGE = 16
+
+/** `[bin, negatives, positives]` of the bins that are not empty. */
+export type ScoreBinsState = [number, number, number][]
+
+/** AUC in fixed memory: 16,384 bins of logits, 1/512 wide, whose members tie. */
+export class ScoreBins {
+  readonly #weights = new Float64Array(2 * BINS)
+
+  add(logit: number, label: number, weight: number): void {
+    const bin = Math.floor(((logit + RANGE) / (2 * RANGE)) * BINS)
+    this.#weights[2 * Math.max(0, Math.min(BINS - 1, bin)) + Number(label > 0.5)]! += weight
+  }
+
+  /** The AUC and how far off it may be: each pair within a bin counts 1/2 in place of 0 to 1. */
+  auc(): { auc: number; aucError: number } {
+    let [positives, negatives, area, within] = [0, 0, 0, 0]
+    for (const [, down, up] of this.state()) {
+      area += up * (negatives + down / 2)
+      within += (up * down) / 2
+      positives += up
+      negatives += down
+    }
+    const pairs = positives * negatives
+    return { auc: area / pairs, aucError: within / pairs }
+  }
+
+  state(): ScoreBinsState {
+    const bins: ScoreBinsState = []
+    for (let bin = 0; bin < BINS; bin++) {
+      const [down, up] = [this.#weights[2 * bin]!, this.#weights[2 * bin + 1]!]
+      if (down + up > 0) bins.push([bin, down, up])
+    }
+    return bins
+  }
+
+  setState(bins: ScoreBinsState): void {
+    this.#weights.fill(0)
+    for (const [bin, down, up] of bins) this.#weights.set([down, up], 2 * bin)
+  }
+}
 
 /** State of {@link StreamingMetrics} as plain JSON. */
 export interface StreamingMetricsState {
   sums: number[]
   /** Sum of the requests' AUCs, their count, those skipped. */
   gauc: [number, number, number]
-  /** `[bin, negatives, positives]` of those that are not empty. */
-  bins: [number, number, number][]
+  bins: ScoreBinsState
   window: { logits: number[]; labels: number[]; weights: number[]; requests: number[] }
 }
 
 /**
  * Metrics of one binary task over a stream of impressions: for life, and over the last `window` impressions.
  *
- * Memory is fixed. All but the lifetime AUC are exact; that one sorts logits into 16,384 bins of 1/512, whose members tie.
+ * Memory is fixed. All but the lifetime AUC are exact; that one is of {@link ScoreBins}.
  */
 export class StreamingMetrics {
   #life = new Sums()
   #gauc: [number, number, number] = [0, 0, 0]
-  #bins = new Float64Array(2 * BINS)
+  #bins = new ScoreBins()
   #window = { logits: [] as number[], labels: [] as number[], weights: [] as number[], requests: [] as number[] }
 
   constructor(readonly window: number) {
@@ -162,8 +206,7 @@ export class StreamingMetrics {
       check(!Number.isNaN(logit), 'ERR_HSTU_INVALID_ARGUMENT', () => `the logit of impression ${i} is NaN`)
       if (weight === 0) continue
       this.#life.add(logit, label, weight)
-      const bin = Math.floor(((logit + RANGE) / (2 * RANGE)) * BINS)
-      this.#bins[2 * Math.max(0, Math.min(BINS - 1, bin)) + Number(label > 0.5)]! += weight
+      this.#bins.add(logit, label, weight)
       kept.logits.push(logit)
       kept.labels.push(label)
       kept.weights.push(weight)
@@ -171,7 +214,7 @@ export class StreamingMetrics {
     }
     const since = (array: number[]) => array.slice(first)
     const own = groupedAuc(since(kept.requests), since(kept.logits), since(kept.labels), since(kept.weights))
-    if (own.groups > 0) this.#gauc[0] += own.gauc * own.groups
+    this.#gauc[0] += own.sum
     this.#gauc[1] += own.groups
     this.#gauc[2] += own.skipped
     const surplus = kept.logits.length - this.window
@@ -186,36 +229,23 @@ export class StreamingMetrics {
 
   /** Over all impressions so far. */
   lifetime(): BinaryMetrics {
-    let [positives, negatives, area] = [0, 0, 0]
-    for (let bin = 0; bin < BINS; bin++) {
-      const [down, up] = [this.#bins[2 * bin]!, this.#bins[2 * bin + 1]!]
-      area += up * (negatives + down / 2)
-      positives += up
-      negatives += down
-    }
     const [sum, groups, skipped] = this.#gauc
-    const own = { gauc: sum / groups, gaucRequests: groups, gaucSkipped: skipped }
-    return { ...this.#life.metrics(), auc: area / (positives * negatives), ...own }
+    const own = { gauc: sum / groups, gaucRequests: groups, gaucSkipped: skipped, gaucShare: 1 }
+    return { ...this.#life.metrics(), ...this.#bins.auc(), ...own }
   }
 
   /** Everything needed to go on exactly. */
   state(): StreamingMetricsState {
-    const bins: [number, number, number][] = []
-    for (let bin = 0; bin < BINS; bin++) {
-      const [down, up] = [this.#bins[2 * bin]!, this.#bins[2 * bin + 1]!]
-      if (down + up > 0) bins.push([bin, down, up])
-    }
     const { logits, labels, weights, requests } = this.#window
     const window = { logits: [...logits], labels: [...labels], weights: [...weights], requests: [...requests] }
-    return { sums: [...this.#life.values], gauc: [...this.#gauc], bins, window }
+    return { sums: [...this.#life.values], gauc: [...this.#gauc], bins: this.#bins.state(), window }
   }
 
   /** Goes on from a state taken earlier. */
   setState(state: StreamingMetricsState): void {
     this.#life.values.set(state.sums)
     this.#gauc = [...state.gauc]
-    this.#bins.fill(0)
-    for (const [bin, down, up] of state.bins) this.#bins.set([down, up], 2 * bin)
+    this.#bins.setState(state.bins)
     const { logits, labels, weights, requests } = state.window
     this.#window = { logits: [...logits], labels: [...labels], weights: [...weights], requests: [...requests] }
   }

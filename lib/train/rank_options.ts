@@ -1,4 +1,5 @@
 import type { Supervision } from '../data/ranking/tasks.js'
+import { type LengthSelection, lengthSelections } from '../data/stochastic_length.js'
 import { HstuError } from '../errors.js'
 import { type Precision, precisions } from '../layers/precision.js'
 import type { AdamWOptions } from '../optim/adamw.js'
@@ -16,10 +17,22 @@ export interface RankOptions extends Required<AdamWOptions>, Required<ScheduleOp
   passes: number
   /** Share of the requests, in order of time, that is the training part; the rest is counted. Default 0.8. */
   trainShare: number
-  /** Which rows have a loss. Default 'candidates'; 'history' is generative, each label once as well. */
-  supervise: Exclude<Supervision, 'new'>
+  /** Which rows have a loss. Default 'candidates'; 'history' is generative, each label once as well; 'new' goes with `userRate`. */
+  supervise: Supervision
   /** Rows of a history: the latest ones. */
   maxHistory: number
+  /**
+   * alpha of Stochastic Length in training, in (1, 2], N being the tokens of `maxHistory` rows; 0 (default): histories stay as they are.
+   * Predictions always see all.
+   */
+  stochasticLength: number
+  /** What stays of a history that is cut; default 'weighted'. */
+  lengthSelection: LengthSelection
+  /**
+   * c: each impression sends its user's sequence of n rows into training with rate c / n (Zhai et al. 2024, section 2.3: 1 / n), all of a
+   * request at once; with `supervise: 'new'`, so that the labels since the user's last one go with it. 0 (default): every request.
+   */
+  userRate: number
   /** Impressions of the windowed metrics. */
   window: number
   /** Steps between 'window' events; 0: none. */
@@ -30,13 +43,14 @@ export interface RankOptions extends Required<AdamWOptions>, Required<ScheduleOp
   checkpointEvery: number
   /** Learning rate of 'hash' embeddings (row-wise Adagrad). */
   tableLr: number
-  /** Their rows at most, and what happens to new ids then. */
+  /** Their rows at most (`maxRows` of the table), and what happens to new ids then: an error, room for them, or row 0; counted. */
   tableRows: number
   whenFull: 'error' | 'evict' | 'skip'
 }
 
 const defaults: RankOptions = {
   ...{ precision: 'float32', batchSize: 32, seed: 0, passes: 1, trainShare: 0.8, supervise: 'candidates' },
+  ...{ stochasticLength: 0, lengthSelection: 'weighted', userRate: 0 },
   ...{ maxHistory: 256, window: 10_000, windowEvery: 100, gaucBy: 'request', checkpointEvery: 500 },
   ...{ tableLr: 0.02, tableRows: 2 ** 30, whenFull: 'error' },
   ...{ lr: 1e-3, betas: [0.9, 0.98], eps: 1e-8, weightDecay: 0, clipNorm: 0, warmupSteps: 0, schedule: 'constant' },
@@ -63,15 +77,19 @@ export function rankOptions(options: Partial<RankOptions>): RankOptions {
     check(name, Number.isSafeInteger(all[name]) && all[name] >= 0, 'a non-negative integer')
   for (const name of ['lr', 'eps', 'tableLr'] as const)
     check(name, all[name] > 0 && all[name] < Infinity, 'a positive number')
-  for (const name of ['weightDecay', 'clipNorm'] as const)
+  for (const name of ['weightDecay', 'clipNorm', 'userRate'] as const)
     check(name, all[name] >= 0 && all[name] < Infinity, 'a non-negative number')
   check('betas', all.betas.length === 2 && all.betas.every(beta => beta >= 0 && beta < 1), 'two numbers in [0, 1)')
+  const alpha = all.stochasticLength
+  check('stochasticLength', alpha === 0 || (alpha > 1 && alpha <= 2), '0 or in (1, 2]')
   check('trainShare', all.trainShare >= 0 && all.trainShare <= 1, 'in 0 .. 1')
   check('tableRows', Number.isInteger(all.tableRows) && all.tableRows > 1 && all.tableRows <= 2 ** 30, 'in 2 .. 2^30')
   const oneOf = (name: keyof RankOptions, values: readonly string[]) =>
     check(name, values.includes(all[name] as string), `one of ${values.join(', ')}`)
   oneOf('precision', precisions)
-  oneOf('supervise', ['candidates', 'history', 'all'])
+  oneOf('supervise', ['candidates', 'history', 'new', 'all'])
+  check('supervise', all.supervise === 'new' || all.userRate === 0, "'new' where userRate is set")
+  oneOf('lengthSelection', lengthSelections)
   oneOf('gaucBy', ['request', 'user'])
   oneOf('schedule', ['constant', 'cosine'])
   oneOf('whenFull', ['error', 'evict', 'skip'])

@@ -1,70 +1,33 @@
-import { createHash } from 'node:crypto'
 import { join } from 'node:path'
 import { truncateHistory } from '../data/ranking/batches.js'
 import type { RequestReader } from '../data/ranking/reader.js'
 import type { RequestBatch } from '../data/ranking/schema.js'
 import { parseTasks, type RankingTask, taskTargets } from '../data/ranking/tasks.js'
+import type { SparsityReport } from '../data/stochastic_length.js'
 import { HstuError } from '../errors.js'
 import { breathe } from '../eval/evaluate.js'
-import { EmbeddingTable, type EmbeddingTableState } from '../layers/embedding_table.js'
+import { EmbeddingTable } from '../layers/embedding_table.js'
 import { GenerativeRanker, type GenerativeRankerConfig } from '../models/generative_ranker.js'
 import { AdamW } from '../optim/adamw.js'
 import { learningRate } from '../optim/schedule.js'
 import { Philox } from '../philox.js'
-import type { TensorOptions } from '../tensor.js'
-import { assignTensors, loadCheckpoint, saveCheckpoint } from './checkpoint.js'
-import { RankMetrics, type RankMetricsState, type TaskMetrics } from './rank_metrics.js'
+import { loadCheckpoint, saveCheckpoint } from './checkpoint.js'
+import { type RankRun, rankContent, restoreRank, savedSetting } from './rank_checkpoint.js'
+import type { RankEvent, RankSession, RankState, RankTrainerSetting } from './rank_events.js'
+import { type Predicted, RankFeed, type RankWork } from './rank_feed.js'
+import { RankMetrics } from './rank_metrics.js'
 import { type RankOptions, rankOptions } from './rank_options.js'
-import { predict, type RankParts, trainStep } from './rank_step.js'
+import { enqueueRankStep, type Logits, predict, type RankStepHandle } from './rank_step.js'
 import { fromCheckpoint } from './state.js'
 
-/** A ranker but for what the records say: vocabularies, actions and tasks. */
-export type RankerShape = Omit<GenerativeRankerConfig, 'vocabulary' | 'actions' | 'tasks'>
-
-export interface RankTrainerSetting {
-  model: RankerShape
-  /** See `parseTask`; default those of the records. */
-  tasks?: readonly string[]
-  /** Of the tasks' losses, by name; default 1. */
-  taskWeights?: Record<string, number>
-  options?: Partial<RankOptions>
-  /** Where `checkpoint/` goes. None: nothing is written. */
-  folder?: string
-  tensors?: TensorOptions
-}
-
-/** Where a run stands; plain JSON, kept in checkpoints. */
-export interface RankState {
-  /** Passes over the training part that are done; the counted part comes after the last one. */
-  pass: number
-  /** Number of the next request. */
-  cursor: number
-  step: number
-  /** Requests and impressions trained on, over all passes. */
-  requests: number
-  impressions: number
-  /** Time spent so far, over all sessions. */
-  seconds: number
-  /** The windowed NE of each binary task now and then; null where it is not defined. */
-  curve: { request: number; time: number; ne: Record<string, number | null> }[]
-}
-
-/** What a run tells as it goes. */
-export type RankEvent =
-  | { type: 'start'; step: number; totalSteps: number; parameters: number; requests: number }
-  | ({ type: 'step'; step: number; totalSteps: number; pass: number; request: number; loss: number; lr: number } & {
-      impressionsPerSecond: number
-      etaSeconds: number
-    })
-  | { type: 'window'; request: number; metrics: ReturnType<RankMetrics['windowed']> }
-  | { type: 'checkpoint'; step: number; folder: string }
-  | { type: 'interrupted'; step: number; folder: string | null }
-  | { type: 'done'; step: number; seconds: number; counted: TaskMetrics; lifetime: ReturnType<RankMetrics['lifetime']> }
+export type { RankEvent, RankerShape, RankState, RankTrainerSetting } from './rank_events.js'
 
 /**
  * Trains a ranker on request records in the order of time: each step's requests are predicted, counted in the metrics, and only then
  * learnt from. With several passes that holds for the first one and for the counted part, which comes after the last. The same seed gives
- * the same parameters and metrics, bit for bit, also when the run was killed and resumed from its last checkpoint.
+ * the same parameters and metrics, bit for bit, also when the run was killed and resumed from its last checkpoint. On CUDA the host
+ * prepares a batch while the device runs the steps before it; losses and predictions are read up to two steps late, and are all in
+ * before a checkpoint and an interruption.
  *
  *     const reader = await RequestReader.open('runs/requests')
  *     const trainer = new RankTrainer(reader, { model: { dim: 64, layers: 2, ... } })
@@ -79,7 +42,12 @@ export class RankTrainer {
   readonly table: EmbeddingTable | null
   readonly metrics: RankMetrics
   readonly state: RankState = { pass: 0, cursor: 0, step: 0, requests: 0, impressions: 0, seconds: 0, curve: [] }
+  /** How many later steps may be under way when the event of one is told: 2 on CUDA, 0 on the CPU. */
+  readonly lag: number
   readonly #philox: Philox
+  readonly #feed: RankFeed
+  /** The last step of a run, once its loss and predictions and all before them are in the state. */
+  #counted: Promise<unknown> = Promise.resolve()
 
   /** @throws HstuError ERR_HSTU_INVALID_ARGUMENT for bad options, ERR_HSTU_DATA for tasks that the records do not have. */
   constructor(
@@ -104,8 +72,20 @@ export class RankTrainer {
     const { tableRows: maxRows, whenFull } = options
     const table = { dim: config.dim, rows: Math.min(1024, maxRows), maxRows, whenFull, seed: BigInt(options.seed) }
     this.table = config.embeddings === 'hash' ? new EmbeddingTable(table, setting.tensors) : null
-    this.metrics = new RankMetrics(config.tasks, options.window)
+    this.metrics = new RankMetrics(config.tasks, options.window, options.gaucBy)
+    this.lag = this.model.parameters.actions!.device === 'cpu' ? 0 : 2
     this.#philox = new Philox(BigInt(options.seed))
+    this.#feed = new RankFeed(options, this.tasks, config.fusion ?? 'interleave', sizes.users)
+  }
+
+  /** How much shorter Stochastic Length made the histories so far; null without it. */
+  get sparsity(): SparsityReport | null {
+    return this.#feed.sparsity
+  }
+
+  /** With `userRate`: requests so far, and those that were learnt from. */
+  get sampled(): { requests: number; trained: number } | null {
+    return this.#feed.sampled
   }
 
   /** Number of the first request of the counted part. */
@@ -129,36 +109,51 @@ export class RankTrainer {
     const { requests } = this.reader.manifest
     const parameters = Object.values(this.model.parameters).reduce((sum, tensor) => sum + tensor.size, 0)
     yield { type: 'start', step: state.step, totalSteps, parameters, requests }
-    const session = { start: performance.now(), ...{ step: state.step, impressions: state.impressions } }
-    const before = state.seconds
+    const session = {
+      ...{ start: performance.now(), step: state.step },
+      ...{ seconds: state.seconds, impressions: state.impressions },
+    }
+    const inFlight: Promise<RankEvent[]>[] = []
+    const landed = async function* (left: number) {
+      while (inFlight.length > left) {
+        const events = await inFlight.shift()!.catch(error => {
+          inFlight.length = 0
+          throw error
+        })
+        yield* events
+      }
+    }
     if (state.step === 0 && setting.folder) yield await this.save()
     while (state.pass <= options.passes) {
       const end = state.pass < options.passes ? countedFrom : requests
-      for await (const read of this.reader.batches({ batchSize: options.batchSize, first: state.cursor, end })) {
-        if (signal?.aborted) {
-          if (setting.folder) await this.save()
-          return void (yield { type: 'interrupted', step: state.step, folder: setting.folder ?? null })
+      try {
+        for await (const read of this.reader.batches({ batchSize: options.batchSize, first: state.cursor, end })) {
+          if (signal?.aborted) {
+            yield* landed(0)
+            if (setting.folder) await this.save()
+            return void (yield { type: 'interrupted', step: state.step, folder: setting.folder ?? null })
+          }
+          inFlight.push(this.#enqueue(read, session))
+          yield* landed(this.lag)
+          if (options.checkpointEvery > 0 && state.step % options.checkpointEvery === 0 && setting.folder) {
+            yield* landed(0)
+            yield await this.save()
+          }
+          await breathe()
         }
-        const lr = learningRate(state.step + 1, totalSteps, options)
-        const loss = await this.#step(truncateHistory(read, options.maxHistory), lr)
-        const seconds = (performance.now() - session.start) / 1e3
-        state.seconds = before + seconds
-        yield {
-          ...{ type: 'step', step: state.step, totalSteps, pass: state.pass + 1, request: state.cursor, loss, lr },
-          impressionsPerSecond: (state.impressions - session.impressions) / seconds,
-          etaSeconds: ((totalSteps - state.step) * seconds) / (state.step - session.step),
-        }
-        if (options.windowEvery > 0 && state.step % options.windowEvery === 0 && this.#predicts())
-          yield this.#window(read)
-        if (options.checkpointEvery > 0 && state.step % options.checkpointEvery === 0 && setting.folder)
-          yield await this.save()
-        await breathe()
+      } catch (error) {
+        yield* landed(0) // the steps before it were made
+        throw error
       }
       state.pass += 1
-      if (state.pass < options.passes) state.cursor = 0
+      if (state.pass < options.passes) {
+        state.cursor = 0
+        this.#feed.begin()
+      }
     }
+    yield* landed(0)
     if (setting.folder) yield await this.save()
-    const [counted, lifetime] = [this.metrics.counted(options.gaucBy), this.metrics.lifetime()]
+    const [counted, lifetime] = [this.metrics.counted(), this.metrics.lifetime()]
     yield { type: 'done', step: state.step, seconds: state.seconds, counted, lifetime }
   }
 
@@ -167,33 +162,53 @@ export class RankTrainer {
     return this.state.pass === 0 || this.state.pass === this.options.passes
   }
 
-  async #step(batch: RequestBatch, lr: number): Promise<number> {
-    const { state, options, tasks, model, optimizer, table } = this
-    const parts: RankParts = { model, optimizer, table, philox: this.#philox }
-    const candidates = taskTargets(batch, tasks)
-    const predicted = this.#predicts() ? predict(parts, batch, candidates) : null
-    predicted?.catch(() => {}) // told where it is awaited
-    const targets = options.supervise === 'candidates' ? candidates : taskTargets(batch, tasks, options)
-    const { tableLr } = options
-    const loss = Number((await trainStep(parts, batch, targets, { lr, tableLr }))[0])
-    if (predicted) this.metrics.update(batch, candidates, await predicted, state.cursor >= this.countedFrom)
-    state.step += 1
-    if (!Number.isFinite(loss))
-      throw new HstuError(
-        'ERR_HSTU_INVALID_ARGUMENT',
-        `loss became ${loss} at step ${state.step}: lower lr or set clipNorm`,
-      )
-    state.cursor += batch.requests.length
-    state.requests += batch.requests.length
-    state.impressions += batch.candidates.items.length
-    return loss
+  /** Puts the step of a batch on the queue. @returns its events */
+  #enqueue(read: RequestBatch, session: RankSession): Promise<RankEvent[]> {
+    const { state, options } = this
+    const step = state.step + 1
+    const lr = learningRate(step, this.totalSteps, options)
+    const work = this.#feed.work(read, state.pass)
+    const handle = enqueueRankStep(this.#run(), work, this.#predicts(), step, { lr, tableLr: options.tableLr })
+    work.commit()
+    const counts = state.cursor >= this.countedFrom
+    state.step = step
+    state.cursor += read.requests.length
+    state.requests += work.learn?.batch.requests.length ?? 0
+    state.impressions += work.learn?.batch.candidates.items.length ?? 0
+    const events = this.#count(handle, work, counts, { ...state, lr }, session)
+    events.catch(() => {}) // told to who awaits it
+    this.#counted = events
+    return events
   }
 
-  #window(batch: RequestBatch): RankEvent {
+  /** The events of a step, once its values and those of all before it are in the metrics. @param at the state after the step */
+  async #count(
+    handle: RankStepHandle,
+    { batch, candidates }: RankWork,
+    counts: boolean,
+    { step, pass, cursor, impressions, lr }: RankState & { lr: number },
+    session: RankSession,
+  ): Promise<RankEvent[]> {
+    const { state, options, totalSteps } = this
+    await this.#counted // of the step before: metrics are added in the order of the steps
+    const loss = await handle.loss
+    const logits = await handle.logits
+    if (logits) this.metrics.update(batch, candidates, logits, counts)
+    const elapsed = (performance.now() - session.start) / 1e3
+    state.seconds = session.seconds + elapsed
+    const told: RankEvent = {
+      ...{ type: 'step', step, totalSteps, pass: pass + 1, request: cursor, loss, lr },
+      impressionsPerSecond: (impressions - session.impressions) / elapsed,
+      etaSeconds: ((totalSteps - step) * elapsed) / (step - session.step),
+    }
+    const window = logits !== null && options.windowEvery > 0 && step % options.windowEvery === 0
+    return window ? [told, this.#window(cursor, batch.times.at(-1)!)] : [told]
+  }
+
+  #window(request: number, time: bigint): RankEvent {
     const metrics = this.metrics.windowed()
     const ne = Object.entries(metrics).map(([name, of]) => [name, Number.isFinite(of.ne) ? of.ne : null])
-    const { cursor: request, curve } = this.state
-    curve.push({ request, time: Number(batch.times.at(-1)!), ne: Object.fromEntries(ne) })
+    this.state.curve.push({ request, time: Number(time), ne: Object.fromEntries(ne) })
     return { type: 'window', request, metrics }
   }
 
@@ -202,36 +217,35 @@ export class RankTrainer {
    * @param first number of the first request; those before `state.cursor` have been learnt from, unless a pass has begun anew
    */
   async evaluate({ first = this.countedFrom, signal }: { first?: number; signal?: AbortSignal } = {}) {
-    const { options, tasks, model, optimizer, table } = this
-    const metrics = new RankMetrics(model.config.tasks, options.window)
-    const parts: RankParts = { model, optimizer, table, philox: this.#philox }
+    const { options, tasks } = this
+    const metrics = new RankMetrics(this.model.config.tasks, options.window, options.gaucBy)
+    const inFlight: { work: Predicted; logits: Promise<Logits> }[] = []
+    const landed = async (left: number) => {
+      while (inFlight.length > left) {
+        const { work, logits } = inFlight.shift()!
+        metrics.update(work.batch, work.candidates, await logits, true)
+      }
+    }
     const range = { batchSize: options.batchSize, first, ...(signal ? { signal } : {}) }
     for await (const read of this.reader.batches(range)) {
       const batch = truncateHistory(read, options.maxHistory)
-      const candidates = taskTargets(batch, tasks)
-      metrics.update(batch, candidates, await predict(parts, batch, candidates), true)
+      const work = { batch, candidates: taskTargets(batch, tasks) }
+      inFlight.push({ work, logits: predict(this.#run(), work) })
+      await landed(this.lag)
       await breathe()
     }
-    return metrics.counted(options.gaucBy)
+    await landed(0)
+    return metrics.counted()
   }
 
-  /** Writes everything that `resume` needs into `<folder>/checkpoint`. */
+  /** Writes everything that `resume` needs into `<folder>/checkpoint`, once the values of all steps are in. */
   async save(): Promise<RankEvent & { type: 'checkpoint' }> {
     const { folder, ...setting } = this.setting
     if (!folder) throw new HstuError('ERR_HSTU_INVALID_ARGUMENT', 'RankTrainer.save: the trainer was given no folder')
-    const { model, optimizer, state, options } = this
-    const [metrics, table] = [this.metrics.state(), this.table?.state()]
-    await saveCheckpoint(join(folder, 'checkpoint'), state.step, {
-      kind: 'ranking',
-      tensors: {
-        ...{ model: model.parameters, m: optimizer.m, v: optimizer.v, counted: metrics.tensors },
-        ...(table ? { table: table.tensors } : {}),
-      },
-      json: {
-        ...{ setting: { ...setting, options }, state, metrics: metrics.json, table: table?.json ?? null },
-        ...{ philoxOffset: String(this.#philox.offset), records: fingerprint(this.reader) },
-      },
-    })
+    await this.#counted
+    const { state, options } = this
+    const content = rankContent(this.#run(), { ...setting, options })
+    await saveCheckpoint(join(folder, 'checkpoint'), state.step, content)
     return { type: 'checkpoint', step: state.step, folder }
   }
 
@@ -241,22 +255,10 @@ export class RankTrainer {
    */
   static async resume(folder: string, reader: RequestReader): Promise<RankTrainer> {
     return fromCheckpoint(folder, async () => {
-      const { kind, json, tensors } = await loadCheckpoint(join(folder, 'checkpoint'))
-      const fail = (message: string) => new HstuError('ERR_HSTU_CHECKPOINT', `${folder}: ${message}`)
-      if (kind !== 'ranking') throw fail(`holds a '${kind}' checkpoint, not a ranking run's`)
-      const saved = json as unknown as SavedRanking
-      if (saved.records !== fingerprint(reader))
-        throw fail(`the run was trained on other records than those in ${reader.folder}`)
-      const trainer = new RankTrainer(reader, { ...saved.setting, folder })
+      const checkpoint = await loadCheckpoint(join(folder, 'checkpoint'))
+      const trainer = new RankTrainer(reader, { ...savedSetting(checkpoint, reader, folder), folder })
       try {
-        assignTensors(trainer.model.parameters, tensors.model!, `${folder}: model`)
-        assignTensors(trainer.optimizer.m, tensors.m!, `${folder}: first moments`)
-        assignTensors(trainer.optimizer.v, tensors.v!, `${folder}: second moments`)
-        trainer.table?.restore(tensors.table!, saved.table!)
-        trainer.metrics.restore(saved.metrics, tensors.counted!)
-        Object.assign(trainer.state, saved.state)
-        trainer.optimizer.steps = saved.state.step
-        trainer.#philox.offset = BigInt(saved.philoxOffset)
+        restoreRank(trainer.#run(), checkpoint, folder)
         return trainer
       } catch (error) {
         trainer.dispose()
@@ -265,25 +267,15 @@ export class RankTrainer {
     })
   }
 
+  #run(): RankRun {
+    const { model, optimizer, table, metrics, state, reader } = this
+    return { model, optimizer, table, metrics, state, reader, philox: this.#philox, feed: this.#feed }
+  }
+
   /** Frees model, optimiser and table. */
   dispose(): void {
     this.model.dispose()
     this.optimizer.dispose()
     this.table?.dispose()
   }
-}
-
-/** The JSON of a checkpoint. */
-interface SavedRanking {
-  setting: RankTrainerSetting
-  state: RankState
-  metrics: RankMetricsState
-  table: EmbeddingTableState | null
-  philoxOffset: string
-  records: string
-}
-
-/** Hash of the manifest, which knows sizes and counts of all shards. */
-function fingerprint({ manifest }: RequestReader): string {
-  return createHash('sha256').update(JSON.stringify(manifest)).digest('hex')
 }

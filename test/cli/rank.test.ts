@@ -1,6 +1,8 @@
+import { spawn } from 'node:child_process'
+import { once } from 'node:events'
 import { existsSync, readFileSync } from 'node:fs'
 import { join } from 'node:path'
-import { buildIfMissing, hstu, temporaryFolder } from './process.js'
+import { buildIfMissing, cli, hstu, temporaryFolder } from './process.js'
 
 beforeAll(buildIfMissing)
 const folder = temporaryFolder()
@@ -42,6 +44,61 @@ describe('rank train', () => {
     expect(text.stdout).toMatch(/the run has learnt from those before \d+: the figures flatter/)
     expect(text.stdout).toMatch(/^like +GenerativeRanker +\d\.\d{4} /m)
     expect((await hstu(evaluate)).stderr).toMatch(/has no records of its own: give --requests/)
+  })
+
+  it('shortens, samples and bounds, and says what that left out', async () => {
+    const args = ['rank', 'train', '--preset', 'ranking/synthetic', '--requests', at('requests'), '--device', 'cpu']
+    const less = [
+      '--set',
+      'supervise=new',
+      '--set',
+      'userRate=2',
+      '--set',
+      'maxHistory=20',
+      '--stochastic-length',
+      '1.3',
+    ]
+    const table = ['--model-set', 'embeddings=hash', '--set', 'tableRows=60', '--set', 'whenFull=skip']
+    const made = await hstu([...args, '--out', at('less'), ...less, ...table])
+    expect(made).toMatchObject({ code: 0 })
+    expect(made.stdout).toMatch(
+      /^Stochastic Length 1.3 \(weighted\): [1-9]\d* of \d+ histories cut to 10 of at most 40/m,
+    )
+    expect(made.stdout).toMatch(/^learnt from \d+ of \d+ requests$/m)
+    expect(made.stdout).toMatch(/^embeddings: 59 ids; 0 evicted, [1-9]\d* times no room$/m)
+    const report = JSON.parse(readFileSync(at('less/report.json'), 'utf8'))
+    expect(report.options).toMatchObject({ stochasticLength: 1.3, lengthSelection: 'weighted', userRate: 2 })
+    expect(report.sparsity).toMatchObject({ maxTokens: 40, bound: 10, sequences: report.sampled.trained })
+    expect(report.table).toMatchObject({ ids: 59, evicted: 0 })
+  })
+
+  it('killed again and again, ends with the report of an uninterrupted run', async () => {
+    const options = ['supervise=history', 'checkpointEvery=2', 'windowEvery=2', 'window=40', 'stochasticLength=1.4']
+    const table = ['embeddings=hash', 'layers=1'].flatMap(pair => ['--model-set', pair])
+    const args = [
+      ...['rank', 'train', '--preset', 'ranking/synthetic', '--requests', at('requests'), '--batch-size', '4'],
+      ...['--passes', '2', '--device', 'cpu', ...options.flatMap(pair => ['--set', pair]), ...table],
+    ]
+    expect(await hstu([...args, '--out', at('whole')])).toMatchObject({ code: 0 })
+    const manifest = at('killed/checkpoint/manifest.json')
+    const stepOf = () => (existsSync(manifest) ? JSON.parse(readFileSync(manifest, 'utf8')).step : -1)
+    const kill = async (step: number) => {
+      const child = spawn(process.execPath, [cli, ...args, '--out', at('killed'), ...(step > 0 ? ['--resume'] : [])])
+      const timer = setInterval(() => stepOf() >= step && child.kill('SIGKILL'), 2)
+      const [, signal] = await once(child, 'close')
+      clearInterval(timer)
+      expect(signal).toBe('SIGKILL')
+      expect(existsSync(at('killed/report.json'))).toBe(false)
+    }
+    for (const step of [0, 7, 20, 41]) await kill(step)
+    expect(await hstu([...args, '--out', at('killed'), '--resume'])).toMatchObject({ code: 0 })
+    const [whole, killed] = ['whole', 'killed'].map(name => JSON.parse(readFileSync(at(`${name}/report.json`), 'utf8')))
+    for (const key of ['steps', 'impressions', 'counted', 'lifetime', 'curve', 'sparsity', 'table'])
+      expect(killed[key], key).toEqual(whole[key])
+    expect(whole.curve.length).toBeGreaterThan(10)
+    const { stdout } = await hstu(['rank', 'eval', '--checkpoint', at('whole'), '--requests', at('requests'), '--json'])
+    const other = await hstu(['rank', 'eval', '--checkpoint', at('killed'), '--requests', at('requests'), '--json'])
+    expect(JSON.parse(other.stdout).metrics).toEqual(JSON.parse(stdout).metrics)
   })
 
   it('says what is wrong and leaves no run behind', async () => {

@@ -77,7 +77,7 @@ describe('metrics', () => {
     expect(auc([1, 2], [0, 1])).toBe(1)
     expect(auc([1, 2], [1, 0])).toBe(0)
     expect(auc([1, 2], [1, 1])).toBeNaN()
-    expect(groupedAuc([1, 1], [1, 2], [1, 1])).toEqual({ gauc: Number.NaN, groups: 0, skipped: 1 })
+    expect(groupedAuc([1, 1], [1, 2], [1, 1])).toEqual({ gauc: Number.NaN, sum: 0, groups: 0, skipped: 1 })
     expect(crossEntropy(-800, 1)).toBe(800)
     expect(crossEntropy(800, 1)).toBe(0)
     expect(() => auc([Number.NaN, 2], [1, 0])).toThrow(/NaN/)
@@ -101,8 +101,9 @@ describe('metrics', () => {
     expect(resumed.lifetime()).toEqual(whole.lifetime())
     expect(resumed.windowed()).toEqual(whole.windowed())
     const all = binaryMetrics(logits, labels, weights, requests)
-    for (const [name, value] of Object.entries(whole.lifetime()))
-      expect(value).toBeCloseTo(all[name as keyof typeof all], 9)
+    const { aucError, ...lifetime } = whole.lifetime()
+    for (const [name, value] of Object.entries(lifetime)) expect(value).toBeCloseTo(all[name as 'ne'], 9)
+    expect(aucError).toBeGreaterThan(0) // the logits tie anyway, but bins do not know it
     const counted = weights.flatMap((w, i) => (w > 0 ? [i] : [])).slice(-500)
     const last = [logits, labels, weights, requests].map(x => counted.map(i => x[i]!)) as [
       number[],

@@ -6,66 +6,43 @@ import type { BinaryMetrics } from '#lib/eval/ranking_metrics.js'
 import { memory } from '#lib/tensor.js'
 import { type RankEvent, RankTrainer, type RankTrainerSetting } from '#lib/train/rank_trainer.js'
 import { scratch } from '../data/ranking_requests.js'
+import { bits, done, events, losses, records, setting, stateOf } from './rank_stream.js'
 
 const files = scratch()
 let reader: RequestReader
 beforeAll(async () => {
-  const log = files.at('log.csv')
-  await writeSyntheticLog(log, { users: 40, items: 200, categories: 10, days: 8, candidates: 5, seed: 3 })
-  await prepareRequests(syntheticMapping(log), { out: files.at('records') })
-  reader = await RequestReader.open(files.at('records'))
+  reader = await records(files.at)
 })
 
-const setting: RankTrainerSetting = {
-  model: {
-    ...{ dim: 16, layers: 1, heads: 2, qkDim: 8, vDim: 8, scalingSeqLen: 64 },
-    ...{ inputDropout: 0.1, linearDropout: 0.1 },
-  },
-  tasks: ['like = LIKE', 'share = SHARE', 'watch = watch'],
-  taskWeights: { watch: 1e-4 },
-  options: { batchSize: 8, maxHistory: 20, window: 200, windowEvery: 5, checkpointEvery: 3, seed: 5 },
-}
+const { options } = setting
 const forms: Record<string, Partial<RankTrainerSetting>> = {
   'one pass': {},
-  'two passes, generative': { options: { ...setting.options, passes: 2, supervise: 'history' } },
+  'two passes, generative, Stochastic Length': {
+    options: { ...options, passes: 2, supervise: 'history', stochasticLength: 1.3 },
+  },
   'hash table that evicts': {
     model: { ...setting.model, embeddings: 'hash' },
-    options: { ...setting.options, tableRows: 160, whenFull: 'evict', batchSize: 4 },
+    options: { ...options, tableRows: 160, whenFull: 'evict', batchSize: 4 },
   },
-}
-
-/** All events of a run, which is left at the event of step `stopAfter` as a kill leaves it: nothing is saved then. */
-async function events(trainer: RankTrainer, stopAfter = Infinity): Promise<RankEvent[]> {
-  const list: RankEvent[] = []
-  for await (const event of trainer.run()) {
-    list.push(event)
-    if (event.type === 'step' && event.step >= stopAfter) break
-  }
-  return list
-}
-
-const groupsOf = ({ model, optimizer, table }: RankTrainer) => [
-  ...[model.parameters, optimizer.m, optimizer.v],
-  ...(table ? [table.state().tensors] : []),
-]
-const bits = (trainer: RankTrainer) =>
-  groupsOf(trainer).flatMap(group => Object.entries(group).map(([name, tensor]) => [name, tensor.dataSync()] as const))
-const losses = (list: RankEvent[]) => list.flatMap(event => (event.type === 'step' ? [[event.step, event.loss]] : []))
-const done = (list: RankEvent[]) => {
-  const event = list.at(-1)!
-  if (event.type !== 'done') throw new Error(`the run ended with ${event.type}`)
-  return { counted: event.counted, lifetime: event.lifetime }
+  'two passes over some requests of a user, hash table, Stochastic Length': {
+    model: { ...setting.model, embeddings: 'hash' },
+    options: { ...options, passes: 2, supervise: 'new', userRate: 0.5, stochasticLength: 1.4 },
+  },
 }
 
 describe('RankTrainer', () => {
   it.each(Object.entries(forms))('goes on after a kill at any step as without it: %s', async (name, form) => {
     const whole = new RankTrainer(reader, { ...setting, ...form })
     const expected = await events(whole)
-    const [wanted, wantedBits] = [losses(expected), bits(whole)]
-    const { seconds: _, ...wantedState } = whole.state
-    if (form.model) expect(whole.table!.evicted).toBeGreaterThan(0)
+    const [wanted, wantedBits, wantedState] = [losses(expected), bits(whole), stateOf(whole)]
+    if (form.options?.whenFull) expect(whole.table!.evicted).toBeGreaterThan(0)
+    if (form.options?.stochasticLength) expect(wantedState.sparsity!.cut).toBeGreaterThan(10)
+    if (form.options?.userRate) {
+      expect(wantedState.sampled!.trained).toBeLessThan(0.7 * wantedState.sampled!.requests)
+      expect(whole.state.requests).toBe(wantedState.sampled!.trained)
+    }
     whole.dispose()
-    for (const stop of [1, 4, Math.floor(wanted.length * 0.6), wanted.length]) {
+    for (const stop of [1, 4, Math.floor(wanted.length * 0.6), Math.floor(wanted.length * 0.9), wanted.length]) {
       const folder = files.at(`run ${name} ${stop}`)
       const killed = new RankTrainer(reader, { ...setting, ...form, folder })
       await events(killed, stop)
@@ -77,8 +54,7 @@ describe('RankTrainer', () => {
       expect(losses(list)).toEqual(wanted.slice(from))
       expect(done(list)).toEqual(done(expected))
       expect(bits(resumed)).toEqual(wantedBits)
-      const { seconds, ...state } = resumed.state
-      expect(state).toEqual(wantedState)
+      expect(stateOf(resumed)).toEqual(wantedState)
       resumed.dispose()
     }
   })
@@ -152,6 +128,14 @@ describe('RankTrainer', () => {
     bad({ options: { passes: 0 } }, argument, /passes must be a positive integer, got 0/)
     bad({ options: { epochs: 3 } as object }, argument, /unknown training option 'epochs'/)
     bad({ tasks: ['like = LIKED'] }, 'ERR_HSTU_DATA', /no action "?'?LIKED/)
+    bad({ options: { stochasticLength: 2.5 } }, argument, /stochasticLength must be 0 or in \(1, 2\], got 2.5/)
+    bad(
+      { options: { lengthSelection: 'old' as 'recent' } },
+      argument,
+      /lengthSelection must be one of weighted, recent/,
+    )
+    bad({ options: { userRate: 1 } }, argument, /supervise must be 'new' where userRate is set, got "candidates"/)
+    bad({ options: { userRate: -1 } }, argument, /userRate must be a non-negative number, got -1/)
     bad({ taskWeights: { love: 1 } }, 'ERR_HSTU_DATA', /taskWeights: there is no task love/)
     await expect(RankTrainer.resume(files.at('nowhere'), reader)).rejects.toThrow(
       expect.objectContaining({ code: 'ERR_HSTU_CHECKPOINT' }),

@@ -16,6 +16,7 @@ export interface RankerBatch {
 
 /** In 'hash' embeddings the upper byte of a key is its vocabulary. */
 const KEY_BITS = 56n
+const LARGEST_KEY = (1n << KEY_BITS) - 1n
 
 /**
  * Copies a batch to the model's device.
@@ -40,14 +41,20 @@ export function rankerBatch(
 
   // The layout has actions between history and candidates; here they come last.
   const source = layout.source
-  const [actionRows, candidateRows] = [BigInt(B * C + T), BigInt(B * C + 2 * T)]
+  const rows = new Int32Array(source.buffer) // low word, high word
+  const [actionRows, candidateRows] = [B * C + T, B * C + 2 * T]
   if (fusion === 'interleave')
-    for (let n = 0; n < source.length; n++)
-      if (source[n]! >= candidateRows) source[n]! -= BigInt(T)
-      else if (source[n]! >= actionRows) source[n]! += BigInt(M)
+    for (let n = 0; n < rows.length; n += 2)
+      if (rows[n]! >= candidateRows) rows[n]! -= T
+      else if (rows[n]! >= actionRows) rows[n]! += M
   const actions = new BigInt64Array(fusion === 'interleave' ? T : B * C + T + M).fill(0n)
   const before = actions.length === T ? 0 : B * C
-  for (let t = 0; t < T; t++) actions[before + t] = BigInt(history.actions[t]!)
+  for (let t = 0; t < T; t++) {
+    const bits = history.actions[t]!
+    const known = bits >= 0 && bits < 2 ** config.actions
+    check(known, 'ERR_HSTU_DATA', () => `history row ${t} has action bits ${bits}, the model ${config.actions} actions`)
+    actions[before + t] = BigInt(bits)
+  }
   if (fusion === 'add') actions.fill(-1n, B * C + T)
 
   const supervised: number[] = []
@@ -114,8 +121,15 @@ export function rankerBatch(
     const most = sizes.map(BigInt)
     let row = 0
     const put = (f: number, number: bigint) => {
-      const fits = number >= 0n && (hash || number <= most[f]!)
-      check(fits, 'ERR_HSTU_DATA', () => `${names[f]} number ${number} is not in the model's 0 .. ${most[f]}`)
+      check(
+        f < sizes.length,
+        'ERR_HSTU_DATA',
+        () => `a history row is of series ${f - item}, the records have ${sizes.length - 1 - item}`,
+      )
+      const last = hash ? LARGEST_KEY : most[f]!
+      check(number >= 0n && number <= last, 'ERR_HSTU_DATA', () => {
+        return `${names[f]} number ${number} is not in the model's 0 .. ${last}`
+      })
       all[row++] = bases[f]! + number
     }
     const item = C

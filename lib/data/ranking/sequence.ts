@@ -62,11 +62,12 @@ export function tokenLayout(
     candidateTokens: new BigInt64Array(M),
   }
   const { source, times } = layout
+  const sourceWords = new Int32Array(source.buffer) // low word, high word: no bigint a token
   const [historyRows, actionRows] = [B * contextual, B * contextual + T]
   const candidateRows = interleave ? actionRows + T : actionRows
   let n = 0
   const token = (row: number, time: bigint) => {
-    source[n] = BigInt(row)
+    sourceWords[2 * n] = row
     times[n] = time
     return BigInt(n++)
   }

@@ -1,0 +1,153 @@
+import { beforeAll, describe, expect, it } from 'vitest'
+import type { RequestReader } from '#lib/data/ranking/reader.js'
+import type { RequestBatch } from '#lib/data/ranking/schema.js'
+import { parseTasks } from '#lib/data/ranking/tasks.js'
+import { Random } from '#lib/random.js'
+import { RankFeed, sendRate } from '#lib/train/rank_feed.js'
+import { type RankOptions, rankOptions } from '#lib/train/rank_options.js'
+import { scratch } from '../data/ranking_requests.js'
+import { randomRequests } from '../models/requests.js'
+import { records } from './rank_stream.js'
+
+const files = scratch()
+let reader: RequestReader
+beforeAll(async () => {
+  reader = await records(files.at)
+})
+
+const feedOf = (options: Partial<RankOptions>, users = reader.manifest.sizes.users) =>
+  new RankFeed(rankOptions(options), parseTasks(['like = LIKE'], reader.manifest.schema), 'interleave', users)
+
+/** Labels of a batch that have a weight, as `request:item`. */
+function labelsOf({ batch, targets }: NonNullable<ReturnType<RankFeed['work']>['learn']>): string[] {
+  const { candidates, history } = batch
+  const shown = Array.from(
+    candidates.items,
+    (item, m) => `${batch.requests[Number(candidates.requestIndex[m]!)]}:${item}`,
+  )
+  const past = Array.from(history.items, (item, t) => `${history.requests[t]}:${item}`)
+  return [...shown.filter((_, m) => targets.weights[m]! > 0), ...past.filter((_, t) => targets.historyWeights[t]! > 0)]
+}
+
+async function labels(feed: RankFeed, pass = 0, batchSize = 16): Promise<string[]> {
+  const all: string[] = []
+  for await (const batch of reader.batches({ batchSize })) {
+    const work = feed.work(batch, pass)
+    work.commit()
+    if (work.learn) all.push(...labelsOf(work.learn))
+  }
+  return all
+}
+
+describe('1/n sampling of users', () => {
+  it('learns from a request of K impressions with probability min(1, c K / n)', () => {
+    const histories = Array.from({ length: 60 }, (_, b) => 3 * b)
+    const candidates = histories.map((_, b) => 1 + (b % 4))
+    const batch = randomRequests(new Random(2), { histories, candidates, items: 50, users: 20 })
+    expect(sendRate(batch, 40, 1)).toBe(1 / 121)
+    expect(sendRate(batch, 3, 2)).toBe(8 / 13)
+    expect(sendRate(batch, 0, 1)).toBe(1)
+    for (const userRate of [1, 5]) {
+      const feed = new RankFeed(
+        ...([
+          rankOptions({ supervise: 'new', userRate, maxHistory: 1000 }),
+          parseTasks(['like = LIKE'], batch.schema),
+        ] as const),
+        ...(['interleave', 20] as const),
+      )
+      const passes = 500
+      const sent = new Float64Array(60)
+      for (let pass = 0; pass < passes; pass++) {
+        feed.begin()
+        const work = feed.work(batch, pass)
+        work.commit()
+        for (const request of work.learn?.batch.requests ?? []) sent[request - 100]! += 1
+      }
+      let [mean, variance] = [0, 0]
+      sent.forEach((count, b) => {
+        const p = sendRate(batch, b, userRate)
+        const sigma = Math.sqrt(passes * p * (1 - p))
+        expect(Math.abs(count - passes * p), `request ${b}`).toBeLessThan(4 * sigma + 1)
+        mean += passes * p
+        variance += sigma ** 2
+      })
+      const trained = sent.reduce((sum, count) => sum + count, 0)
+      expect(Math.abs(trained - mean)).toBeLessThan(3 * Math.sqrt(variance))
+      expect(feed.sampled).toEqual({ requests: 60 * passes, trained })
+    }
+  })
+
+  it('gives each label at most once a pass, those since the last request learnt from with it', async () => {
+    const every = await labels(feedOf({ supervise: 'candidates' }))
+    const some = feedOf({ supervise: 'new', userRate: 1, maxHistory: 200 })
+    for (const pass of [0, 1]) {
+      some.begin()
+      const found = await labels(some, pass)
+      expect(new Set(found).size).toBe(found.length)
+      expect(found.length).toBeGreaterThan(0.4 * every.length)
+      expect(found.length).toBeLessThan(every.length)
+      expect(every).toEqual(expect.arrayContaining(found))
+    }
+    // Where every request is learnt from, there is nothing left in the histories.
+    expect(await labels(feedOf({ supervise: 'new', userRate: 1e9 }))).toEqual(every)
+  })
+
+  it('draws the same in batches of any size, and after a restored state', async () => {
+    const options: Partial<RankOptions> = { supervise: 'new', userRate: 0.5, stochasticLength: 1.3, maxHistory: 30 }
+    const expected = (await labels(feedOf(options))).sort()
+    expect((await labels(feedOf(options), 0, 7)).sort()).toEqual(expected)
+    let feed = feedOf(options)
+    const found: string[] = []
+    for await (const batch of reader.batches({ batchSize: 9 })) {
+      const { learn, commit } = feed.work(batch, 0)
+      commit()
+      if (learn) found.push(...labelsOf(learn))
+      const { json, tensors } = feed.state()
+      feed = feedOf(options)
+      feed.restore(JSON.parse(JSON.stringify(json)), new Map(Object.entries(tensors)))
+    }
+    expect(found.sort()).toEqual(expected)
+    expect(feed.sampled!.requests).toBe(reader.manifest.requests)
+    expect(feed.sparsity!.cut).toBeGreaterThan(0)
+    const other = feedOf({})
+    const { json, tensors } = feed.state()
+    expect(() => other.restore(json, new Map(Object.entries(tensors)))).toThrow(
+      expect.objectContaining({ code: 'ERR_HSTU_CHECKPOINT' }),
+    )
+  })
+})
+
+describe('RankFeed', () => {
+  it('changes nothing before a step is made', async () => {
+    const feed = feedOf({ supervise: 'new', userRate: 1, stochasticLength: 1.2, maxHistory: 50 })
+    const before = structuredClone(feed.state())
+    const batches: RequestBatch[] = []
+    for await (const batch of reader.batches({ batchSize: 80 })) batches.push(batch)
+    const work = feed.work(batches.at(-1)!, 0)
+    expect(feed.state()).toEqual(before)
+    work.commit()
+    expect(feed.state()).not.toEqual(before)
+  })
+
+  it('predicts at full length what it learns from shortened', async () => {
+    const feed = feedOf({ stochasticLength: 1.2, supervise: 'history' })
+    for await (const batch of reader.batches({ batchSize: 64, first: 120 })) {
+      const { batch: whole, learn, commit } = feed.work(batch, 0)
+      commit()
+      expect(whole.history).toEqual(batch.history)
+      expect(learn!.batch.history.items.length).toBeLessThan(whole.history.items.length)
+      expect(learn!.batch.candidates).toBe(whole.candidates)
+    }
+    expect(feed.sparsity!.meanKept).toBeLessThan(feed.sparsity!.meanLength)
+  })
+
+  it('names a user that the records do not know', async () => {
+    const [batch] = [(await reader.batches({ batchSize: 64 }).next()).value as RequestBatch]
+    expect(() => feedOf({ supervise: 'new', userRate: 1 }, 5).work(batch, 0)).toThrow(
+      expect.objectContaining({
+        code: 'ERR_HSTU_DATA',
+        message: expect.stringMatching(/request \d+: user number \d+ is not in the records' 0 \.\. 5/),
+      }),
+    )
+  })
+})
