@@ -117,6 +117,79 @@ describe('1/n sampling of users', () => {
   })
 })
 
+describe('learnEvery', () => {
+  it('gives each label at most once a pass, as soon as so many of the user are new', async () => {
+    const every = 6
+    for (const pass of [0, 1]) {
+      const feed = feedOf({ supervise: 'new', learnEvery: every, maxHistory: 1000 })
+      const found = await labels(feed, pass)
+      expect(new Set(found).size).toBe(found.length)
+      const all = await labels(feedOf({}), pass)
+      expect(all).toEqual(expect.arrayContaining(found))
+      // What is left of each user is less than the number that is waited for.
+      const users = new Map<string, number>()
+      for await (const batch of reader.batches({ batchSize: 64 }))
+        for (const [m, b] of batch.candidates.requestIndex.entries())
+          users.set(`${batch.requests[Number(b)]}:${batch.candidates.items[m]}`, Number(batch.users[Number(b)]!))
+      const left = new Map<number, number>()
+      const known = new Set(found)
+      for (const label of all)
+        if (!known.has(label)) left.set(users.get(label)!, (left.get(users.get(label)!) ?? 0) + 1)
+      expect(Math.max(...left.values())).toBeLessThan(every)
+      expect(feed.sampled!.trained).toBeLessThan(0.7 * feed.sampled!.requests)
+    }
+    const options = { supervise: 'new', learnEvery: every } as const
+    expect(await labels(feedOf(options), 0, 7)).toHaveLength((await labels(feedOf(options), 0, 40)).length)
+    expect(await labels(feedOf(options), 0)).not.toEqual(await labels(feedOf(options), 1)) // another beginning
+  })
+})
+
+describe('baseRateWindow', () => {
+  it('gives the logits of the rates before each step', async () => {
+    const window = 30
+    const tasks = parseTasks(['like = LIKE', 'watch = watch'], reader.manifest.schema)
+    const feed = new RankFeed(rankOptions({ baseRateWindow: window }), tasks, 'interleave', reader.manifest.sizes.users)
+    const before: number[] = []
+    for await (const batch of reader.batches({ batchSize: 16 })) {
+      const { candidates, baseLogits, commit } = feed.work(batch, 0)
+      // The label of i impressions ago counts exp(-i / window).
+      const decayed = (values: readonly number[]) =>
+        values.reduce((sum, x, i) => sum + x * Math.exp(-(values.length - 1 - i) / window), 0)
+      const rate = (decayed(before) + 1) / (decayed(before.map(() => 1)) + 2)
+      expect(baseLogits![0]).toBeCloseTo(Math.log(rate / (1 - rate)), 8)
+      expect(baseLogits![1]).toBe(0)
+      for (let m = 0; m < candidates.labels.length; m += 2) before.push(candidates.labels[m]!)
+      commit()
+    }
+    expect(before.length).toBeGreaterThan(300)
+  })
+})
+
+describe('idDropout', () => {
+  it('hides items in training alone, the same ones in batches of any size', async () => {
+    const hidden = async (batchSize: number) => {
+      const feed = feedOf({ idDropout: 0.3 })
+      const items: bigint[] = []
+      let shown = 0
+      for await (const batch of reader.batches({ batchSize })) {
+        const { batch: whole, learn, commit } = feed.work(batch, 0)
+        commit()
+        shown += whole.candidates.items.filter(item => item === 0n).length
+        expect(learn!.batch.history.items.filter((_, t) => batch.history.series[t] !== 0)).toEqual(
+          batch.history.items.filter((_, t) => batch.history.series[t] !== 0),
+        )
+        items.push(...learn!.batch.candidates.items)
+      }
+      expect(shown).toBe(0)
+      return items
+    }
+    const items = await hidden(16)
+    expect(await hidden(33)).toEqual(items)
+    const share = items.filter(item => item === 0n).length / items.length
+    expect(Math.abs(share - 0.3)).toBeLessThan(4 * Math.sqrt((0.3 * 0.7) / items.length))
+  })
+})
+
 describe('RankFeed', () => {
   it('changes nothing before a step is made', async () => {
     const feed = feedOf({ supervise: 'new', userRate: 1, stochasticLength: 1.2, maxHistory: 50 })
