@@ -88,7 +88,7 @@ export function enqueueRankStep(
     philox.offset = offset
     if (!(error instanceof HstuError && error.code === 'ERR_HSTU_OUT_OF_MEMORY')) throw error
     const size = `${batch.requests.length} requests, ${batch.history.items.length} rows of history`
-    const message = `step ${step} (${size}) was abandoned; lower batchSize or maxHistory: ${error.message}`
+    const message = `step ${step} (${size}) was abandoned, no parameter has changed; lower batchSize or maxHistory: ${error.message}`
     throw new HstuError('ERR_HSTU_OUT_OF_MEMORY', message, { cause: error })
   }
 }
@@ -106,8 +106,8 @@ function train(
     const { value, grads } = valueAndGrad(params, () => {
       return model.loss(onTop(baseLogits, model.forward(inputs, philox, embedded)), labels, weights).total
     })
+    if (rows) table!.step(rows, grads.embedded!, tableLr) // first: the other one allocates nothing
     optimizer.step(grads, lr)
-    if (rows) table!.step(rows, grads.embedded!, tableLr)
     return { loss: value.data().then(data => Number(data[0])) }
   }
   return scope(run).loss
