@@ -57,7 +57,7 @@ export const onlineBaselines = (): OnlineBaseline[] => [
   logisticRegression({ lr: 0.1, l2: 0.1, features: [runningMeans(), similarHistory(), recency()] }),
 ]
 
-/** @see evaluateBaselines */
+/** Metrics of one baseline on one task; see `evaluateBaselines`. */
 export interface BaselineReport {
   task: string
   baseline: string
