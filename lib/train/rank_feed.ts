@@ -11,6 +11,7 @@ import {
 } from '../data/stochastic_length.js'
 import { check } from '../errors.js'
 import { Random } from '../random.js'
+import { IdRates } from './id_rates.js'
 import type { RankOptions } from './rank_options.js'
 import type { HostTensor } from './safetensors.js'
 
@@ -18,14 +19,22 @@ import type { HostTensor } from './safetensors.js'
 export interface Predicted {
   batch: RequestBatch
   candidates: TaskTargets
-  /** [K] logits of the tasks' base rates before these requests; null without `baseRateWindow`. */
-  baseLogits: Float64Array | null
+  /** What logits are learnt on top of; null without `baseRateWindow`. */
+  base: BaseLogits | null
+}
+
+/** Logits from what was known before a step. */
+export interface BaseLogits {
+  /** [K] of each task's base rate, 0 of a regression. */
+  all: Float64Array
+  /** [M, K] of the candidates. */
+  candidates: Float64Array
 }
 
 /** What a step does with the requests that were read: all of them may be predicted. */
 export interface RankWork extends Predicted {
   /** Those that are learnt from, shortened; null for none. */
-  learn: { batch: RequestBatch; targets: TaskTargets } | null
+  learn: { batch: RequestBatch; targets: TaskTargets; base: BaseLogits | null } | null
   /** To be called once the step is made. */
   commit: () => void
 }
@@ -47,20 +56,23 @@ export class RankFeed {
   readonly #lengths: StochasticLength | null
   /** [users + 1] number of each user's last request that was learnt from in this pass, -1 for none; null where nobody asks. */
   readonly #trained: Int32Array | null
+  /** Of `idRates`. */
+  readonly #rates: IdRates | null
   #state: RankFeedState
 
-  /** @param users the highest number of a user */
+  /** @param sizes the highest numbers of users and items */
   constructor(
     readonly options: RankOptions,
     readonly tasks: readonly RankingTask[],
     readonly fusion: 'interleave' | 'add',
-    users: number,
+    sizes: { users: number; items: number },
   ) {
     const { stochasticLength: alpha, lengthSelection, maxHistory, supervise, userRate, learnEvery } = options
     const maxTokens = maxHistory * (fusion === 'interleave' ? 2 : 1)
     this.#random = new Random(options.seed)
     this.#lengths = alpha > 0 && maxTokens > 0 ? new StochasticLength(alpha, maxTokens, lengthSelection) : null
-    this.#trained = supervise === 'new' ? new Int32Array(users + 1).fill(-1) : null
+    this.#trained = supervise === 'new' ? new Int32Array(sizes.users + 1).fill(-1) : null
+    this.#rates = options.idRates ? new IdRates(tasks, sizes) : null
     this.#state = {
       lengths: this.#lengths && newLengthCounts(),
       sampled: userRate > 0 || learnEvery > 0 ? { requests: 0, trained: 0 } : null,
@@ -71,6 +83,7 @@ export class RankFeed {
   /** A pass begins: labels are new again. */
   begin(): void {
     this.#trained?.fill(-1)
+    this.#rates?.clear()
   }
 
   /** How much shorter histories became; null without Stochastic Length. */
@@ -83,12 +96,17 @@ export class RankFeed {
     return this.#state.sampled
   }
 
-  /** [K] logits of the base rates as they stand, 0 of a regression; null without `baseRateWindow`. */
-  get baseLogits(): Float64Array | null {
+  /** Of the requests of a batch, as the rates stand; null without `baseRateWindow`. */
+  baseOf(batch: RequestBatch): BaseLogits | null {
     const { baseRates } = this.#state
+    if (!baseRates) return null
     // One positive of two to begin with: no rate is ever 0 or 1.
     const logit = ([positives, weight]: [number, number]) => Math.log((positives + 1) / (weight - positives + 1))
-    return baseRates && Float64Array.from(baseRates, (own, k) => (this.tasks[k]!.kind === 'binary' ? logit(own) : 0))
+    const all = Float64Array.from(baseRates, (own, k) => (this.tasks[k]!.kind === 'binary' ? logit(own) : 0))
+    const K = all.length
+    const candidates = new Float64Array(batch.candidates.items.length * K).map((_, i) => all[i % K]!)
+    this.#rates?.addTo(candidates, batch)
+    return { all, candidates }
   }
 
   /** @throws HstuError ERR_HSTU_DATA for a user beyond the records' vocabulary. */
@@ -96,6 +114,7 @@ export class RankFeed {
     const { options, tasks, fusion } = this
     const batch = truncateHistory(read, options.maxHistory)
     const candidates = taskTargets(batch, tasks)
+    const base = this.baseOf(batch)
     const chosen = this.#chosen(batch, pass)
     const whole = chosen.length === batch.requests.length
     const some = whole ? batch : concatRequests(batch, chosen)
@@ -110,13 +129,13 @@ export class RankFeed {
     if (chosen.length > 0) {
       const asked = { supervise: options.supervise, ...(after ? { after: after.before } : {}) }
       const targets = options.supervise === 'candidates' ? candidates : taskTargets(some, tasks, asked)
-      learn = { batch: some, targets }
+      learn = { batch: some, targets, base: whole ? base : this.baseOf(some) }
       if (this.#lengths) {
         const root = this.#random.fork(`length ${pass}`)
         const short = shortenHistories(some, targets, this.#lengths, fusion, b => root.fork(some.requests[b]!))
         for (const name of Object.keys(short.counts) as (keyof LengthCounts)[])
           state.lengths![name] += short.counts[name]
-        learn = short
+        learn = { ...learn, ...short }
       }
       if (options.idDropout > 0) {
         const root = this.#random.fork(`hide ${pass}`)
@@ -125,11 +144,12 @@ export class RankFeed {
     }
     const commit = () => {
       this.#state = state
+      this.#rates?.count(batch, candidates)
       after?.now.forEach((request, user) => {
         this.#trained![user] = request
       })
     }
-    return { batch, candidates, baseLogits: this.baseLogits, learn, commit }
+    return { batch, candidates, base, learn, commit }
   }
 
   /**
@@ -180,7 +200,10 @@ export class RankFeed {
     const trained = this.#trained?.slice()
     return {
       json: this.#state,
-      tensors: trained ? { trained: { dtype: 'int32', shape: [trained.length], data: trained } } : {},
+      tensors: {
+        ...(trained ? { trained: { dtype: 'int32', shape: [trained.length], data: trained } } : {}),
+        ...this.#rates?.tensors(),
+      },
     }
   }
 
@@ -195,6 +218,7 @@ export class RankFeed {
     })
     this.#state = structuredClone(json)
     this.#trained?.set(trained as Int32Array)
+    this.#rates?.restore(tensors)
   }
 }
 

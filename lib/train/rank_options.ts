@@ -49,6 +49,11 @@ export interface RankOptions extends Required<AdamWOptions>, Required<ScheduleOp
    * followed at once. 0 (default): no such offset.
    */
   baseRateWindow: number
+  /**
+   * Besides, on top of the smoothed rates of the impression's user and item so far in the pass, as logits less that of the rate of all: what
+   * `additiveLogit` predicts. Candidates alone may have a loss then, for the rates know the labels of the history. Default false.
+   */
+  idRates: boolean
   /** Impressions of the windowed metrics. */
   window: number
   /** Steps between 'window' events; 0: none. */
@@ -57,8 +62,10 @@ export interface RankOptions extends Required<AdamWOptions>, Required<ScheduleOp
   gaucBy: 'request' | 'user'
   /** Steps between checkpoints; 0: none but at the start, the end and an interruption. */
   checkpointEvery: number
-  /** Learning rate of 'hash' embeddings (row-wise Adagrad); it follows the schedule like `lr`. */
+  /** Learning rate of 'hash' embeddings (row-wise Adagrad); it follows the schedule. */
   tableLr: number
+  /** Share of `tableLr` that the cosine ends at, for new items go on coming. Default 0. */
+  tableFinalShare: number
   /** Their rows at most (`maxRows` of the table), and what happens to new ids then: an error, room for them, or row 0; counted. */
   tableRows: number
   whenFull: 'error' | 'evict' | 'skip'
@@ -66,10 +73,10 @@ export interface RankOptions extends Required<AdamWOptions>, Required<ScheduleOp
 
 const defaults: RankOptions = {
   ...{ precision: 'float32', batchSize: 32, seed: 0, passes: 1, trainShare: 0.8, until: 1 },
-  ...{ supervise: 'candidates', userIds: true, idDropout: 0, baseRateWindow: 0 },
+  ...{ supervise: 'candidates', userIds: true, idDropout: 0, baseRateWindow: 0, idRates: false },
   ...{ stochasticLength: 0, lengthSelection: 'weighted', userRate: 0, learnEvery: 0 },
   ...{ maxHistory: 256, window: 10_000, windowEvery: 100, gaucBy: 'request', checkpointEvery: 500 },
-  ...{ tableLr: 0.02, tableRows: 2 ** 30, whenFull: 'error' },
+  ...{ tableLr: 0.02, tableFinalShare: 0, tableRows: 2 ** 30, whenFull: 'error' },
   ...{ lr: 1e-3, betas: [0.9, 0.98], eps: 1e-8, weightDecay: 0, clipNorm: 0, warmupSteps: 0 },
   ...{ schedule: 'constant', finalShare: 0 },
 }
@@ -100,10 +107,15 @@ export function rankOptions(options: Partial<RankOptions>): RankOptions {
   check('betas', all.betas.length === 2 && all.betas.every(beta => beta >= 0 && beta < 1), 'two numbers in [0, 1)')
   const alpha = all.stochasticLength
   check('stochasticLength', alpha === 0 || (alpha > 1 && alpha <= 2), '0 or in (1, 2]')
-  for (const name of ['trainShare', 'until', 'finalShare'] as const)
+  for (const name of ['trainShare', 'until', 'finalShare', 'tableFinalShare'] as const)
     check(name, all[name] >= 0 && all[name] <= 1, 'in 0 .. 1')
   check('until', all.until >= all.trainShare, `at least trainShare, ${all.trainShare}`)
   check('idDropout', all.idDropout >= 0 && all.idDropout < 1, 'in [0, 1)')
+  check(
+    'idRates',
+    !all.idRates || (all.supervise === 'candidates' && all.baseRateWindow > 0),
+    "false but with supervise 'candidates' and a baseRateWindow",
+  )
   check('userIds', typeof all.userIds === 'boolean', 'true or false')
   check('tableRows', Number.isInteger(all.tableRows) && all.tableRows > 1 && all.tableRows <= 2 ** 30, 'in 2 .. 2^30')
   const oneOf = (name: keyof RankOptions, values: readonly string[]) =>

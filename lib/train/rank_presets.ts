@@ -18,7 +18,15 @@ const small: RankerShape = {
 }
 
 const recipe: Partial<RankOptions> = {
-  ...{ batchSize: 64, maxHistory: 100, lr: 2e-3, tableLr: 0.05, schedule: 'cosine', finalShare: 0.1 },
+  ...{
+    batchSize: 64,
+    maxHistory: 100,
+    lr: 2e-3,
+    tableLr: 0.05,
+    schedule: 'cosine',
+    finalShare: 0.1,
+    tableFinalShare: 0.1,
+  },
 }
 
 const movies: RankPreset = {
@@ -37,14 +45,14 @@ const articles: RankPreset = {
 
 /** Of several passes: a user's sequence is learnt from for all its new labels at once. The last steps hardly change what was learnt. */
 const sequences: Partial<RankOptions> = {
-  ...{ passes: 4, supervise: 'new', learnEvery: 32, batchSize: 256, maxHistory: 200, finalShare: 0 },
+  ...{ passes: 4, supervise: 'new', learnEvery: 32, batchSize: 256, maxHistory: 200, finalShare: 0.01 },
 }
 
 const presets: Record<string, RankPreset> = {
   'ranking/ml-100k': movies,
   'ranking/ml-100k-passes': { ...movies, options: { ...movies.options, ...sequences } },
   'ranking/deskdrop': articles,
-  'ranking/deskdrop-passes': { ...articles, options: { ...articles.options, passes: 2, finalShare: 0 } },
+  'ranking/deskdrop-passes': { ...articles, options: { ...articles.options, passes: 2, finalShare: 0.01 } },
   'ranking/synthetic': { records: 'ranking/synthetic', model: small, options: { ...recipe, maxHistory: 128 } },
 }
 

@@ -75,7 +75,7 @@ export class RankTrainer {
     this.metrics = new RankMetrics(config.tasks, options.window, options.gaucBy)
     this.lag = this.model.parameters.actions!.device === 'cpu' ? 0 : 2
     this.#philox = new Philox(BigInt(options.seed))
-    this.#feed = new RankFeed(options, this.tasks, config.fusion ?? 'interleave', sizes.users)
+    this.#feed = new RankFeed(options, this.tasks, config.fusion ?? 'interleave', sizes)
   }
 
   /** How much shorter Stochastic Length made the histories so far; null without it. */
@@ -173,7 +173,8 @@ export class RankTrainer {
     const step = state.step + 1
     const lr = learningRate(step, this.totalSteps, options)
     const work = this.#feed.work(read, state.pass)
-    const rates = { lr, tableLr: (options.tableLr * lr) / options.lr }
+    const table = { ...options, lr: options.tableLr, finalShare: options.tableFinalShare }
+    const rates = { lr, tableLr: learningRate(step, this.totalSteps, table) }
     const handle = enqueueRankStep(this.#run(), work, this.#predicts(), step, rates)
     work.commit()
     const counts = state.cursor >= this.countedFrom
@@ -235,7 +236,7 @@ export class RankTrainer {
     const range = { batchSize: options.batchSize, first, end: this.end, ...(signal ? { signal } : {}) }
     for await (const read of this.reader.batches(range)) {
       const batch = truncateHistory(read, options.maxHistory)
-      const work = { batch, candidates: taskTargets(batch, tasks), baseLogits: this.#feed.baseLogits }
+      const work = { batch, candidates: taskTargets(batch, tasks), base: this.#feed.baseOf(batch) }
       inFlight.push({ work, logits: predict(this.#run(), work) })
       await landed(this.lag)
       await breathe()
