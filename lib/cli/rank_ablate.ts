@@ -17,11 +17,14 @@ interface Variant {
   options?: Partial<RankOptions>
 }
 
-const candidates: Partial<RankOptions> = { supervise: 'candidates', userRate: 0 }
-const history: Partial<RankOptions> = { supervise: 'history', userRate: 0 }
+// Every request is learnt from, and nothing stands beside the sequence model.
+const plain: Partial<RankOptions> = { userRate: 0, learnEvery: 0, idRates: false }
+const candidates: Partial<RankOptions> = { ...plain, supervise: 'candidates' }
+const history: Partial<RankOptions> = { ...plain, supervise: 'history' }
 
 /** What is changed in the preset, a variant a row. */
 const variants: readonly Variant[] = [
+  { name: 'the preset' },
   { name: 'interleaved, all positions', options: history },
   { name: 'interleaved, all positions, no time bias', options: history, model: { timeBias: false } },
   { name: 'interleaved, candidates only', options: candidates },

@@ -40,7 +40,7 @@ const articles: RankPreset = {
   records: 'ranking/deskdrop',
   model: { ...small, layers: 1, concat: true, positionBias: false, inputDropout: 0.1 },
   // Most requests have one candidate; articles are new and rates drift.
-  options: { ...recipe, batchSize: 16, idDropout: 0.5, baseRateWindow: 3000, gaucBy: 'user' },
+  options: { ...recipe, batchSize: 16, idDropout: 0.5, baseRateWindow: 3000, idRates: true, gaucBy: 'user' },
 }
 
 /** Of several passes: a user's sequence is learnt from for all its new labels at once. The last steps hardly change what was learnt. */
