@@ -123,6 +123,7 @@ export function rankingTable(folders: readonly string[]): string {
       }
     }
   }
+  if (files.size === 0) return ''
   return [...lines, '', `Measured at ${[...commits].join(', ')}; commands and GAUC: ${[...files].join(', ')}.`].join(
     '\n',
   )
