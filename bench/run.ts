@@ -1,4 +1,5 @@
-// npm run bench -- [--save] [--device cpu|cuda] [op ...]: runs every bench, or the named ones (soak, quality and data_prepare only by name); --save
+// npm run bench -- [--save] [--device cpu|cuda] [op ...]: runs every bench, or the named ones (soak, quality, ranking and data_prepare only
+// by name); --save
 // writes bench/results/<device>/<op>.json and rewrites the tables of the README. --table rewrites them from the results there are.
 import { existsSync, readdirSync } from 'node:fs'
 import { dirname, join } from 'node:path'

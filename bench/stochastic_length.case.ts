@@ -93,12 +93,10 @@ async function rowsOf({ device, dtype }: Run): Promise<Row[]> {
       const model = new GenerativeRanker(config, 0, { device, precision: dtype === 'bfloat16' ? 'bf16' : 'float32' })
       const optimizer = new AdamW(model.parameters)
       const parts = { model, optimizer, table: null, philox: new Philox(1n) }
-      const feed = new RankFeed(
-        rankOptions({ stochasticLength, supervise, maxHistory: N / 2 }),
-        tasks,
-        'interleave',
-        1000,
-      )
+      const feed = new RankFeed(rankOptions({ stochasticLength, supervise, maxHistory: N / 2 }), tasks, 'interleave', {
+        users: 1000,
+        items: ITEMS,
+      })
       const step = (pass: number, batch: RequestBatch) => {
         const work = feed.work(batch, pass)
         work.commit()

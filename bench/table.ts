@@ -100,6 +100,35 @@ export function qualityTable(folders: readonly string[]): string {
   )
 }
 
+/** The README's table of ranking: a line a log, task and model, seeds side by side. */
+export function rankingTable(folders: readonly string[]): string {
+  const lines = ['| data, task | model | device | NE | AUC |', '|---|---|---|---|---|']
+  const [commits, files] = [new Set<string>(), new Set<string>()]
+  for (const folder of folders) {
+    const result = read(folder, 'ranking')
+    if (!result) continue
+    files.add(`\`bench/results/${basename(folder)}/ranking.json\``)
+    const passes = ({ passes }: Row) => (passes === 1 ? 'one pass' : `${passes} passes`)
+    const modelOf = (row: Row) =>
+      row.model === 'GenerativeRanker' ? `**${row.model}, ${passes(row)}**` : `${row.model}`
+    const lineOf = (row: Row) => `| ${row.data}, ${row.task} | ${modelOf(row)} | ${result.device} |`
+    const tasks = new Set(result.rows.map(({ data, task }) => `${data} ${task}`))
+    for (const task of tasks) {
+      const own = result.rows.filter(row => `${row.data} ${row.task}` === task)
+      for (const line of new Set(own.map(lineOf))) {
+        const rows = own.filter(row => lineOf(row) === line)
+        const seeds = (key: string) => rows.map(row => fraction(row[key])).join(', ')
+        lines.push(`${line} ${seeds('ne')} | ${seeds('auc')} |`)
+        for (const row of rows) commits.add(String(row.commit).slice(0, 12))
+      }
+    }
+  }
+  if (files.size === 0) return ''
+  return [...lines, '', `Measured at ${[...commits].join(', ')}; commands and GAUC: ${[...files].join(', ')}.`].join(
+    '\n',
+  )
+}
+
 /** Replaces what stands between the markers of `name`. */
 function replace(readme: string, name: string, content: string): string {
   const [begin, end] = [`<!-- ${name}:begin -->`, `<!-- ${name}:end -->`]
@@ -115,5 +144,5 @@ export function rewriteReadme(file: string, results: string): void {
     .map(name => join(results, name))
   const speed = folders.map(speedTable).filter(table => table !== '')
   const readme = replace(readFileSync(file, 'utf8'), 'bench', speed.join('\n\n'))
-  writeFileSync(file, replace(readme, 'quality', qualityTable(folders)))
+  writeFileSync(file, replace(replace(readme, 'quality', qualityTable(folders)), 'ranking', rankingTable(folders)))
 }

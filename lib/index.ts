@@ -34,10 +34,17 @@ export {
 } from './data/stochastic_length.js'
 export { syntheticStream } from './data/synthetic.js'
 export { HstuError, type HstuErrorCode } from './errors.js'
+export { type FeatureGroup, type Impression, recency, runningMeans, similarHistory } from './eval/baseline_features.js'
 export { CountedMetrics } from './eval/counted_metrics.js'
 export { type EvaluateOptions, evaluate } from './eval/evaluate.js'
+export { type LogisticOptions, logisticRegression } from './eval/logistic_baseline.js'
 export { METRIC_KS, type Metrics, rankingMetrics } from './eval/metrics.js'
-export { evaluateBaselines, type OnlineBaseline, onlineBaselines } from './eval/ranking_baselines.js'
+export {
+  type BaselineReport,
+  evaluateBaselines,
+  type OnlineBaseline,
+  onlineBaselines,
+} from './eval/ranking_baselines.js'
 export { type BinaryMetrics, binaryMetrics, StreamingMetrics } from './eval/ranking_metrics.js'
 export { type Recommendation, recommend } from './eval/recommend.js'
 export { captureGraph, type Graph, type Graphed, type GraphOptions, graphed } from './graph.js'
@@ -62,6 +69,7 @@ export {
 } from './layers/target_attention.js'
 export { type NextItemLossOptions, nextItemLoss } from './losses/next_item.js'
 export { type AnySequenceModel, createModel, type ModelSpec } from './models/create.js'
+export { Din, type DinConfig, type DinInputs } from './models/din.js'
 export {
   GenerativeRanker,
   type GenerativeRankerConfig,
@@ -136,6 +144,7 @@ export {
   unscoped,
 } from './tensor.js'
 export { loadCheckpoint, saveCheckpoint } from './train/checkpoint.js'
+export { type DinBaselineOptions, evaluateDin } from './train/din_baseline.js'
 export { checkVocabulary, type LoadedModel, loadModel } from './train/model_checkpoint.js'
 export { type TrainOptions, trainOptions } from './train/options.js'
 export { type Preset, preset, presetNames } from './train/presets.js'

@@ -36,6 +36,28 @@ const data: Record<string, OptionSpec> = {
   ...reading,
 }
 
+const ranking: Record<string, OptionSpec> = {
+  preset: { value: 'NAME', text: 'ranking/ml-100k, for example; a wrong name lists all', required: true },
+  data: { value: 'FOLDER', text: "the preset's files; its records are made in --out once" },
+  requests: { value: 'FOLDER', text: 'records of hstu data prepare in their place' },
+  out: { value: 'FOLDER', text: 'run folder', required: true },
+  task: { value: 'TASK', text: 'such as "like = LIKE once"; default those of the records', many: true },
+  passes: { value: 'N', text: 'over the first 80 % of the requests; default 1' },
+  seed: { value: 'N', text: 'of weights and dropouts; default 0' },
+  'batch-size': { value: 'N', text: 'requests a step' },
+  lr: { value: 'X', text: 'learning rate; default 0.001' },
+  precision: {
+    value: 'NAME',
+    text: 'compute in float32 (default) or, on CUDA, bf16',
+    choices: ['float32', 'bf16'],
+  },
+  'stochastic-length': { value: 'ALPHA', text: 'in (1, 2]: shorten long histories in training; default 0, off' },
+  set: { value: 'KEY=VALUE', text: 'any training option, such as supervise=history or maxHistory=200', many: true },
+  'model-set': { value: 'KEY=VALUE', text: 'any option of the model, such as fusion=add', many: true },
+  device,
+  json,
+}
+
 /** Every command. The modules behind them, and with them the addon, are loaded by the command that is run. */
 export const commands: readonly Command[] = [
   {
@@ -120,29 +142,23 @@ export const commands: readonly Command[] = [
     summary:
       'train a generative ranker on request records in the order of time, predicting each before learning from it',
     options: {
-      preset: { value: 'NAME', text: 'ranking/deskdrop, ranking/ml-100k or ranking/synthetic', required: true },
-      data: { value: 'FOLDER', text: "the preset's files; its records are made in --out once" },
-      requests: { value: 'FOLDER', text: 'records of hstu data prepare in their place' },
-      out: { value: 'FOLDER', text: 'run folder', required: true },
+      ...ranking,
       resume: { text: 'go on with the run in --out, exactly where it was' },
-      task: { value: 'TASK', text: 'such as "like = LIKE once"; default those of the records', many: true },
-      passes: { value: 'N', text: 'over the first 80 % of the requests; default 1' },
-      seed: { value: 'N', text: 'of weights and dropouts; default 0' },
-      'batch-size': { value: 'N', text: 'requests a step' },
-      lr: { value: 'X', text: 'learning rate; default 0.001' },
-      precision: {
-        value: 'NAME',
-        text: 'compute in float32 (default) or, on CUDA, bf16',
-        choices: ['float32', 'bf16'],
+      baselines: {
+        value: 'WHICH',
+        text: 'in the report: online (default), all (with DIN, which takes minutes), none',
+        choices: ['online', 'all', 'none'],
       },
-      'stochastic-length': { value: 'ALPHA', text: 'in (1, 2]: shorten long histories in training; default 0, off' },
-      set: { value: 'KEY=VALUE', text: 'any training option, such as supervise=history or maxHistory=200', many: true },
-      'model-set': { value: 'KEY=VALUE', text: 'any option of the model, such as fusion=add', many: true },
-      device,
-      json,
     },
     example: 'hstu rank train --preset ranking/ml-100k --data $HSTU_DATA/ml-100k --out runs/rank',
     load: () => import('./rank_train.js'),
+  },
+  {
+    name: 'rank ablate',
+    summary: "train a preset's ranker with one thing changed at a time: fusion, supervised positions, time bias",
+    options: ranking,
+    example: 'hstu rank ablate --preset ranking/ml-100k --data $HSTU_DATA/ml-100k --out runs/ablate',
+    load: () => import('./rank_ablate.js'),
   },
   {
     name: 'rank eval',

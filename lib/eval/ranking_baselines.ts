@@ -1,44 +1,16 @@
 import type { RequestBatch } from '../data/ranking/schema.js'
 import { type RankingTask, taskTargets } from '../data/ranking/tasks.js'
-import { type BinaryMetrics, binaryMetrics, sigmoid } from './ranking_metrics.js'
+import { type Impression, logit, Rates, recency, runningMeans, similarHistory } from './baseline_features.js'
+import { logisticRegression } from './logistic_baseline.js'
+import { type BinaryMetrics, binaryMetrics } from './ranking_metrics.js'
 
 /** A model that predicts one binary task before it learns from it, an impression at a time. */
 export interface OnlineBaseline {
   readonly name: string
   /** Logit of an impression, from what was learnt so far. */
-  predict(user: bigint, item: bigint): number
+  predict(impression: Impression): number
   /** Learns from an impression whose label came. */
-  update(user: bigint, item: bigint, label: number): void
-}
-
-const logit = (p: number) => Math.log(p / (1 - p))
-
-/** Smoothed rates of keys: (positives + strength p) / (count + strength), p the rate of all. */
-class Rates {
-  #of = new Map<bigint, [number, number]>()
-  // One positive of two to begin with: no rate is ever 0 or 1.
-  #all: [number, number] = [1, 2]
-
-  constructor(readonly strength: number) {}
-
-  base(): number {
-    return this.#all[0] / this.#all[1]
-  }
-
-  rate(key: bigint): number {
-    const [positives, count] = this.#of.get(key) ?? [0, 0]
-    return (positives + this.strength * this.base()) / (count + this.strength)
-  }
-
-  update(key: bigint, label: number): void {
-    const own = this.#of.get(key)
-    if (own) {
-      own[0] += label
-      own[1]++
-    } else this.#of.set(key, [label, 1])
-    this.#all[0] += label
-    this.#all[1]++
-  }
+  update(impression: Impression, label: number): void
 }
 
 /** The rate of everything so far. */
@@ -47,7 +19,7 @@ export function baseRate(): OnlineBaseline {
   return {
     name: 'running base rate',
     predict: () => logit(rates.base()),
-    update: (_, item, label) => rates.update(item, label),
+    update: ({ item }, label) => rates.update(item, label),
   }
 }
 
@@ -56,8 +28,8 @@ export function itemPopularity(strength = 10): OnlineBaseline {
   const items = new Rates(strength)
   return {
     name: 'smoothed item popularity',
-    predict: (_, item) => logit(items.rate(item)),
-    update: (_, item, label) => items.update(item, label),
+    predict: ({ item }) => logit(items.rate(item)),
+    update: ({ item }, label) => items.update(item, label),
   }
 }
 
@@ -66,65 +38,10 @@ export function additiveLogit(userStrength = 10, itemStrength = 20): OnlineBasel
   const [users, items] = [new Rates(userStrength), new Rates(itemStrength)]
   return {
     name: 'additive logit of user and item rates',
-    predict: (user, item) => logit(users.rate(user)) + logit(items.rate(item)) - logit(items.base()),
-    update: (user, item, label) => {
+    predict: ({ user, item }) => logit(users.rate(user)) + logit(items.rate(item)) - logit(items.base()),
+    update: ({ user, item }, label) => {
       users.update(user, label)
       items.update(item, label)
-    },
-  }
-}
-
-export interface LogisticOptions {
-  /** Adagrad's step; default 0.4 */
-  lr?: number
-  /** Weight decay of the weights that an impression names; default 0.03 */
-  l2?: number
-  /** Running means of user and item as two more features; default false */
-  means?: boolean
-  userStrength?: number
-  itemStrength?: number
-}
-
-/**
- * Online logistic regression on one weight a user, one an item and an intercept, by Adagrad (Duchi et al. 2011).
- * With `means`, besides, the logits of the smoothed user and item rates less that of the base rate, with weights of their own.
- */
-export function logisticRegression(options: LogisticOptions = {}): OnlineBaseline {
-  const { lr = 0.4, l2 = 0.03, means = false, userStrength = 10, itemStrength = 20 } = options
-  const [users, items] = [new Map<bigint, Float64Array>(), new Map<bigint, Float64Array>()]
-  const rates = { users: new Rates(userStrength), items: new Rates(itemStrength) }
-  // Each weight with its sum of squared gradients.
-  const fixed = Float64Array.of(0, 0, 0, 0, 0, 0)
-  const own = (of: Map<bigint, Float64Array>, key: bigint) => {
-    let weight = of.get(key)
-    if (!weight) of.set(key, (weight = new Float64Array(2)))
-    return weight
-  }
-  const features = (user: bigint, item: bigint): [number, number] => {
-    const base = logit(rates.items.base())
-    return means ? [logit(rates.users.rate(user)) - base, logit(rates.items.rate(item)) - base] : [0, 0]
-  }
-  const score = (user: bigint, item: bigint, [x, y]: [number, number]) =>
-    fixed[0]! + (users.get(user)?.[0] ?? 0) + (items.get(item)?.[0] ?? 0) + fixed[2]! * x + fixed[4]! * y
-  const step = (weight: Float64Array, at: number, gradient: number) => {
-    if (gradient === 0) return
-    weight[at + 1]! += gradient * gradient
-    weight[at]! -= (lr * gradient) / Math.sqrt(weight[at + 1]! + 1e-8)
-  }
-  return {
-    name: `logistic regression, ids${means ? ' and running means' : ''}`,
-    predict: (user, item) => score(user, item, features(user, item)),
-    update(user, item, label) {
-      const x = features(user, item)
-      const error = sigmoid(score(user, item, x)) - label
-      const [u, i] = [own(users, user), own(items, item)]
-      step(fixed, 0, error)
-      step(u, 0, error + l2 * u[0]!)
-      step(i, 0, error + l2 * i[0]!)
-      step(fixed, 2, error * x[0])
-      step(fixed, 4, error * x[1])
-      rates.users.update(user, label)
-      rates.items.update(item, label)
     },
   }
 }
@@ -135,10 +52,12 @@ export const onlineBaselines = (): OnlineBaseline[] => [
   itemPopularity(),
   additiveLogit(),
   logisticRegression(),
-  logisticRegression({ means: true }),
+  logisticRegression({ features: [runningMeans()] }),
+  logisticRegression({ lr: 0.2, l2: 0.05, features: [runningMeans(), similarHistory()] }),
+  logisticRegression({ lr: 0.1, l2: 0.1, features: [runningMeans(), similarHistory(), recency()] }),
 ]
 
-/** @see evaluateBaselines */
+/** Metrics of one baseline on one task; see `evaluateBaselines`. */
 export interface BaselineReport {
   task: string
   baseline: string
@@ -167,17 +86,18 @@ export async function evaluateBaselines(
     for (const run of runs) {
       const k = binary.indexOf(run.task)
       for (let b = 0; b < batch.requests.length; b++) {
-        const user = batch.users[b]!
+        const [user, time] = [batch.users[b]!, batch.times[b]!]
+        const shown = (m: number): Impression => ({ user, item: items[m]!, time })
         const rows: number[] = []
         for (let m = Number(offsets[b]!); m < Number(offsets[b + 1]!); m++)
           if (weights[m * binary.length + k]! > 0) rows.push(m)
         if (batch.requests[b]! >= from)
           for (const m of rows) {
-            run.logits.push(run.model.predict(user, items[m]!))
+            run.logits.push(run.model.predict(shown(m)))
             run.labels.push(labels[m * binary.length + k]!)
             run.groups.push(gaucBy === 'user' ? user : BigInt(batch.requests[b]!))
           }
-        for (const m of rows) run.model.update(user, items[m]!, labels[m * binary.length + k]!)
+        for (const m of rows) run.model.update(shown(m), labels[m * binary.length + k]!)
       }
     }
   }

@@ -35,7 +35,16 @@ const defaults: TrainOptions = {
   ...{ epochs: 101, batchSize: 128, seed: 0, part: 'valid', shuffle: true },
   ...{ evaluateEvery: 1, patience: 0, filterSeen: 'history', checkpointEvery: 500 },
   ...{ negatives: 'uniform', numNegatives: 128, temperature: 0.05, precision: 'float32' },
-  ...{ lr: 1e-3, betas: [0.9, 0.98], eps: 1e-8, weightDecay: 0, clipNorm: 0, warmupSteps: 0, schedule: 'constant' },
+  ...{
+    lr: 1e-3,
+    betas: [0.9, 0.98],
+    eps: 1e-8,
+    weightDecay: 0,
+    clipNorm: 0,
+    warmupSteps: 0,
+    schedule: 'constant',
+    finalShare: 0,
+  },
 }
 
 /**
@@ -63,6 +72,7 @@ export function trainOptions(options: Partial<TrainOptions>): TrainOptions {
   for (const name of ['weightDecay', 'clipNorm'] as const)
     if (!(all[name] >= 0 && all[name] < Infinity)) fail(name, 'a non-negative number')
   if (all.betas.length !== 2 || !all.betas.every(beta => beta >= 0 && beta < 1)) fail('betas', 'two numbers in [0, 1)')
+  if (!(all.finalShare >= 0 && all.finalShare <= 1)) fail('finalShare', 'in 0 .. 1')
   const oneOf = (name: keyof TrainOptions, values: readonly string[]) => {
     if (!values.includes(all[name] as string)) fail(name, `one of ${values.join(', ')}`)
   }

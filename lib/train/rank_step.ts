@@ -4,10 +4,11 @@ import type { RequestBatch, TaskTargets } from '../data/ranking/schema.js'
 import { HstuError } from '../errors.js'
 import type { EmbeddingTable } from '../layers/embedding_table.js'
 import type { GenerativeRanker, RankerInputs } from '../models/generative_ranker.js'
+import { add } from '../ops/add.js'
 import type { AdamW } from '../optim/adamw.js'
 import type { Philox } from '../philox.js'
-import { scope, type Tensor } from '../tensor.js'
-import type { Predicted, RankWork } from './rank_feed.js'
+import { scope, Tensor } from '../tensor.js'
+import type { BaseLogits, Predicted, RankWork } from './rank_feed.js'
 
 /** What a step reads and changes. */
 export interface RankParts {
@@ -30,18 +31,28 @@ export interface RankStepHandle {
 }
 
 /** Logits of the candidates of a batch, [M, K], as the parameters are at the call. */
-export function predict(parts: RankParts, { batch, candidates }: Predicted): Promise<Logits> {
+export function predict(parts: RankParts, { batch, candidates, base }: Predicted): Promise<Logits> {
   const { config, options } = parts.model
-  return scope(() => ({ logits: scores(parts, rankerBatch(batch, candidates, config, options).inputs) })).logits
+  return scope(() => ({ logits: scores(parts, rankerBatch(batch, candidates, config, options).inputs, base) })).logits
 }
 
 /** Ids that have no row in a table yet get none: they read row 0. */
-function scores({ model, table }: RankParts, inputs: RankerInputs): Promise<Logits> {
+function scores({ model, table }: RankParts, inputs: RankerInputs, base: BaseLogits | null): Promise<Logits> {
   const read = () => {
     const logits = table ? model.forward(inputs, null, table.embed(table.lookup(inputs.ids))) : model.forward(inputs)
-    return { logits: quiet(logits.data() as Promise<Logits>) }
+    return { logits: quiet(onTop(base, logits).data() as Promise<Logits>) }
   }
   return scope(read).logits
+}
+
+/** logits [R, K], whose last M rows are candidates, plus those that they are learnt on top of. */
+function onTop(base: BaseLogits | null, logits: Tensor): Tensor {
+  if (!base) return logits
+  const { dtype, device, shape } = logits
+  const { all, candidates } = base
+  const rows = new Float64Array(logits.size).map((_, i) => all[i % all.length]!)
+  rows.set(candidates, rows.length - candidates.length)
+  return add(logits, Tensor.from(dtype === 'float64' ? rows : Float32Array.from(rows), shape, { device }))
 }
 
 /** Told to who awaits it. */
@@ -57,7 +68,7 @@ function quiet<T>(promise: Promise<T>): Promise<T> {
  */
 export function enqueueRankStep(
   parts: RankParts,
-  { batch, candidates, learn }: RankWork,
+  { batch, candidates, base, learn }: RankWork,
   predicts: boolean,
   step: number,
   rates: { lr: number; tableLr: number },
@@ -70,8 +81,8 @@ export function enqueueRankStep(
     return scope(() => {
       const same = learn !== null && learn.batch === batch && learn.targets === candidates
       const whole = predicts || same ? batchOf(batch, candidates) : null
-      const logits = predicts ? scores(parts, whole!.inputs) : null
-      const loss = learn && train(parts, same ? whole! : batchOf(learn.batch, learn.targets), rates)
+      const logits = predicts ? scores(parts, whole!.inputs, base) : null
+      const loss = learn && train(parts, same ? whole! : batchOf(learn.batch, learn.targets), learn.base, rates)
       return { logits, loss: loss && quiet(loss.then(value => finite(value, step))) }
     })
   } catch (error) {
@@ -86,6 +97,7 @@ export function enqueueRankStep(
 function train(
   { model, optimizer, table, philox }: RankParts,
   { inputs, labels, weights }: RankerBatch,
+  base: BaseLogits | null,
   { lr, tableLr }: { lr: number; tableLr: number },
 ): Promise<number> {
   const run = () => {
@@ -93,7 +105,7 @@ function train(
     const embedded = rows && table!.embed(rows)
     const params: Record<string, Tensor> = embedded ? { ...model.parameters, embedded } : model.parameters
     const { value, grads } = valueAndGrad(params, () => {
-      return model.loss(model.forward(inputs, philox, embedded), labels, weights).total
+      return model.loss(onTop(base, model.forward(inputs, philox, embedded)), labels, weights).total
     })
     if (rows) table!.step(rows, grads.embedded!, tableLr) // first: the other one allocates nothing
     optimizer.step(grads, lr)

@@ -63,7 +63,7 @@ export class RankTrainer {
     if (unknown !== undefined) throw new HstuError('ERR_HSTU_DATA', `taskWeights: there is no task ${unknown}`)
     const config: GenerativeRankerConfig = {
       ...setting.model,
-      vocabulary: sizes,
+      vocabulary: { ...sizes, users: options.userIds ? sizes.users : 0 },
       actions: schema.actions.length,
       tasks: this.tasks.map(task => ({ name: task.name, kind: task.kind, weight: weights[task.name] ?? 1 })),
     }
@@ -75,7 +75,7 @@ export class RankTrainer {
     this.metrics = new RankMetrics(config.tasks, options.window, options.gaucBy)
     this.lag = this.model.parameters.actions!.device === 'cpu' ? 0 : 2
     this.#philox = new Philox(BigInt(options.seed))
-    this.#feed = new RankFeed(options, this.tasks, config.fusion ?? 'interleave', sizes.users)
+    this.#feed = new RankFeed(options, this.tasks, config.fusion ?? 'interleave', sizes)
   }
 
   /** How much shorter Stochastic Length made the histories so far; null without it. */
@@ -93,10 +93,15 @@ export class RankTrainer {
     return this.reader.at(this.options.trainShare)
   }
 
+  /** One past the last request of the run. */
+  get end(): number {
+    return this.reader.at(this.options.until)
+  }
+
   get totalSteps(): number {
     const { batchSize, passes } = this.options
     const steps = (requests: number) => Math.ceil(requests / batchSize)
-    return passes * steps(this.countedFrom) + steps(this.reader.manifest.requests - this.countedFrom)
+    return passes * steps(this.countedFrom) + steps(this.end - this.countedFrom)
   }
 
   /**
@@ -125,7 +130,7 @@ export class RankTrainer {
     }
     if (state.step === 0 && setting.folder) yield await this.save()
     while (state.pass <= options.passes) {
-      const end = state.pass < options.passes ? countedFrom : requests
+      const end = state.pass < options.passes ? countedFrom : this.end
       try {
         for await (const read of this.reader.batches({ batchSize: options.batchSize, first: state.cursor, end })) {
           if (signal?.aborted) {
@@ -168,7 +173,9 @@ export class RankTrainer {
     const step = state.step + 1
     const lr = learningRate(step, this.totalSteps, options)
     const work = this.#feed.work(read, state.pass)
-    const handle = enqueueRankStep(this.#run(), work, this.#predicts(), step, { lr, tableLr: options.tableLr })
+    const table = { ...options, lr: options.tableLr, finalShare: options.tableFinalShare }
+    const rates = { lr, tableLr: learningRate(step, this.totalSteps, table) }
+    const handle = enqueueRankStep(this.#run(), work, this.#predicts(), step, rates)
     work.commit()
     const counts = state.cursor >= this.countedFrom
     state.step = step
@@ -226,10 +233,10 @@ export class RankTrainer {
         metrics.update(work.batch, work.candidates, await logits, true)
       }
     }
-    const range = { batchSize: options.batchSize, first, ...(signal ? { signal } : {}) }
+    const range = { batchSize: options.batchSize, first, end: this.end, ...(signal ? { signal } : {}) }
     for await (const read of this.reader.batches(range)) {
       const batch = truncateHistory(read, options.maxHistory)
-      const work = { batch, candidates: taskTargets(batch, tasks) }
+      const work = { batch, candidates: taskTargets(batch, tasks), base: this.#feed.baseOf(batch) }
       inFlight.push({ work, logits: predict(this.#run(), work) })
       await landed(this.lag)
       await breathe()

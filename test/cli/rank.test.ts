@@ -25,6 +25,9 @@ describe('rank train', () => {
     expect(countedFrom).toBe(Math.floor(0.8 * requests))
     expect(report.steps).toBe(2 * Math.ceil(countedFrom / 16) + Math.ceil((requests - countedFrom) / 16))
     expect(report.counted.like.weight).toBe(report.baselines[0].metrics.weight)
+    const named = report.baselines.map(({ baseline }: { baseline: string }) => baseline)
+    expect(named).toContain('logistic regression, ids + running means + similarity-weighted history + recency')
+    expect(named).not.toContain('DIN, one pass')
     expect(report.curve.length).toBeGreaterThan(2)
     expect(readFileSync(at('run/curve.svg'), 'utf8')).toMatch(/^<svg/)
 
@@ -99,6 +102,31 @@ describe('rank train', () => {
     const { stdout } = await hstu(['rank', 'eval', '--checkpoint', at('whole'), '--requests', at('requests'), '--json'])
     const other = await hstu(['rank', 'eval', '--checkpoint', at('killed'), '--requests', at('requests'), '--json'])
     expect(JSON.parse(other.stdout).metrics).toEqual(JSON.parse(stdout).metrics)
+  })
+
+  it('reports DIN after one pass and several, over the same impressions, where it is asked to', async () => {
+    const args = ['rank', 'train', '--preset', 'ranking/synthetic', '--requests', at('requests'), '--out', at('din')]
+    const made = await hstu([...args, '--device', 'cpu', '--baselines', 'all', '--json', '--task', 'like = LIKE'])
+    const { counted, baselines } = JSON.parse(made.stdout)
+    const din = baselines.filter(({ baseline }: { baseline: string }) => baseline.startsWith('DIN'))
+    expect(din.map(({ baseline }: { baseline: string }) => baseline)).toEqual(['DIN, one pass', 'DIN, 3 passes'])
+    for (const { metrics } of din) expect(metrics.weight).toBe(counted.like.weight)
+    expect(din[0].metrics.ne).not.toBe(din[1].metrics.ne)
+  })
+
+  it('ablates: a row a variant, each trained on the same records', async () => {
+    const args = ['rank', 'ablate', '--preset', 'ranking/synthetic', '--requests', at('requests'), '--device', 'cpu']
+    const made = await hstu([...args, '--out', at('ablation'), '--task', 'like = LIKE', '--model-set', 'layers=1'])
+    expect(made).toMatchObject({ code: 0 })
+    expect(made.stdout).toMatch(/^like +interleaved, all positions +\d\.\d{4} +0\.\d{4} /m)
+    expect(made.stdout).toMatch(/^like +additive, candidates only, no time bias +\d\.\d{4} /m)
+    const { rows, command } = JSON.parse(readFileSync(at('ablation/report.json'), 'utf8'))
+    expect(command).toBe('rank ablate')
+    const ne = rows.map((row: { counted: { like: { ne: number } } }) => row.counted.like.ne)
+    expect(ne).toHaveLength(7)
+    expect(new Set(ne).size).toBe(6) // the preset supervises candidates
+    const weights = rows.map((row: { counted: { like: { weight: number } } }) => row.counted.like.weight)
+    expect(new Set(weights).size).toBe(1)
   })
 
   it('says what is wrong and leaves no run behind', async () => {

@@ -42,7 +42,11 @@ describe('ml-100k', { skip: missing('ml-100k') }, () => {
     expect(report.tasks[0]!.lastRate).toBeCloseTo(0.566, 3)
     expect(report.pending).toBe(0)
     const ne = await baselines(reader, 'request')
-    expectNear(ne('good'), [1.001, 0.909, 0.871, 0.849, 0.848], [0.5, 0.7, 0.739, 0.753, 0.753])
+    expectNear(
+      ne('good').slice(0, 6),
+      [1.001, 0.909, 0.871, 0.849, 0.848, 0.839],
+      [0.5, 0.7, 0.739, 0.753, 0.753, 0.761],
+    )
   })
 })
 
@@ -72,9 +76,11 @@ describe('Deskdrop', { skip: missing('deskdrop') }, () => {
     expect([like, weight]).toEqual([5286, 44_351])
     const ne = await baselines(reader, 'user')
     expectNear(ne('like').slice(0, 1), [1.009], [0])
-    expectNear(ne('like').slice(2), [0.871, 0.884, 0.862], [0, 0.747, 0.768])
-    expectNear(ne('any').slice(2), [0.897, 0.909, 0.889], [0, 0.719, 0.738], 0.03)
-    expectNear(ne('bookmark').slice(2), [0.85, 0.872, 0.859], [0, 0.763, 0.79], 0.03)
+    // Additive logit, ids, ids + means, and with history and recency; by itself the history has no figure to compare with.
+    const compared = (task: string) => ne(task).filter((_, k) => k > 1 && k !== 5)
+    expectNear(compared('like'), [0.871, 0.884, 0.862, 0.843], [0, 0.747, 0.768, 0.785])
+    expectNear(compared('any'), [0.897, 0.909, 0.889, 0.882], [0, 0.719, 0.738, 0.746], 0.03)
+    expectNear(compared('bookmark'), [0.85, 0.872, 0.859, 0.849], [0, 0.763, 0.79, 0.797], 0.03)
   })
 })
 

@@ -1,9 +1,10 @@
+import { type FeatureGroup, recency, runningMeans, similarHistory } from '#lib/eval/baseline_features.js'
+import { logisticRegression } from '#lib/eval/logistic_baseline.js'
 import {
   additiveLogit,
   baseRate,
   evaluateBaselines,
   itemPopularity,
-  logisticRegression,
   type OnlineBaseline,
 } from '#lib/eval/ranking_baselines.js'
 import { auc, binaryMetrics, crossEntropy, groupedAuc, StreamingMetrics } from '#lib/eval/ranking_metrics.js'
@@ -118,8 +119,9 @@ describe('metrics', () => {
 })
 
 describe('online baselines', () => {
-  const learn = (model: OnlineBaseline, rows: [bigint, bigint, number][]) => {
-    for (const row of rows) model.update(...row)
+  const shown = (user: bigint, item: bigint, time = 0n) => ({ user, item, time })
+  const learn = <M extends OnlineBaseline | FeatureGroup>(model: M, rows: [bigint, bigint, number, bigint?][]) => {
+    for (const [user, item, label, time] of rows) model.update(shown(user, item, time), label)
     return model
   }
   const logit = (p: number) => Math.log(p / (1 - p))
@@ -131,12 +133,15 @@ describe('online baselines', () => {
   ]
   it('are the rates that they say', () => {
     const base = 4 / 6 // one positive of two, then three of four
-    expect(learn(baseRate(), rows).predict(1n, 5n)).toBeCloseTo(logit(base), 12)
+    expect(learn(baseRate(), rows).predict(shown(1n, 5n))).toBeCloseTo(logit(base), 12)
     const item = (2 + 3 * base) / (2 + 3)
-    expect(learn(itemPopularity(3), rows).predict(9n, 5n)).toBeCloseTo(logit(item), 12)
-    expect(learn(itemPopularity(3), rows).predict(9n, 99n)).toBeCloseTo(logit(base), 12)
+    expect(learn(itemPopularity(3), rows).predict(shown(9n, 5n))).toBeCloseTo(logit(item), 12)
+    expect(learn(itemPopularity(3), rows).predict(shown(9n, 99n))).toBeCloseTo(logit(base), 12)
     const user = (1 + 2 * base) / (2 + 2)
-    expect(learn(additiveLogit(2, 3), rows).predict(1n, 5n)).toBeCloseTo(logit(user) + logit(item) - logit(base), 12)
+    expect(learn(additiveLogit(2, 3), rows).predict(shown(1n, 5n))).toBeCloseTo(
+      logit(user) + logit(item) - logit(base),
+      12,
+    )
   })
   it('logistic regression takes the steps of Adagrad', () => {
     const model = learn(logisticRegression({ lr: 0.5, l2: 0.1 }), [
@@ -150,8 +155,55 @@ describe('online baselines', () => {
     const intercept = 0.5 - (0.5 * g1) / Math.sqrt(g0 * g0 + g1 * g1)
     const gu = g1 + 0.1 * 0.5
     const user = 0.5 - (0.5 * gu) / Math.sqrt(g0 * g0 + gu * gu)
-    expect(model.predict(1n, 5n)).toBeCloseTo(intercept + user + 0.5, 6)
-    expect(model.predict(1n, 6n)).toBeCloseTo(intercept + user - 0.5, 6)
+    expect(model.predict(shown(1n, 5n))).toBeCloseTo(intercept + user + 0.5, 6)
+    expect(model.predict(shown(1n, 6n))).toBeCloseTo(intercept + user - 0.5, 6)
+  })
+  it('give features that are what they say', () => {
+    const log: [bigint, bigint, number, bigint][] = Array.from({ length: 200 }, (_, i) => [
+      ...([BigInt(random.int(6)), BigInt(random.int(9)), random.int(2), BigInt(600 * i)] as const),
+    ])
+    // Item rates of strength 20 before each impression, and from them residuals.
+    const seen = (i: number, of: (row: (typeof log)[number]) => boolean) => log.slice(0, i).filter(of)
+    const positives = (rows: typeof log) => rows.reduce((sum, row) => sum + row[2], 0)
+    const base = (i: number, strength: number) => (positives(log.slice(0, i)) + strength) / (i + 2 * strength)
+    const rate = (i: number, of: (row: (typeof log)[number]) => boolean, strength: number) =>
+      (positives(seen(i, of)) + strength * base(i, 1)) / (seen(i, of).length + strength)
+    const residuals = log.map(([, item, label], i) => label - rate(i, row => row[1] === item, 20))
+    const squares = (1 + residuals.reduce((sum, e) => sum + e * e, 0)) / (4 + log.length)
+    const similarity = (a: bigint, b: bigint) => {
+      let [sum, count] = [0, 0]
+      log.forEach(([user, item], i) => {
+        log.slice(0, i).forEach(([other, past], j) => {
+          if (user !== other || !((item === a && past === b) || (item === b && past === a))) return
+          sum += residuals[i]! * residuals[j]!
+          count++
+        })
+      })
+      return sum / (count + 3) / squares
+    }
+    const own = log.flatMap(([user, item], i) => (user === 2n && item !== 4n ? [i] : []))
+    const weights = own.map(i => similarity(4n, log[i]![1]))
+    const wanted = weights.reduce((sum, s, k) => sum + s * residuals[own[k]!]!, 0)
+    const [feature] = learn(similarHistory({ shrink: 3, smooth: 0.5 }), log).of(shown(2n, 4n))
+    expect(feature).toBeCloseTo(wanted / (0.5 + weights.reduce((sum, s) => sum + Math.abs(s), 0)), 12)
+    expect(learn(similarHistory(), log).of(shown(99n, 4n))).toEqual([0])
+
+    const all = base(200, 1)
+    const of = (k: 0 | 1, id: bigint, strength: number) => logit(rate(200, row => row[k] === id, strength)) - logit(all)
+    const means = learn(runningMeans(5, 7), log).of(shown(3n, 8n))
+    expect(means[0]).toBeCloseTo(of(0, 3n, 5), 12)
+    expect(means[1]).toBeCloseTo(of(1, 8n, 7), 12)
+
+    let recent: number | null = null
+    log.forEach(([user, , label], i) => {
+      if (user === 3n) recent = 0.75 * (recent ?? base(i, 1)) + 0.25 * label
+    })
+    const [age, times, user] = learn(recency(0.25), log).of(shown(3n, 8n, 3_600_000n))
+    const first = Number(log.find(row => row[1] === 8n)![3])
+    expect(age).toBeCloseTo(Math.log(1 + (3_600_000 - first) / 3600), 12)
+    expect(times).toBeCloseTo(Math.log(1 + log.filter(row => row[0] === 3n && row[1] === 8n).length), 12)
+    expect(user).toBeCloseTo(logit(0.9 * recent! + 0.1 * all) - logit(all), 12)
+    expect(recency().of(shown(1n, 1n))).toEqual([0, 0, 0])
   })
   it('learn what there is to learn, before they see the answer', async () => {
     const random = new Random('learn')
@@ -203,6 +255,6 @@ describe('online baselines', () => {
     expect(ne['smoothed item popularity']).toBeGreaterThan(0.97)
     expect(ne['additive logit of user and item rates']).toBeLessThan(0.88)
     expect(ne['logistic regression, ids']).toBeLessThan(0.88)
-    expect(ne['logistic regression, ids and running means']).toBeLessThan(0.88)
+    expect(ne['logistic regression, ids + running means']).toBeLessThan(0.88)
   })
 })

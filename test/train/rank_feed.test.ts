@@ -2,6 +2,7 @@ import { beforeAll, describe, expect, it } from 'vitest'
 import type { RequestReader } from '#lib/data/ranking/reader.js'
 import type { RequestBatch } from '#lib/data/ranking/schema.js'
 import { parseTasks } from '#lib/data/ranking/tasks.js'
+import { additiveLogit } from '#lib/eval/ranking_baselines.js'
 import { Random } from '#lib/random.js'
 import { RankFeed, sendRate } from '#lib/train/rank_feed.js'
 import { type RankOptions, rankOptions } from '#lib/train/rank_options.js'
@@ -15,8 +16,8 @@ beforeAll(async () => {
   reader = await records(files.at)
 })
 
-const feedOf = (options: Partial<RankOptions>, users = reader.manifest.sizes.users) =>
-  new RankFeed(rankOptions(options), parseTasks(['like = LIKE'], reader.manifest.schema), 'interleave', users)
+const feedOf = (options: Partial<RankOptions>, sizes = reader.manifest.sizes) =>
+  new RankFeed(rankOptions(options), parseTasks(['like = LIKE'], reader.manifest.schema), 'interleave', sizes)
 
 /** Labels of a batch that have a weight, as `request:item`. */
 function labelsOf({ batch, targets }: NonNullable<ReturnType<RankFeed['work']>['learn']>): string[] {
@@ -53,7 +54,7 @@ describe('1/n sampling of users', () => {
           rankOptions({ supervise: 'new', userRate, maxHistory: 1000 }),
           parseTasks(['like = LIKE'], batch.schema),
         ] as const),
-        ...(['interleave', 20] as const),
+        ...(['interleave', { users: 20, items: 50 }] as const),
       )
       const passes = 500
       const sent = new Float64Array(60)
@@ -117,6 +118,118 @@ describe('1/n sampling of users', () => {
   })
 })
 
+describe('learnEvery', () => {
+  it('gives each label at most once a pass, as soon as so many of the user are new', async () => {
+    const every = 6
+    for (const pass of [0, 1]) {
+      const feed = feedOf({ supervise: 'new', learnEvery: every, maxHistory: 1000 })
+      const found = await labels(feed, pass)
+      expect(new Set(found).size).toBe(found.length)
+      const all = await labels(feedOf({}), pass)
+      expect(all).toEqual(expect.arrayContaining(found))
+      // What is left of each user is less than the number that is waited for.
+      const users = new Map<string, number>()
+      for await (const batch of reader.batches({ batchSize: 64 }))
+        for (const [m, b] of batch.candidates.requestIndex.entries())
+          users.set(`${batch.requests[Number(b)]}:${batch.candidates.items[m]}`, Number(batch.users[Number(b)]!))
+      const left = new Map<number, number>()
+      const known = new Set(found)
+      for (const label of all)
+        if (!known.has(label)) left.set(users.get(label)!, (left.get(users.get(label)!) ?? 0) + 1)
+      expect(Math.max(...left.values())).toBeLessThan(every)
+      expect(feed.sampled!.trained).toBeLessThan(0.7 * feed.sampled!.requests)
+    }
+    const options = { supervise: 'new', learnEvery: every } as const
+    expect(await labels(feedOf(options), 0, 7)).toHaveLength((await labels(feedOf(options), 0, 40)).length)
+    expect(await labels(feedOf(options), 0)).not.toEqual(await labels(feedOf(options), 1)) // another beginning
+  })
+})
+
+describe('baseRateWindow', () => {
+  it('gives the logits of the rates before each step', async () => {
+    const window = 30
+    const tasks = parseTasks(['like = LIKE', 'watch = watch'], reader.manifest.schema)
+    const feed = new RankFeed(rankOptions({ baseRateWindow: window }), tasks, 'interleave', reader.manifest.sizes)
+    const before: number[] = []
+    for await (const batch of reader.batches({ batchSize: 16 })) {
+      const { candidates, base, commit } = feed.work(batch, 0)
+      // The label of i impressions ago counts exp(-i / window).
+      const decayed = (values: readonly number[]) =>
+        values.reduce((sum, x, i) => sum + x * Math.exp(-(values.length - 1 - i) / window), 0)
+      const rate = (decayed(before) + 1) / (decayed(before.map(() => 1)) + 2)
+      expect(base!.all[0]).toBeCloseTo(Math.log(rate / (1 - rate)), 8)
+      expect(base!.all[1]).toBe(0)
+      for (let m = 0; m < candidates.labels.length; m += 2) before.push(candidates.labels[m]!)
+      commit()
+    }
+    expect(before.length).toBeGreaterThan(300)
+  })
+})
+
+describe('idRates', () => {
+  it('predicts as the additive logit does, over the base rate, and begins anew with a pass', async () => {
+    const tasks = parseTasks(['like = LIKE', 'watch = watch'], reader.manifest.schema)
+    const options = rankOptions({ baseRateWindow: 1e12, idRates: true }) // the window is all there was
+    let feed = new RankFeed(options, tasks, 'interleave', reader.manifest.sizes)
+    for (const pass of [0, 1]) {
+      if (pass > 0) feed.begin()
+      const reference = additiveLogit(10, 20)
+      for await (const batch of reader.batches({ batchSize: 16 })) {
+        const { batch: read, base, candidates, commit } = feed.work(batch, pass)
+        const shown = Array.from(read.candidates.items, (item, m) => {
+          return { user: read.users[Number(read.candidates.requestIndex[m]!)]!, item, time: 0n }
+        })
+        // Rates of all go on from the pass before; those of ids do not.
+        const own = pass === 0 ? 0 : base!.all[0]!
+        shown.forEach((impression, m) => {
+          if (pass === 0) expect(base!.candidates[2 * m]).toBeCloseTo(reference.predict(impression), 6)
+          else expect(Math.abs(base!.candidates[2 * m]! - own)).toBeLessThan(4)
+          expect(base!.candidates[2 * m + 1]).toBe(0)
+        })
+        shown.forEach((impression, m) => {
+          reference.update(impression, candidates.labels[2 * m]!)
+        })
+        commit()
+        const { json, tensors } = feed.state()
+        feed = new RankFeed(options, tasks, 'interleave', reader.manifest.sizes)
+        feed.restore(JSON.parse(JSON.stringify(json)), new Map(Object.entries(tensors)))
+      }
+    }
+    feed.begin()
+    const first = (await reader.batches({ batchSize: 4 }).next()).value as RequestBatch
+    const { all, candidates } = feed.baseOf(first)!
+    for (let m = 0; m < candidates.length; m += 2) expect(candidates[m]).toBeCloseTo(all[0]!, 12)
+    expect(() => feed.restore(feed.state().json, new Map())).toThrow(
+      expect.objectContaining({ code: 'ERR_HSTU_CHECKPOINT', message: expect.stringMatching(/rates of users/) }),
+    )
+  })
+})
+
+describe('idDropout', () => {
+  it('hides items in training alone, the same ones in batches of any size', async () => {
+    const hidden = async (batchSize: number) => {
+      const feed = feedOf({ idDropout: 0.3 })
+      const items: bigint[] = []
+      let shown = 0
+      for await (const batch of reader.batches({ batchSize })) {
+        const { batch: whole, learn, commit } = feed.work(batch, 0)
+        commit()
+        shown += whole.candidates.items.filter(item => item === 0n).length
+        expect(learn!.batch.history.items.filter((_, t) => batch.history.series[t] !== 0)).toEqual(
+          batch.history.items.filter((_, t) => batch.history.series[t] !== 0),
+        )
+        items.push(...learn!.batch.candidates.items)
+      }
+      expect(shown).toBe(0)
+      return items
+    }
+    const items = await hidden(16)
+    expect(await hidden(33)).toEqual(items)
+    const share = items.filter(item => item === 0n).length / items.length
+    expect(Math.abs(share - 0.3)).toBeLessThan(4 * Math.sqrt((0.3 * 0.7) / items.length))
+  })
+})
+
 describe('RankFeed', () => {
   it('changes nothing before a step is made', async () => {
     const feed = feedOf({ supervise: 'new', userRate: 1, stochasticLength: 1.2, maxHistory: 50 })
@@ -143,7 +256,9 @@ describe('RankFeed', () => {
 
   it('names a user that the records do not know', async () => {
     const [batch] = [(await reader.batches({ batchSize: 64 }).next()).value as RequestBatch]
-    expect(() => feedOf({ supervise: 'new', userRate: 1 }, 5).work(batch, 0)).toThrow(
+    expect(() =>
+      feedOf({ supervise: 'new', userRate: 1 }, { ...reader.manifest.sizes, users: 5 }).work(batch, 0),
+    ).toThrow(
       expect.objectContaining({
         code: 'ERR_HSTU_DATA',
         message: expect.stringMatching(/request \d+: user number \d+ is not in the records' 0 \.\. 5/),

@@ -183,7 +183,7 @@ describe('a ranking step that runs out of memory', () => {
     await events(trainer, 3)
     const { model, optimizer, table, options } = trainer
     const parts = { model, optimizer, table, philox: new Philox(1n) }
-    const feed = new RankFeed(options, trainer.tasks, 'interleave', reader.manifest.sizes.users)
+    const feed = new RankFeed(options, trainer.tasks, 'interleave', reader.manifest.sizes)
     const read = (await reader.batches({ batchSize: 4, first: 24 }).next()).value!
     const rates = { lr: 1e-3, tableLr: 1e-2 }
     const step = () => enqueueRankStep(parts, feed.work(read, 0), true, 4, rates)

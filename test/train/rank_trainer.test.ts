@@ -28,6 +28,16 @@ const forms: Record<string, Partial<RankTrainerSetting>> = {
     model: { ...setting.model, embeddings: 'hash' },
     options: { ...options, passes: 2, supervise: 'new', userRate: 0.5, stochasticLength: 1.4 },
   },
+  'two passes on top of the rates of users and items, hash table': {
+    model: { ...setting.model, embeddings: 'hash' },
+    options: { ...options, passes: 2, baseRateWindow: 50, idRates: true, idDropout: 0.2, batchSize: 16 },
+  },
+  'two passes over sequences, on top of base rates, without users and some items': {
+    options: {
+      ...{ ...options, passes: 2, supervise: 'new', learnEvery: 7, baseRateWindow: 50, userIds: false, idDropout: 0.2 },
+      ...{ until: 0.9, schedule: 'cosine', finalShare: 0.1 },
+    },
+  },
 }
 
 describe('RankTrainer', () => {
@@ -134,8 +144,19 @@ describe('RankTrainer', () => {
       argument,
       /lengthSelection must be one of weighted, recent/,
     )
-    bad({ options: { userRate: 1 } }, argument, /supervise must be 'new' where userRate is set, got "candidates"/)
+    bad(
+      { options: { userRate: 1 } },
+      argument,
+      /supervise must be 'new' where userRate or learnEvery is set, got "candidates"/,
+    )
     bad({ options: { userRate: -1 } }, argument, /userRate must be a non-negative number, got -1/)
+    const both = { supervise: 'new', userRate: 1, learnEvery: 5 } as const
+    bad({ options: both }, argument, /learnEvery must be 0 where userRate is set, got 5/)
+    const leaky = { supervise: 'history', idRates: true, baseRateWindow: 9 } as const
+    bad({ options: leaky }, argument, /idRates must be false but with supervise 'candidates' and a baseRateWindow/)
+    bad({ options: { until: 0.7 } }, argument, /until must be at least trainShare, 0.8, got 0.7/)
+    bad({ options: { idDropout: 1 } }, argument, /idDropout must be in \[0, 1\), got 1/)
+    bad({ options: { baseRateWindow: -1 } }, argument, /baseRateWindow must be a non-negative number, got -1/)
     bad({ taskWeights: { love: 1 } }, 'ERR_HSTU_DATA', /taskWeights: there is no task love/)
     await expect(RankTrainer.resume(files.at('nowhere'), reader)).rejects.toThrow(
       expect.objectContaining({ code: 'ERR_HSTU_CHECKPOINT' }),

@@ -1,4 +1,5 @@
 import { check } from '../../errors.js'
+import type { Random } from '../../random.js'
 import type { CandidateRows, HistoryRows, RequestBatch } from './schema.js'
 
 const rowsBetween = (offsets: BigInt64Array, from: number, to: number) => {
@@ -164,6 +165,28 @@ export function selectHistory(batch: RequestBatch, keep: ArrayLike<number>): Req
     Object.fromEntries(Object.entries(of).map(([name, array]) => [name, filtered(array, kept)]))
   const history = { ...all(arrays), values: all(values), offsets: own } as HistoryRows
   return { ...batch, history, historyStart, supervisedFrom }
+}
+
+/**
+ * The batch with some of its items unknown (number 0): candidates and rows of the main series, each with chance `share`.
+ * @param randomOf generator of the draws for request b
+ */
+export function hideItems(batch: RequestBatch, share: number, randomOf: (b: number) => Random): RequestBatch {
+  const hidden = ({ offsets, items }: Jagged, main: (row: number) => boolean, random: Random[]) => {
+    const own = items.slice()
+    random.forEach((draws, b) => {
+      for (let row = Number(offsets[b]!); row < Number(offsets[b + 1]!); row++)
+        if (draws.float() < share && main(row)) own[row] = 0n
+    })
+    return own
+  }
+  const { history, candidates } = batch
+  const random = Array.from(batch.requests, (_, b) => randomOf(b))
+  return {
+    ...batch,
+    history: { ...history, items: hidden(history, t => history.series[t] === 0, random) },
+    candidates: { ...candidates, items: hidden(candidates, () => true, random) },
+  }
 }
 
 /** The batch with at most the last `maxHistory` rows of every history. */

@@ -1,0 +1,94 @@
+import type { RequestBatch, TaskTargets } from '../data/ranking/schema.js'
+import type { RankingTask } from '../data/ranking/tasks.js'
+import { check } from '../errors.js'
+import type { HostTensor } from './safetensors.js'
+
+/** Impressions of the base rate that a user's and an item's rate begin with. */
+const strengths = { users: 10, items: 20 }
+
+/** Positives and weight of each user, each item and of all, task by task, over a stream of impressions. */
+export class IdRates {
+  readonly #K: number
+  /** [ids + 1, K, 2], and [K, 2] of all. */
+  readonly #sums: Record<'users' | 'items' | 'all', Float64Array>
+
+  constructor(
+    readonly tasks: readonly RankingTask[],
+    sizes: { users: number; items: number },
+  ) {
+    const K = (this.#K = tasks.length)
+    const of = (rows: number) => new Float64Array(rows * K * 2)
+    this.#sums = { users: of(sizes.users + 1), items: of(sizes.items + 1), all: of(1) }
+  }
+
+  clear(): void {
+    for (const sums of Object.values(this.#sums)) sums.fill(0)
+  }
+
+  /**
+   * Adds to the logits of a batch's candidates, [M, K], those of its smoothed user and item rates less twice that of the rate of all; nothing
+   * to a regression.
+   * @throws HstuError ERR_HSTU_DATA for a number beyond the records' vocabulary.
+   */
+  addTo(logits: Float64Array, batch: RequestBatch): void {
+    const logit = (p: number) => Math.log(p / (1 - p))
+    const K = this.#K
+    const { all } = this.#sums
+    const base = this.tasks.map((_, k) => (all[2 * k]! + 1) / (all[2 * k + 1]! + 2))
+    for (const [which, id, m] of this.#ids(batch))
+      for (let k = 0; k < K; k++) {
+        if (this.tasks[k]!.kind !== 'binary') continue
+        const at = 2 * (id * K + k)
+        const [positives, weight] = [this.#sums[which][at]!, this.#sums[which][at + 1]!]
+        const rate = (positives + strengths[which] * base[k]!) / (weight + strengths[which])
+        logits[m * K + k]! += logit(rate) - logit(base[k]!)
+      }
+  }
+
+  /** Adds what became of a batch's candidates. */
+  count(batch: RequestBatch, { labels, weights }: TaskTargets): void {
+    const K = this.#K
+    const add = (to: Float64Array, at: number, i: number) => {
+      to[at]! += weights[i]! * labels[i]!
+      to[at + 1]! += weights[i]!
+    }
+    for (const [which, id, m] of this.#ids(batch))
+      for (let k = 0; k < K; k++) add(this.#sums[which], 2 * (id * K + k), m * K + k)
+    for (let i = 0; i < labels.length; i++) add(this.#sums.all, 2 * (i % K), i)
+  }
+
+  /** The user and the item of each candidate. */
+  *#ids({ users, candidates }: RequestBatch): Generator<['users' | 'items', number, number]> {
+    for (let m = 0; m < candidates.items.length; m++) {
+      const pairs = { users: users[Number(candidates.requestIndex[m]!)]!, items: candidates.items[m]! }
+      for (const which of ['users', 'items'] as const) {
+        const [id, count] = [Number(pairs[which]), this.#sums[which].length / (2 * this.#K)]
+        check(
+          id >= 0 && id < count,
+          'ERR_HSTU_DATA',
+          () => `${which}: number ${id} is not in the records' 0 .. ${count - 1}`,
+        )
+        yield [which, id, m]
+      }
+    }
+  }
+
+  /** Everything needed to go on exactly. */
+  tensors(): Record<string, HostTensor> {
+    const of = Object.entries(this.#sums).map(([name, sums]) => {
+      return [`rates.${name}`, { dtype: 'float64', shape: [sums.length], data: sums.slice() }] as const
+    })
+    return Object.fromEntries(of)
+  }
+
+  /** Goes on from tensors taken earlier. @throws HstuError ERR_HSTU_CHECKPOINT where they are of other records. */
+  restore(tensors: ReadonlyMap<string, HostTensor> | undefined): void {
+    for (const [name, sums] of Object.entries(this.#sums)) {
+      const data = tensors?.get(`rates.${name}`)?.data
+      check(data instanceof Float64Array && data.length === sums.length, 'ERR_HSTU_CHECKPOINT', () => {
+        return `the rates of ${name} are not those of the records`
+      })
+      sums.set(data as Float64Array)
+    }
+  }
+}
