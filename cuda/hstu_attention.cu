@@ -88,7 +88,8 @@ __global__ void __launch_bounds__(32 * kWarps<T>, 2) hstu_attention_kernel(const
 
   auto load = [&](int stage, int j0) {
     auto move = [&](auto&& at) {
-      load_tile<kTile, kDim, kThreads>(shared.k[stage], s.history - j0, p.key_dim, p.key_piece, p.k, [&](int c) { return at(shared.keys, c); });
+      load_tile<kTile, kDim, kThreads>(shared.k[stage], s.history - j0, p.key_dim, p.key_piece, p.k,
+                                       [&](int c) { return at(shared.keys, c); });
       load_tile<kTile, kDim, kThreads>(shared.v[stage], s.history - j0, p.value_dim, p.value_piece, p.v,
                                        [&](int c) { return at(shared.values, c); });
     };
@@ -169,9 +170,11 @@ __global__ void __launch_bounds__(32 * kWarps<T>, 2) hstu_attention_kernel(const
 #pragma unroll
               for (int x = 0; x < kN; ++x) bias[x][0] = row[-8 * x] + one, bias[x][1] = row[-8 * x - 1] + one;
             }
-            if (each)
-              shared.bias.template add_time<kN>(bias, path, stage, __shfl_sync(kFullWarp, own_time.at, lane / 4 + 16 * m + 8 * half), c0 + column0,
+            if (each) {
+              int row_time = __shfl_sync(kFullWarp, own_time.at, lane / 4 + 16 * m + 8 * half);
+              shared.bias.template add_time<kN>(bias, path, stage, row_time, c0 + column0,
                                                 [&](int c) { return time_term(p, head, exact_bucket(p, s, i0 + r, j0 + c)); });
+            }
 #pragma unroll
             for (int x = 0; x < kN; ++x)
 #pragma unroll
@@ -246,7 +249,7 @@ __global__ void __launch_bounds__(32 * kWarps<T>, 2) hstu_attention_kernel(const
         int j = active ? own + x : 0, bucket;
         float score = factor * quad_dot(shared.q + r * kPitch<T, kDim>, active ? shared.keys.at(j) : nullptr, p.key_dim, active);
         if (!active) continue;
-        if constexpr (kBias) score += shared.bias.own(p, s, head, query + r, j, bucket);
+        if constexpr (kBias) score += own_bias(p, s, head, query + r, j, bucket);
         float weight, decay = 1;
         if constexpr (kSoftmax) {
           float now = fmaxf(row_most, score);
@@ -274,9 +277,10 @@ __global__ void __launch_bounds__(32 * kWarps<T>, 2) hstu_attention_kernel(const
 }
 
 template <typename T, int kDim, Mode kMode>
-void run(const Call<T>& p, T* out, float* lse, int64_t longest, Stream stream) {
+void launch_forward(const Call<T>& p, T* out, float* lse, int64_t longest, Stream stream) {
   int64_t tiles = ceil_div(longest, kRows<T, kDim>), blocks = tiles * p.heads * p.sequences;
-  HSTU_CHECK(blocks <= INT_MAX, kInvalidArgument, "hstu_attention: ", p.sequences, " sequences of ", longest, " rows are too many for one call");
+  HSTU_CHECK(blocks <= INT_MAX, kInvalidArgument, "hstu_attention: ", p.sequences, " sequences of ", longest,
+             " rows are too many for one call");
   size_t shared = kMode == Mode::kSilu ? sizeof(Shared<T, kDim>) : sizeof(SharedWithBias<T, kDim>);
   launch(hstu_attention_kernel<T, kDim, kMode>, dim3(unsigned(blocks)), dim3(32 * kWarps<T>), shared, stream, p, out, lse, int(tiles));
 }
@@ -293,6 +297,10 @@ void hstu_attention(Tensor& out, Tensor* lse, const Tensor& q, const Tensor& k, 
                     double scale, double dropout, int64_t seed, int64_t offset, Stream stream) {
   using namespace attention;
   bool softmax = activation == AttentionActivation::kSoftmax;
+  check_geometry("hstu_attention",
+                 {q, k, seq_offsets, q_offsets, num_targets, contextual_lengths, key_time, kv_pages, page_table, page_offsets, kv_lengths,
+                  time_offsets},
+                 max_seq_len, stream);
   int64_t longest = std::min(max_seq_len, q.shape[0]);
   pick_dtype("hstu_attention", q.dtype, [&](auto zero) {
     using T = decltype(zero);
@@ -309,9 +317,9 @@ void hstu_attention(Tensor& out, Tensor* lse, const Tensor& q, const Tensor& k, 
     float* log_sums = data_or_null<float>(lse);
     pick_dim(q.shape[2], v.shape[2], [&](auto dim) {
       constexpr int kDim = decltype(dim)::value;
-      if (softmax) run<T, kDim, Mode::kSoftmax>(call, out.as<T>(), log_sums, longest, stream);
-      else if (pos_w || time_w || !kPlain<T, kDim>) run<T, kDim, Mode::kSiluBias>(call, out.as<T>(), log_sums, longest, stream);
-      else if constexpr (kPlain<T, kDim>) run<T, kDim, Mode::kSilu>(call, out.as<T>(), log_sums, longest, stream);
+      pick_mode<T, kDim>(softmax, pos_w || time_w, [&](auto mode) {
+        launch_forward<T, kDim, decltype(mode)::value>(call, out.as<T>(), log_sums, longest, stream);
+      });
     });
   });
 }

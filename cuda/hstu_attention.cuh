@@ -10,6 +10,7 @@
 
 #include "../csrc/mask.h"
 #include "common.cuh"
+#include "hstu_attention_check.cuh"
 #include "mma.cuh"
 
 namespace hstu::cuda::attention {
@@ -54,6 +55,8 @@ struct Call {
 
 template <typename T>
 constexpr bool kIsHalf = sizeof(T) == 2;
+template <typename T, int kDim>
+constexpr bool kPlain = kIsHalf<T> && (kDim == 64 || kDim == 128);  // has kernels of its own for silu without a bias
 
 // The largest pieces that rows of `row` elements from `data` on fall into.
 template <typename T>
@@ -95,6 +98,15 @@ void pick_dim(int64_t key_dim, int64_t value_dim, Fn&& fn) {
   pick<32, 64, 128, 256>("head_dim", dim <= 32 ? 32 : dim <= 64 ? 64 : dim <= 128 ? 128 : dim <= 256 ? 256 : dim, fn);
 }
 
+// fn(mode): the kernel that a call takes. Silu without a bias has its own where that is worth it.
+template <typename T, int kDim, typename Fn>
+void pick_mode(bool softmax, bool bias, Fn&& fn) {
+  if (softmax) return fn(std::integral_constant<Mode, Mode::kSoftmax>{});
+  if constexpr (kPlain<T, kDim>)
+    if (!bias) return fn(std::integral_constant<Mode, Mode::kSilu>{});
+  fn(std::integral_constant<Mode, Mode::kSiluBias>{});
+}
+
 // ---- Geometry ----------------------------------------------------------------------------------------------------------------
 
 struct Sequence {
@@ -103,20 +115,23 @@ struct Sequence {
   int64_t query, key, time;                                // first row in q; in k and v; of key 0 in key_time
 };
 
+__device__ __forceinline__ int limited(int64_t x, int64_t most) { return int(max(int64_t(0), min(x, most))); }
+
+// Values out of range, which HSTU_DEBUG=1 reports, are limited: no more than max_seq_len keys, no more queries or targets than keys.
 template <typename T>
 __device__ __forceinline__ Sequence sequence_of(const Call<T>& p, int b) {
   Sequence s;
   s.index = b;
   s.key = p.seq_offsets[b];
-  int64_t keys = p.seq_offsets[b + 1] - s.key, queries = keys;
+  int64_t keys = p.seq_offsets[b + 1] - s.key, queries = keys, most = min(p.max_seq_len, uint64_t(INT_MAX / 2));
   s.query = s.key;
   if (p.q_offsets) s.query = p.q_offsets[b], queries = p.q_offsets[b + 1] - s.query;
-  s.paged = p.kv_lengths ? p.kv_lengths[b] : 0;
-  s.length = s.paged + int(keys);
-  s.queries = int(queries);
+  s.paged = p.kv_lengths ? limited(p.kv_lengths[b], most) : 0;
+  s.length = limited(s.paged + max(keys, int64_t(0)), most);
+  s.queries = limited(queries, s.length);
   s.shift = s.length - s.queries;
-  s.history = s.length - (p.num_targets ? p.num_targets[b] : 0);
-  s.contextual = min(p.contextual_lengths ? p.contextual_lengths[b] : p.contextual, s.history);
+  s.history = s.length - (p.num_targets ? limited(p.num_targets[b], s.length) : 0);
+  s.contextual = limited(p.contextual_lengths ? p.contextual_lengths[b] : p.contextual, s.history);
   s.time = p.time_offsets ? p.time_offsets[b] : s.key;
   return s;
 }
@@ -130,6 +145,13 @@ struct VisibleKeys {
   // Bit c: whether key first + c is seen.
   __device__ __forceinline__ uint64_t bits(int first) const {
     return below(prefix - first) | (below(end - first) & ~below(begin - first));
+  }
+  // What covers all that some lane's rows see, and what all of them see.
+  __device__ __forceinline__ VisibleKeys any_of_warp() const {
+    return {__reduce_max_sync(kFullWarp, prefix), __reduce_min_sync(kFullWarp, begin), __reduce_max_sync(kFullWarp, end), 0};
+  }
+  __device__ __forceinline__ VisibleKeys all_of_warp() const {
+    return {__reduce_min_sync(kFullWarp, prefix), __reduce_max_sync(kFullWarp, begin), __reduce_min_sync(kFullWarp, end), 0};
   }
   static __device__ __forceinline__ uint64_t below(int n) { return n >= 64 ? ~uint64_t(0) : n <= 0 ? 0 : (uint64_t(1) << n) - 1; }
 };
@@ -154,6 +176,13 @@ __device__ __forceinline__ VisibleKeys visible_keys(const Call<T>& p, const Sequ
 struct KeyTiles {
   int gap, resume, last;
   __device__ __forceinline__ int from(int n) const { return n == gap ? resume : n; }
+  // Of `size` keys each, where `any` covers all that the rows see.
+  static __device__ __forceinline__ KeyTiles of(VisibleKeys any, int size) {
+    KeyTiles tiles{(any.prefix + size - 1) / size, any.end > 0 ? any.begin / size : 0, (any.end + size - 1) / size};
+    tiles.last = max(tiles.last, tiles.gap);
+    if (tiles.gap >= tiles.resume) tiles.gap = -1;
+    return tiles;
+  }
 };
 
 // What the query rows of a block see, in shared memory; a warp has kRows / kWarps rows in turn.
@@ -173,17 +202,15 @@ struct SeenKeys {
       some.prefix = keys.prefix;
       if (keys.begin < keys.end) some.begin = keys.begin, some.end = keys.end;
     }
-    some = {__reduce_max_sync(kFullWarp, some.prefix), __reduce_min_sync(kFullWarp, some.begin), __reduce_max_sync(kFullWarp, some.end), 0};
-    every = {__reduce_min_sync(kFullWarp, every.prefix), __reduce_max_sync(kFullWarp, every.begin), __reduce_min_sync(kFullWarp, every.end), 0};
+    some = some.any_of_warp(), every = every.all_of_warp();
     if (lane == 0) any[warp] = some, all[warp] = every;
   }
   // After a barrier.
   __device__ __forceinline__ KeyTiles tiles(int size) const {
-    int prefix = 0, begin = INT_MAX, end = 0;
-    for (int w = 0; w < kWarps; ++w) prefix = max(prefix, any[w].prefix), begin = min(begin, any[w].begin), end = max(end, any[w].end);
-    KeyTiles tiles{(prefix + size - 1) / size, end > 0 ? begin / size : 0, (end + size - 1) / size};
-    if (tiles.gap >= tiles.resume) tiles.gap = -1;
-    return tiles;
+    VisibleKeys some = any[0];
+    for (int w = 1; w < kWarps; ++w)
+      some = {max(some.prefix, any[w].prefix), min(some.begin, any[w].begin), max(some.end, any[w].end), 0};
+    return KeyTiles::of(some, size);
   }
 };
 
@@ -217,8 +244,6 @@ __device__ __forceinline__ Rows<T> rows_of(const Call<T>& p, const Sequence& s, 
 
 // ---- Tiles -------------------------------------------------------------------------------------------------------------------
 
-template <typename T, int kDim>
-constexpr bool kPlain = kIsHalf<T> && (kDim == 64 || kDim == 128);  // has kernels of its own for silu without a bias
 template <typename T>
 constexpr int kKeys = kIsHalf<T> ? 64 : 32;  // keys of a tile
 template <typename T, int kDim>
@@ -364,6 +389,7 @@ __device__ __forceinline__ void add_row(float* row, float decay, float factor, c
 // Rows 0 .. rows - 1 of the slab, `stride` elements apart in memory, each times its factor.
 template <int kDim, typename T>
 __device__ __forceinline__ void store_slab(T* out, int64_t stride, const Slab<kDim>& slab, int rows, int dim) {
+  using Half = std::conditional_t<kIsHalf<T>, T, __half>;
   __syncwarp();
   int lane = threadIdx.x % 32;
   for (int r = 0; r < rows; ++r) {
@@ -371,7 +397,7 @@ __device__ __forceinline__ void store_slab(T* out, int64_t stride, const Slab<kD
     T* row = out + r * stride;
     if (kIsHalf<T> && dim % 2 == 0)
       for (int d = 2 * lane; d < dim; d += 64)
-        *reinterpret_cast<uint32_t*>(row + d) = pack_pair<std::conditional_t<kIsHalf<T>, T, __half>>(factor * slab[r][d], factor * slab[r][d + 1]);
+        *reinterpret_cast<uint32_t*>(row + d) = pack_pair<Half>(factor * slab[r][d], factor * slab[r][d + 1]);
     else
       for (int d = lane; d < dim; d += 32) row[d] = from_float<T>(factor * slab[r][d]);
   }

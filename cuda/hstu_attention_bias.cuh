@@ -25,11 +25,12 @@ __device__ __forceinline__ int bucket_of(int64_t query_time, int64_t key_time, i
   return min(guess + int(d >= uint64_t(kThresholds.at[guess])), last);
 }
 
-// Times as 32-bit differences to one time of the sequence, unless some time is 2^29 seconds (17 years) away from it. Differences of near times
-// then fall into buckets below kUntimed, and those of a row without a time (contextual) into later ones, where the staged table is 0.
+// Times as 32-bit differences to one time of the sequence, unless some time is 2^29 seconds (17 years) away from it. Differences of near
+// times then fall into buckets below kUntimed, and those of a row without a time (contextual) into later ones, where the staged table is 0.
 constexpr int kNoMovingTime = INT_MIN, kNoFixedTime = INT_MAX;
 constexpr int kNearThresholds = 76, kUntimed = 70;
-static_assert(kTimeThreshold[kUntimed - 1] > 1 << 30 && kTimeThreshold[kUntimed - 1] < (1ll << 31) - (1 << 29) && kTimeThreshold[kNearThresholds - 1] > UINT32_MAX);
+static_assert(kTimeThreshold[kUntimed - 1] > 1 << 30 && kTimeThreshold[kUntimed - 1] < (1ll << 31) - (1 << 29) &&
+              kTimeThreshold[kNearThresholds - 1] > UINT32_MAX);
 constexpr int kFewBuckets = 6;
 enum TimeKinds { kSomeFar = 1, kSomeUntimed = 2 };
 struct NearTime {
@@ -144,7 +145,8 @@ struct BiasTile {
   static __device__ __forceinline__ uint32_t apart(int a, int b) { return a > b ? uint32_t(a) - uint32_t(b) : uint32_t(b) - uint32_t(a); }
   // Whether the time difference is at least `least` where no key is later than a query.
   static __device__ __forceinline__ bool reaches(int fixed, int moving, int least) {
-    return kKeysMove ? moving <= fixed - least : moving >= fixed + least;
+    // Rows that are not there (kNoFixedTime, kNoMovingTime) may wrap; what they give is masked.
+    return kKeysMove ? moving <= int(uint32_t(fixed) - uint32_t(least)) : moving >= int(uint32_t(fixed) + uint32_t(least));
   }
 
   // v [kN][2] += the time term of one accumulator row, whose near time is `fixed`, against columns first + 8 x + e. exact(column) is the
@@ -191,16 +193,17 @@ struct BiasTile {
       for (int x = 0; x < kN; ++x) v[x][0] += term[x][0], v[x][1] += term[x][1];
     }
   }
-  // The bias of target i and a key of its own group; `bucket` gets the time bucket, -1 without a time table.
-  template <typename T>
-  __device__ __forceinline__ float own(const Call<T>& p, const Sequence& s, int head, int64_t query_row, int j, int& bucket) const {
-    bucket = -1;
-    float bias = p.positions ? p.unit * p.pos_w.at(p.pos_per_head ? int64_t(head) * p.positions : 0) : 0.f;
-    if (p.last_bucket < 0) return bias;
-    bucket = bucket_of(p.query_time[query_row], p.key_time[s.time + j], p.last_bucket);
-    return bias + time_term(p, head, bucket);
-  }
 };
+
+// The bias of a target, row `query_row` of q, and key j of its own group; `bucket` gets the time bucket, -1 without a time table.
+template <typename T>
+__device__ __forceinline__ float own_bias(const Call<T>& p, const Sequence& s, int head, int64_t query_row, int j, int& bucket) {
+  bucket = -1;
+  float bias = p.positions ? p.unit * p.pos_w.at(p.pos_per_head ? int64_t(head) * p.positions : 0) : 0.f;
+  if (p.last_bucket < 0) return bias;
+  bucket = bucket_of(p.query_time[query_row], p.key_time[s.time + j], p.last_bucket);
+  return bias + time_term(p, head, bucket);
+}
 
 // The bucket of query row i (key position) and key j from whole times, -1 where one is contextual.
 template <typename T>
@@ -228,8 +231,8 @@ struct TimeGradient {
     run = 0;
   }
   template <int kN, typename Bias, typename Exact>
-  __device__ __forceinline__ void add(TimeSums& sums, const Bias& bias, TimePath path, int last, int stage, const int (&fixed)[2], int first,
-                                      const float (&ds)[kN][4], Exact&& exact) {
+  __device__ __forceinline__ void add(TimeSums& sums, const Bias& bias, TimePath path, int last, int stage, const int (&fixed)[2],
+                                      int first, const float (&ds)[kN][4], Exact&& exact) {
     int lane = threadIdx.x % 32;
     if (path.kind == TimePath::kOne) {
       if (path.low != bucket) flush(sums), bucket = path.low;
@@ -257,7 +260,9 @@ struct TimeGradient {
     } else {
       float most = 0;
 #pragma unroll
-      for (int x = 0; x < kN; ++x) most = fmaxf(fmaxf(most, fmaxf(fabsf(ds[x][0]), fabsf(ds[x][1]))), fmaxf(fabsf(ds[x][2]), fabsf(ds[x][3])));
+      for (int x = 0; x < kN; ++x)
+#pragma unroll
+        for (int e = 0; e < 4; ++e) most = fmaxf(most, fabsf(ds[x][e]));
       bool finite = true;
 #pragma unroll
       for (int x = 0; x < kN; ++x)
@@ -266,6 +271,7 @@ struct TimeGradient {
       uint32_t bits = __reduce_max_sync(kFullWarp, __float_as_uint(most));
       if (!__all_sync(kFullWarp, finite)) {
         for (int b = path.low + lane; b <= path.high; b += 32) sums.sum[b] = __int_as_float(0x7fffffff);
+        __syncwarp();
         return;
       }
       if (bits == 0) return;
@@ -285,7 +291,8 @@ struct TimeGradient {
         for (int x = 0; x < kN; ++x)
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            int found = bias.near_bucket(bias.apart(fixed[e / 2], bias.near[stage][first + 8 * x + e % 2])), value = __float2int_rn(ds[x][e] * up);
+            int found = bias.near_bucket(bias.apart(fixed[e / 2], bias.near[stage][first + 8 * x + e % 2]));
+            int value = __float2int_rn(ds[x][e] * up);
             if (value != 0 && found < kUntimed) atomicAdd(&sums.part[min(found, last)], value);
           }
       }
@@ -343,9 +350,10 @@ __device__ __forceinline__ void add_diagonals(float* diagonal, const float (&ds)
     }
 }
 
-// table [Hr, width] = sums over `copies` rows [copies, entries] of each of its rows, 0 from `entries` on. A block owns 32 entries, a thread
-// every 32nd copy of one; sums in float64, in a fixed order.
-static __global__ void __launch_bounds__(1024) reduce_table_kernel(float* table, const float* sums, int64_t copies, int entries, int64_t width) {
+// table [Hr, width] = (or, with `more`, +=) sums over `copies` rows [copies, entries] of each of its rows, 0 from `entries` on. A block
+// owns 32 entries, a thread every 32nd copy of one; sums in float64, in a fixed order.
+static __global__ void __launch_bounds__(1024) reduce_table_kernel(float* table, const float* sums, int64_t copies, int entries,
+                                                                   int64_t width, bool more) {
   __shared__ double parts[32][33];
   int64_t entry = int64_t(blockIdx.x) * 32 + threadIdx.x, row = blockIdx.y;
   double sum = 0;
@@ -354,13 +362,13 @@ static __global__ void __launch_bounds__(1024) reduce_table_kernel(float* table,
   __syncthreads();
   if (threadIdx.y > 0 || entry >= width) return;
   for (int y = 1; y < 32; ++y) sum += parts[y][threadIdx.x];
-  table[row * width + entry] = float(sum);
+  table[row * width + entry] = float(more ? table[row * width + entry] + sum : sum);
 }
 
-inline void reduce_table(Tensor& table, const float* sums, int64_t copies, int heads, int entries, Stream stream) {
+inline void reduce_table(Tensor& table, const float* sums, int64_t copies, int heads, int entries, bool more, Stream stream) {
   int64_t rows = table.shape[0], width = table.shape[1];
   launch(reduce_table_kernel, dim3(unsigned(ceil_div(width, 32)), unsigned(rows)), dim3(32, 32), 0, stream, table.as<float>(), sums,
-         rows > 1 ? copies : copies * heads, entries, width);
+         rows > 1 ? copies : copies * heads, entries, width, more);
 }
 
 }  // namespace hstu::cuda::attention

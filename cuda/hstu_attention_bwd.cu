@@ -14,14 +14,17 @@ namespace {
 // Deterministic: tiles of keys add to a row of dQ last to first, which is also the order in which they are begun, so that an item waits for
 // earlier ones only. Causal tiles that begin together never wait: each comes to a row when those behind it have been there.
 template <typename T, int kDim, Mode kMode>
-__global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_attention_backward_kernel(const Call<T> p, const Gradients<T> g) {
+__global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1)
+    hstu_attention_backward_kernel(const Call<T> p, const Gradients<T> g) {
   using S = BackwardShape<T, kDim>;
   constexpr int kThreads = S::kThreads, kQ = S::kQueryTile, kK = S::kKeyTile, kX = kDim / 8;
-  constexpr int kColumns = kIsHalf<T> && (kDim >= 128 || kMode == Mode::kSoftmax) ? 32 : kQ, kN = kColumns / 8;  // queries whose scores are in registers at once
+  // kColumns: queries whose scores are in registers at once
+  constexpr int kColumns = kIsHalf<T> && (kDim >= 128 || kMode == Mode::kSoftmax) ? 32 : kQ, kN = kColumns / 8;
   constexpr bool kSoftmax = kMode == Mode::kSoftmax, kBias = kMode != Mode::kSilu;
   extern __shared__ __align__(16) unsigned char memory[];
   auto& shared = *reinterpret_cast<std::conditional_t<kBias, BackwardSharedWithBias<T, kDim>, BackwardShared<T, kDim>>*>(memory);
-  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, key_warp = warp % S::kKeyWarps, row0 = key_warp * 16 + lane / 4, column0 = lane % 4 * 2;
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, key_warp = warp % S::kKeyWarps;
+  int row0 = key_warp * 16 + lane / 4, column0 = lane % 4 * 2;
   bool wants_dv = !S::kSplit || warp < S::kKeyWarps, wants_dk = !S::kSplit || warp >= S::kKeyWarps;
   float factor = p.unit * p.alpha;
   bool herald = g.deterministic && threadIdx.x == kThreads - 32;  // takes turns for the block
@@ -29,24 +32,24 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_atte
   if constexpr (kBias)
     for (int x = threadIdx.x; x < int(sizeof(shared.time_sums) / 4); x += kThreads) reinterpret_cast<int*>(shared.time_sums)[x] = 0;
 
-  int64_t items = int64_t(*g.tiles) * p.heads;
-  for (int64_t mine = blockIdx.x;; mine += gridDim.x) {
+  int items = min(*g.tiles - g.first_tile, g.copies) * p.heads;
+  for (;;) {
     __syncthreads();  // the last item's slabs have been written
     if (threadIdx.x == 0) {
-      int64_t ticket = shared.ticket = g.private_items ? atomicAdd(g.ticket, 1) : mine;
+      int ticket = shared.ticket = atomicAdd(g.ticket, 1);
       if (ticket < items) {
         Item& item = shared.item;
-        int2 tile = g.key_tiles[ticket / p.heads];
+        int2 tile = g.key_tiles[g.first_tile + ticket / p.heads];
         const Sequence s = item.sequence = sequence_of(p, tile.x);
-        item.head = int(ticket % p.heads), item.tile = tile.y;
+        item.head = ticket % p.heads, item.tile = tile.y;
         // Without rows that look ahead no query before the first key sees any.
         item.count = tile.y * kK < s.history ? (s.queries + kQ - 1) / kQ : 0;
         item.begin = p.causal && !p.contextual_full ? max(tile.y * kK - s.shift, 0) / kQ : 0;
         item.query_tiles = g.query_tiles + int64_t(tile.x) * g.most_query_tiles;
         item.turns = g.turns + (int64_t(tile.x) * p.heads + item.head) * g.most_query_tiles;
-        int64_t copy = int64_t(item.head) * g.copies + (g.private_items ? ticket / p.heads : blockIdx.x);
+        int64_t copy = int64_t(item.head) * g.copies + ticket / p.heads;
         item.pos_sums = g.pos_sums + copy * p.positions, item.time_sums = g.time_sums + copy * (p.last_bucket + 1);
-        item.unit = g.unit_of(p, tile.x, kSoftmax), item.inverse_unit = 1 / item.unit, item.base = first_time(p, s);
+        item.units = g.units_of(p, tile.x, kSoftmax), item.inverse_gradient = 1 / item.units.gradient, item.base = first_time(p, s);
       }
     }
     __syncthreads();
@@ -82,10 +85,11 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_atte
     auto next_seen = [&](int m) {  // the first tile of queries from m on that sees this tile of keys
       for (; m < item.count; ++m) {
         QueryTile seen = item.query_tiles[m];
-        KeyTiles tiles = seen.tiles(kK);
+        KeyTiles tiles = KeyTiles::of(seen.any, kK);
         bool before = tiles.gap >= 0 && n < tiles.gap;
         if (n < tiles.last && (before || tiles.gap < 0 || n >= tiles.resume))
-          return Seen{m, tiles.last - 1 - n - (before ? tiles.resume - tiles.gap : 0), seen.all.all(j0, j0 + kK) && (m + 1) * kQ <= s.queries};
+          return Seen{m, tiles.last - 1 - n - (before ? tiles.resume - tiles.gap : 0),
+                      seen.all.all(j0, j0 + kK) && (m + 1) * kQ <= s.queries};
       }
       return Seen{-1, 0, false};
     };
@@ -101,18 +105,22 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_atte
     auto fetch = [&](int m) {
       int first = m * kQ, r = min(first + int(threadIdx.x), s.queries - 1);
       if (threadIdx.x < kQ) {
-        if (!kSoftmax && p.scales) row_scale = p.scales[s.query + r] * item.inverse_unit;
-        if (kSoftmax) row_lse = g.lse[(s.query + r) * p.heads + item.head], row_delta = g.delta[(s.query + r) * p.heads + item.head];
+        if (!kSoftmax && p.scales) row_scale = p.scales[s.query + r] * item.units.weight_inverse;
+        if (kSoftmax) {
+          row_lse = g.lse[(s.query + r) * p.heads + item.head], row_delta = g.delta[(s.query + r) * p.heads + item.head];
+          if (kScalesGradient<T>) row_delta *= item.inverse_gradient;
+        }
       }
       if constexpr (kBias)
-        shared.bias.template fetch<kThreads>(ahead, p, item.head, min(s.shift + first, s.history) - j0 - (kK - 1), p.query_time + s.query + first, item.base,
-                                             s.contextual - s.shift - first, s.queries - first);
+        shared.bias.template fetch<kThreads>(ahead, p, item.head, min(s.shift + first, s.history) - j0 - (kK - 1),
+                                             p.query_time + s.query + first, item.base, s.contextual - s.shift - first, s.queries - first);
     };
     auto commit = [&](int buffer, int m) {
       if (threadIdx.x < kQ) {
         int r = m * kQ + threadIdx.x;
         shared.seen[buffer][threadIdx.x] = r < s.queries ? visible_keys(p, s, s.shift + r) : VisibleKeys{0, 0, 0, 0};
-        shared.scale[buffer][threadIdx.x] = row_scale, shared.lse[buffer][threadIdx.x] = row_lse, shared.delta[buffer][threadIdx.x] = row_delta;
+        shared.scale[buffer][threadIdx.x] = row_scale;
+        shared.lse[buffer][threadIdx.x] = row_lse, shared.delta[buffer][threadIdx.x] = row_delta;
       }
       if constexpr (kBias) shared.bias.commit(buffer, ahead);
     };
@@ -124,7 +132,7 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_atte
       asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(item.turns + m) : "memory");
     };
     // What is left of a tile once its dS is known to the block: dQ, and the sums along diagonals.
-    auto finish = [&](int m, int turn, int buffer) {
+    auto add_dq = [&](int m, int turn, int buffer) {
       float c[S::kPart / 8][4] = {};
       int row = warp % S::kRowGroups * 16, part = warp / S::kRowGroups * S::kPart;
       multiply_ds<T, kDim>(c, shared.ds[buffer], row, shared.k + part);
@@ -143,7 +151,7 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_atte
         if (wants_pos) {
           // Warps' diagonals come together, two that are as far from 0 too; then targets; what lies beyond the table is kept apart.
           int i0 = s.shift + m * kQ;
-          float beyond = 0;
+          float beyond = 0, ds_unit = item.units.weight * item.units.gradient;
           for (int x = threadIdx.x; x < kQ + kK - 1; x += kThreads) {
             auto sum_of = [&](int x) {  // x = query - key + kK - 1; warp w has it at x - (kK - 1) + 16 (w + 1)
               constexpr int kLength = kQ + 16;
@@ -158,7 +166,7 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_atte
             float sum = sum_of(x);
             if (distance != 0 && opposite >= 0 && opposite < kQ + kK - 1) sum = distance > 0 ? sum + sum_of(opposite) : 0.f;
             if (abs(distance) >= p.positions - 1) beyond += sum;
-            else if (sum != 0) atomicAdd(item.pos_sums + abs(distance), item.unit * sum);
+            else if (sum != 0) atomicAdd(item.pos_sums + abs(distance), ds_unit * sum);
           }
           bool targets = i0 + kQ > s.history;
           if (targets) __syncthreads();  // one thread at a time adds to an entry
@@ -166,7 +174,7 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_atte
             int distance = s.history - (j0 + c);
             if (distance <= 0) continue;
             if (distance >= p.positions - 1) beyond += shared.targets[buffer][c];
-            else atomicAdd(item.pos_sums + distance, item.unit * shared.targets[buffer][c]);
+            else atomicAdd(item.pos_sums + distance, ds_unit * shared.targets[buffer][c]);
           }
           clamped += beyond;
         }
@@ -200,7 +208,7 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_atte
         if (unsaid >= 0) tell(unsaid);
         asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(done) : "l"(item.turns + m) : "memory");
       }
-      if (last.tile >= 0) finish(last.tile, last.turn, buffer ^ 1);
+      if (last.tile >= 0) add_dq(last.tile, last.turn, buffer ^ 1);
       [[maybe_unused]] TimePath path{};
       [[maybe_unused]] float one = 0;
       [[maybe_unused]] bool each = false;
@@ -217,7 +225,7 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_atte
 #pragma unroll
           for (int half = 0; half < 2; ++half)
             keep[half] = kept_columns<kN>(p, s.index, item.head, [&](int r) { return int2{i0 + r0 + r, j0 + row0 + 8 * half}; });
-        float w[1][kN][4] = {}, ds[1][kN][4] = {};
+        float w[1][kN][4] = {}, ds[1][kN][4] = {}, inverse_gradient = kScalesGradient<T> ? item.inverse_gradient : 1.f;
         const T *q = shared.q[stage] + r0 * kPitch<T, kDim>, *dout = shared.dout[stage] + r0 * kPitch<T, kDim>;
         multiply_rows<T, kDim>(w, shared.k + key_warp * 16 * kPitch<T, kDim>, q);
         if (wants_dk) multiply_rows<T, kDim>(ds, shared.v + key_warp * 16 * kPitch<T, kDim>, dout);
@@ -237,15 +245,17 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_atte
 #pragma unroll
               for (int e = 0; e < 2; ++e) bias[x][e] = diagonals[x + 1 - half][e];
             if (p.positions && ahead_of_history) {
+              const float* key = &shared.bias.pos[buffer][kK - 1 - row0 - 8 * half];
+              int last = max(s.history - i0, 0);
 #pragma unroll
               for (int x = 0; x < kN; ++x)
 #pragma unroll
-                for (int e = 0; e < 2; ++e)
-                  bias[x][e] = shared.bias.pos[buffer][min(r0 + 8 * x + column0 + e, max(s.history - i0, 0)) - row0 - 8 * half + kK - 1] + one;
+                for (int e = 0; e < 2; ++e) bias[x][e] = one + key[min(r0 + 8 * x + column0 + e, last)];
             }
             if (each)
-              shared.bias.template add_time<kN>(bias, path, buffer, key_time[half], r0 + column0,
-                                                [&](int r) { return time_term(p, item.head, exact_bucket(p, s, i0 + r, j0 + row0 + 8 * half)); });
+              shared.bias.template add_time<kN>(bias, path, buffer, key_time[half], r0 + column0, [&](int r) {
+                return time_term(p, item.head, exact_bucket(p, s, i0 + r, j0 + row0 + 8 * half));
+              });
 #pragma unroll
             for (int x = 0; x < kN; ++x)
 #pragma unroll
@@ -261,7 +271,9 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_atte
 #pragma unroll
             for (int half = 0; half < 2; ++half) {
               float &weight = w[0][x][2 * half + e], &gradient = ds[0][x][2 * half + e];
-              Pair pair = pair_of<T, kSoftmax>(kBias ? weight : factor * weight, gradient, keep[half] >> (2 * x + e) & 1, p.keep_scale, lse, delta);
+              if (kScalesGradient<T>) gradient *= inverse_gradient;
+              bool keeps = keep[half] >> (2 * x + e) & 1;
+              Pair pair = pair_of<T, kSoftmax>(kBias ? weight : factor * weight, gradient, keeps, p.keep_scale, lse, delta);
               weight = pair.weight, gradient = pair.ds;
             }
           }
@@ -310,7 +322,8 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_atte
               for (int half = 0; half < 2; ++half) {
                 sum[half] += __shfl_xor_sync(kFullWarp, sum[half], 1);
                 sum[half] += __shfl_xor_sync(kFullWarp, sum[half], 2);
-                if (lane % 4 == 0) shared.targets[buffer][row0 + 8 * half] = sum[half] + (r0 ? shared.targets[buffer][row0 + 8 * half] : 0.f);
+                float& to = shared.targets[buffer][row0 + 8 * half];
+                if (lane % 4 == 0) to = sum[half] + (r0 ? to : 0.f);
               }
             }
             add_diagonals<kN>(shared.diagonal[buffer][key_warp] + r0, ds[0], r0 > 0);
@@ -326,7 +339,7 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_atte
     }
     copy_async_wait<0>();
     __syncthreads();
-    if (last.tile >= 0) finish(last.tile, last.turn, buffer ^ 1);
+    if (last.tile >= 0) add_dq(last.tile, last.turn, buffer ^ 1);
     __syncthreads();
     if (herald && unsaid >= 0) tell(unsaid);
     if (herald && last.tile >= 0) tell(last.tile);
@@ -348,14 +361,15 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_atte
         int64_t row = s.query + i - s.shift;
         const T *query = row_of(p.q, p, row, item.head, p.key_dim), *dout = row_of(g.dout, p, row, item.head, p.value_dim);
         float score = factor * quad_dot(query, row_of(p.k, p, s.key + j, item.head, p.key_dim), p.key_dim, active);
-        float dweight = quad_dot(dout, row_of(p.v, p, s.key + j, item.head, p.value_dim), p.value_dim, active);
+        float dweight = quad_dot(dout, row_of(p.v, p, s.key + j, item.head, p.value_dim), p.value_dim, active) * item.inverse_gradient;
         float ds = 0;
         if (active) {
-          if constexpr (kBias) score += shared.bias.own(p, s, item.head, row, j, bucket);
+          if constexpr (kBias) score += own_bias(p, s, item.head, row, j, bucket);
           bool keeps = !p.dropout || kept(p, s.index, item.head, i, j);
-          float lse = kSoftmax ? g.lse[row * p.heads + item.head] : 0.f, delta = kSoftmax ? g.delta[row * p.heads + item.head] : 0.f;
+          float lse = kSoftmax ? g.lse[row * p.heads + item.head] : 0.f;
+          float delta = kSoftmax ? g.delta[row * p.heads + item.head] * item.inverse_gradient : 0.f;
           Pair pair = pair_of<T, kSoftmax>(score, dweight, keeps, p.keep_scale, lse, delta);
-          float scale = !kSoftmax && p.scales ? p.scales[row] * item.inverse_unit : 1.f;
+          float scale = !kSoftmax && p.scales ? p.scales[row] * item.units.weight_inverse : 1.f;
           ds = scale * pair.ds;
           if (wants_dv) add_row(dv_slab[at], 1.f, scale * pair.weight, dout, p.value_dim);
           if (wants_dk) add_row(dk_slab[at], 1.f, ds, query, p.key_dim);
@@ -371,8 +385,8 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_atte
         }
       }
       if (lane % 4 == 0) {
-        if (wants_dk) dk_slab[at][kDim] = p.alpha * item.unit;
-        if (wants_dv) dv_slab[at][kDim] = item.unit;
+        if (wants_dk) dk_slab[at][kDim] = p.alpha * item.units.weight * item.units.gradient;
+        if (wants_dv) dv_slab[at][kDim] = item.units.weight;
       }
     }
     int first = j0 + key_warp * 16, rows = min(s.length - first, 16);
@@ -389,13 +403,13 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_atte
         float own = 0, beyond = 0;
         for (int w = 0; w < S::kWarps; ++w) beyond += shared.clamped[w];
         for (int w = 0; w < S::kKeyWarps; ++w) own += shared.own[w];
-        atomicAdd(item.pos_sums, item.unit * own);
-        atomicAdd(item.pos_sums + p.positions - 1, item.unit * beyond);
+        atomicAdd(item.pos_sums, item.units.weight * item.units.gradient * own);
+        atomicAdd(item.pos_sums + p.positions - 1, item.units.weight * item.units.gradient * beyond);
       }
       for (int x = threadIdx.x; g.time_sums && x <= p.last_bucket; x += kThreads) {
         float sum = 0;
         for (int w = 0; w < S::kKeyWarps; ++w) sum += shared.time_sums[w].sum[x], shared.time_sums[w].sum[x] = 0;
-        item.time_sums[x] += item.unit * sum;
+        item.time_sums[x] += item.units.weight * item.units.gradient * sum;
       }
     }
   }
@@ -404,51 +418,47 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1) hstu_atte
 constexpr int64_t kTableScratch = 1 << 26;  // floats for private sums of the tables
 constexpr int64_t kGroupTokens = 1 << 14;   // whose Q, dO and sums of dQ stay in the L2 cache
 
-// Blocks of a kernel that run at once on the current device.
-template <typename Kernel>
-int64_t resident_blocks(Kernel kernel, int threads, size_t shared) {
-  int device = 0, multiprocessors = 0, blocks = 0;
-  CUDA_CHECK(cudaGetDevice(&device));
-  CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
-  allow_shared(kernel, shared);
-  CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared));
-  return int64_t(multiprocessors) * blocks;
-}
-
 template <typename T, int kDim, Mode kMode>
-void run(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int64_t rows, int64_t keys, int64_t longest, Stream stream) {
+void launch_backward(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int64_t rows, int64_t keys, int64_t longest,
+                     Stream stream) {
   using S = BackwardShape<T, kDim>;
-  constexpr bool kBias = kMode != Mode::kSilu;
-  int64_t tiles = ceil_div(longest, S::kQueryTile), query_tiles = tiles * p.sequences, key_tiles = std::min<int64_t>(ceil_div(int64_t(p.max_seq_len), S::kKeyTile) * p.sequences, keys / S::kKeyTile + p.sequences);
-  HSTU_CHECK(query_tiles <= INT_MAX - 4 && key_tiles * p.heads <= INT_MAX, kInvalidArgument, "hstu_attention_backward: ", p.sequences, " sequences of ",
-             p.max_seq_len, " rows are too many for one call");
+  constexpr bool kBias = kMode != Mode::kSilu, kSoftmax = kMode == Mode::kSoftmax;
+  int64_t tiles = ceil_div(longest, S::kQueryTile), query_tiles = tiles * p.sequences;
+  int64_t key_tiles = std::min(ceil_div(int64_t(p.max_seq_len), S::kKeyTile) * p.sequences, keys / S::kKeyTile + p.sequences);
+  // With room for the tickets of blocks that find nothing left.
+  HSTU_CHECK(query_tiles <= INT_MAX - 4 && key_tiles * p.heads <= INT_MAX - (1 << 20), kInvalidArgument, "hstu_attention_backward: ",
+             p.sequences, " sequences of ", p.max_seq_len, " rows are too many for one call");
   auto kernel = hstu_attention_backward_kernel<T, kDim, kMode>;
   size_t shared = kBias ? sizeof(BackwardSharedWithBias<T, kDim>) : sizeof(BackwardShared<T, kDim>);
-  int64_t blocks = std::min<int64_t>(resident_blocks(kernel, S::kThreads, shared), key_tiles * p.heads);
-  // Which items a block gets depends on time, so for the same bits each item has its own sums of the tables, or, where these would be too
-  // large, items are dealt out.
-  int64_t entries = ((dpos_w ? p.positions : 0) + (dtime_w ? p.last_bucket + 1 : 0)) * p.heads;
-  g.private_items = entries * key_tiles <= kTableScratch, g.copies = key_tiles;
-  if (!g.private_items) g.copies = blocks = std::clamp<int64_t>(kTableScratch / entries, 1, blocks);
+  // Which items a block gets depends on time, so for the same bits each has its own sums of the tables; where all these would be too large,
+  // a launch has a part of the tiles.
+  int64_t entries = ((dpos_w ? p.positions : 0) + (dtime_w ? p.last_bucket + 1 : 0)) * int64_t(p.heads);
+  g.copies = int(entries ? std::clamp<int64_t>(kTableScratch / entries, 1, std::max<int64_t>(key_tiles, 1)) : key_tiles);
+  int64_t blocks = std::min(resident_blocks(kernel, S::kThreads, shared), int64_t(g.copies) * p.heads), sums = int64_t(g.copies) * p.heads;
 
-  Scratch<float> pos_sums(dpos_w ? p.heads * g.copies * p.positions : 0, stream), time_sums(dtime_w ? p.heads * g.copies * (p.last_bucket + 1) : 0, stream);
+  Scratch<float> pos_sums(dpos_w ? sums * p.positions : 0, stream), time_sums(dtime_w ? sums * (p.last_bucket + 1) : 0, stream);
   Scratch<float> dq_sums(rows * p.heads * kDim, stream);
   Scratch<QueryTile> seen(query_tiles, stream);
   Scratch<int> turns(query_tiles * p.heads + 2, stream);
   Scratch<int2> key_list(key_tiles, stream);
-  Scratch<unsigned> largest(p.scales ? p.sequences : 0, stream);
-  if (blocks > 0 && dpos_w) pos_sums.zero();
-  if (blocks > 0 && dtime_w) time_sums.zero();
-  if (p.scales && p.sequences > 0) largest.zero();
+  Scratch<Largest> largest(p.scales || kScalesGradient<T> ? p.sequences : 0, stream);
+  if (largest && p.sequences > 0) largest.zero();
   if (!g.deterministic && rows > 0) dq_sums.zero();
   g.pos_sums = pos_sums, g.time_sums = time_sums, g.dq_sums = dq_sums, g.query_tiles = seen, g.turns = turns + 2, g.tiles = turns;
   g.ticket = turns + 1, g.key_tiles = key_list, g.largest = largest, g.most_query_tiles = int(tiles);
   for (g.group = 32; g.group > 1 && g.group * int64_t(p.max_seq_len) > kGroupTokens;) g.group /= 2;
+  if (kScalesGradient<T>) launch(largest_kernel<T>, dim3(unsigned(p.sequences), 8), dim3(256), 0, stream, p, g);
   launch(prepare_kernel<T, S::kQueryTile, S::kKeyTile>, dim3(unsigned(ceil_div(query_tiles, 4) + 1)), dim3(128), 0, stream, p, g);
-  launch(kernel, dim3(unsigned(blocks)), dim3(S::kThreads), shared, stream, p, g);
-  launch(finish_kernel<T, kDim, kMode == Mode::kSoftmax>, dim3(unsigned(query_tiles)), dim3(256), 0, stream, p, g);
-  if (dpos_w) reduce_table(*dpos_w, pos_sums, g.copies, p.heads, p.positions, stream);
-  if (dtime_w) reduce_table(*dtime_w, time_sums, g.copies, p.heads, p.last_bucket + 1, stream);
+  do {
+    if (blocks > 0 && dpos_w) pos_sums.zero();
+    if (blocks > 0 && dtime_w) time_sums.zero();
+    if (g.first_tile > 0) CUDA_CHECK(cudaMemsetAsync(g.ticket, 0, sizeof(int), handle_of(stream)));
+    launch(kernel, dim3(unsigned(blocks)), dim3(S::kThreads), shared, stream, p, g);
+    if (dpos_w) reduce_table(*dpos_w, pos_sums, g.copies, p.heads, p.positions, g.first_tile > 0, stream);
+    if (dtime_w) reduce_table(*dtime_w, time_sums, g.copies, p.heads, p.last_bucket + 1, g.first_tile > 0, stream);
+    g.first_tile += g.copies;
+  } while (g.first_tile < key_tiles);
+  launch(dq_kernel<T, kDim, kSoftmax>, dim3(unsigned(query_tiles)), dim3(256), 0, stream, p, g);
 }
 
 }  // namespace
@@ -464,6 +474,7 @@ void hstu_attention_backward(Tensor& dq, Tensor& dk, Tensor& dv, Tensor* dpos_w,
   using namespace attention;
   bool softmax = activation == AttentionActivation::kSoftmax;
   HSTU_CHECK(!softmax || (out && lse), kInvalidArgument, "hstu_attention_backward: softmax wants out and lse");
+  check_geometry("hstu_attention_backward", {q, k, seq_offsets, q_offsets, num_targets, contextual_lengths, key_time}, max_seq_len, stream);
   int64_t longest = std::min(max_seq_len, q.shape[0]), rows = q.shape[0];
   pick_dtype("hstu_attention_backward", q.dtype, [&](auto zero) {
     using T = decltype(zero);
@@ -481,9 +492,10 @@ void hstu_attention_backward(Tensor& dq, Tensor& dk, Tensor& dv, Tensor* dpos_w,
     }
     pick_dim(q.shape[2], v.shape[2], [&](auto dim) {
       constexpr int kDim = decltype(dim)::value;
-      if (softmax) run<T, kDim, Mode::kSoftmax>(call, gradients, dpos_w, dtime_w, rows, k.shape[0], longest, stream);
-      else if (pos_w || time_w || !kPlain<T, kDim>) run<T, kDim, Mode::kSiluBias>(call, gradients, dpos_w, dtime_w, rows, k.shape[0], longest, stream);
-      else if constexpr (kPlain<T, kDim>) run<T, kDim, Mode::kSilu>(call, gradients, dpos_w, dtime_w, rows, k.shape[0], longest, stream);
+      auto go = [&](auto mode) {
+        launch_backward<T, kDim, decltype(mode)::value>(call, gradients, dpos_w, dtime_w, rows, k.shape[0], longest, stream);
+      };
+      pick_mode<T, kDim>(softmax, pos_w || time_w, go);
     });
   });
 }
