@@ -62,8 +62,9 @@ __global__ void __launch_bounds__(32 * kWarps<T>, 2) hstu_attention_kernel(const
   int64_t query = s.query + first;
   float factor = p.unit * p.alpha;
 
-  load_tile<kRows<T, kDim>, kDim, kThreads>(shared.q, rows, p.key_dim, p.key_piece, p.q,
-                                            [&](int r) { return p.q + ((query + r) * p.heads + head) * p.key_dim; });
+  const T* first_query = p.q + (query * p.heads + head) * p.key_dim;
+  load_tile<kRows<T, kDim>, kDim, kThreads>(shared.q, rows, p.key_dim, p.key_piece,
+                                            [&](int r) { return first_query + r * (p.heads * p.key_dim); });
   copy_async_commit();
   shared.seen.stage(p, s, i0, rows);
   if (threadIdx.x == 0) {
@@ -87,19 +88,23 @@ __global__ void __launch_bounds__(32 * kWarps<T>, 2) hstu_attention_kernel(const
   KeyTiles key_tiles = shared.seen.tiles(kTile);
 
   auto load = [&](int stage, int j0) {
-    auto move = [&](auto&& at) {
-      load_tile<kTile, kDim, kThreads>(shared.k[stage], s.history - j0, p.key_dim, p.key_piece, p.k,
-                                       [&](int c) { return at(shared.keys, c); });
-      load_tile<kTile, kDim, kThreads>(shared.v[stage], s.history - j0, p.value_dim, p.value_piece, p.v,
-                                       [&](int c) { return at(shared.values, c); });
+    auto move = [&](auto&& key, auto&& value) {
+      load_tile<kTile, kDim, kThreads>(shared.k[stage], s.history - j0, p.key_dim, p.key_piece, key);
+      load_tile<kTile, kDim, kThreads>(shared.v[stage], s.history - j0, p.value_dim, p.value_piece, value);
     };
-    if (j0 < s.paged) move([&](const Rows<T>& data, int c) { return data.at(j0 + c); });
-    else move([&](const Rows<T>& data, int c) { return data.jagged + (j0 + c - s.paged) * data.stride; });
+    if (j0 < s.paged) {
+      int last = s.history - 1;  // whose page is there
+      move([&](int c) { return shared.keys.at(min(j0 + c, last)); }, [&](int c) { return shared.values.at(min(j0 + c, last)); });
+    } else {
+      int64_t row = (s.key + j0 - s.paged) * p.heads + head;
+      const T *key = p.k + row * p.key_dim, *value = p.v + row * p.value_dim;
+      move([&](int c) { return key + c * (p.heads * p.key_dim); }, [&](int c) { return value + c * (p.heads * p.value_dim); });
+    }
     copy_async_commit();
   };
   auto fetch = [&](int j0) {
     if constexpr (kBias)
-      shared.bias.template fetch<kThreads>(ahead, p, head, min(i0, s.history) - j0 - (kTile - 1), p.key_time + s.time + j0, base,
+      shared.bias.template fetch<kThreads>(ahead, p, head, min(i0, s.history) - j0 - (kTile - 1), p.key_time + s.time + j0,
                                            s.contextual - j0, s.history - j0);
   };
   float sums[kM][kX][4] = {}, most[kM][2], total[kM][2] = {};
@@ -110,7 +115,7 @@ __global__ void __launch_bounds__(32 * kWarps<T>, 2) hstu_attention_kernel(const
   if (n < key_tiles.last) {
     if (kPrefetch) load(0, n * kTile);
     fetch(n * kTile);
-    if constexpr (kBias) shared.bias.commit(0, ahead);
+    if constexpr (kBias) shared.bias.commit(0, ahead, p, base);
   }
   for (; n < key_tiles.last; stage ^= 1) {
     int j0 = n * kTile, next = key_tiles.from(n + 1), buffer = stage & kPrefetch;
@@ -222,7 +227,7 @@ __global__ void __launch_bounds__(32 * kWarps<T>, 2) hstu_attention_kernel(const
       multiply_weights<T, kDim>(sums, w, shared.v[buffer] + c0 * kPitch<T, kDim>);
     }
     if constexpr (kBias)
-      if (next < key_tiles.last) shared.bias.commit(stage ^ 1, ahead);
+      if (next < key_tiles.last) shared.bias.commit(stage ^ 1, ahead, p, base);
     n = next;
   }
   copy_async_wait<0>();

@@ -22,8 +22,15 @@ template <typename T>
 struct Table {
   const void* data;
   bool wide;
-  __device__ __forceinline__ float at(int64_t x) const {
-    return wide ? static_cast<const float*>(data)[x] : to_float(static_cast<const T*>(data)[x]);
+  __device__ __forceinline__ float at(int64_t x) const { return value(bits(x)); }
+  // The same in two steps: what waits for the load comes later.
+  __device__ __forceinline__ uint32_t bits(int64_t x) const {
+    return wide || sizeof(T) == 4 ? static_cast<const uint32_t*>(data)[x] : static_cast<const uint16_t*>(data)[x];
+  }
+  __device__ __forceinline__ float value(uint32_t bits) const {
+    if constexpr (sizeof(T) == 4) return __uint_as_float(bits);
+    uint16_t half = uint16_t(bits);
+    return wide ? __uint_as_float(bits) : to_float(*reinterpret_cast<T*>(&half));
   }
 };
 
@@ -250,9 +257,9 @@ template <typename T, int kDim>
 constexpr int kPitch = kDim + 16 / int(sizeof(T));  // one 16-byte piece of padding: eight rows of a column fall into different banks
 
 // tile [kRows, kPitch] = row(0 .. valid - 1), zero from `valid` on and from column `dim` on. Asynchronous in pieces of `piece` bytes, 16 or
-// 4; piece 0 goes element by element. `safe` is any address: what is not copied is not read.
+// 4; piece 0 goes element by element. row(r) may be any address from `valid` on: nothing is read there.
 template <int kRows, int kDim, int kThreads, int kBytes, typename T, typename Row>
-__device__ __forceinline__ void load_pieces(T* tile, int valid, int dim, const T* safe, Row&& row) {
+__device__ __forceinline__ void load_pieces(T* tile, int valid, int dim, Row&& row) {
   constexpr int kPiece = kBytes / int(sizeof(T)), kPieces = kDim / kPiece, kEach = kThreads / kPieces;
   static_assert(kThreads % kPieces == 0);
   int d = threadIdx.x % kPieces * kPiece, valid_here = d < dim ? valid : 0;
@@ -260,15 +267,14 @@ __device__ __forceinline__ void load_pieces(T* tile, int valid, int dim, const T
   for (int r0 = 0; r0 < kRows; r0 += kEach) {
     int r = r0 + threadIdx.x / kPieces;
     if (kEach > kRows && r >= kRows) break;
-    bool there = r < valid_here;
-    copy_async<kBytes>(shared_address(tile + r * kPitch<T, kDim> + d), there ? row(r) + d : safe, there ? kBytes : 0);
+    copy_async<kBytes>(shared_address(tile + r * kPitch<T, kDim> + d), row(r) + d, r < valid_here ? kBytes : 0);
   }
 }
 template <int kRows, int kDim, int kThreads, typename T, typename Row>
-__device__ __forceinline__ void load_tile(T* tile, int valid, int dim, int piece, const T* safe, Row&& row) {
-  if (piece == 16) return load_pieces<kRows, kDim, kThreads, 16>(tile, valid, dim, safe, row);
+__device__ __forceinline__ void load_tile(T* tile, int valid, int dim, int piece, Row&& row) {
+  if (piece == 16) return load_pieces<kRows, kDim, kThreads, 16>(tile, valid, dim, row);
   if constexpr (kThreads % (kDim * sizeof(T) / 4) == 0)
-    if (piece == 4) return load_pieces<kRows, kDim, kThreads, 4>(tile, valid, dim, safe, row);
+    if (piece == 4) return load_pieces<kRows, kDim, kThreads, 4>(tile, valid, dim, row);
 #pragma unroll 8
   for (int x = threadIdx.x; x < kRows * kDim; x += kThreads) {
     int r = x / kDim, d = x % kDim;

@@ -82,9 +82,9 @@ struct BiasTile {
   // What a thread brings for the next stage: read from global memory before a tile's work, written to shared memory after it.
   template <int kThreads>
   struct Ahead {
-    float pos[(kSegment + kThreads - 1) / kThreads];
-    NearTime time;
-    bool there;
+    uint32_t pos[(kSegment + kThreads - 1) / kThreads];  // bits of table entries
+    int64_t time;
+    bool there, timed;
   };
 
   template <int kThreads, typename T>
@@ -97,26 +97,27 @@ struct BiasTile {
   }
   // nearest: the least position difference of the tile; times: of the moving rows, `timed` of them from the first that has one.
   template <int kThreads, typename T>
-  __device__ __forceinline__ void fetch(Ahead<kThreads>& ahead, const Call<T>& p, int head, int nearest, const int64_t* times, int64_t base,
-                                        int untimed, int count) const {
+  __device__ __forceinline__ void fetch(Ahead<kThreads>& ahead, const Call<T>& p, int head, int nearest, const int64_t* times, int untimed,
+                                        int count) const {
     if (p.positions) {
 #pragma unroll
       for (int y = 0; y < (kSegment + kThreads - 1) / kThreads; ++y)
-        ahead.pos[y] = p.unit * p.pos_w.at((p.pos_per_head ? int64_t(head) * p.positions : 0) +
-                                           min(abs(nearest + int(threadIdx.x) + y * kThreads), p.positions - 1));
+        ahead.pos[y] = p.pos_w.bits((p.pos_per_head ? int64_t(head) * p.positions : 0) +
+                                    min(abs(nearest + int(threadIdx.x) + y * kThreads), p.positions - 1));
     }
     int x = threadIdx.x;
-    ahead.there = p.last_bucket >= 0 && x < kMoving && x < count, ahead.time = {kNoMovingTime, kSomeUntimed};
-    if (ahead.there && x >= untimed) ahead.time = near_time(times[x], base);
+    ahead.there = p.last_bucket >= 0 && x < kMoving && x < count, ahead.timed = ahead.there && x >= untimed;
+    if (ahead.timed) ahead.time = times[x];
   }
-  template <int kThreads>
-  __device__ __forceinline__ void commit(int stage, const Ahead<kThreads>& ahead) {
+  template <int kThreads, typename T>
+  __device__ __forceinline__ void commit(int stage, const Ahead<kThreads>& ahead, const Call<T>& p, int64_t base) {
 #pragma unroll
     for (int y = 0; y < (kSegment + kThreads - 1) / kThreads; ++y)
-      if (int x = threadIdx.x + y * kThreads; x < kSegment) pos[stage][x] = ahead.pos[y];
-    if (threadIdx.x < kMoving) {
-      near[stage][threadIdx.x] = ahead.time.at;
-      TimeSpan span = TimeSpan::of_warp(ahead.time, ahead.there);
+      if (int x = threadIdx.x + y * kThreads; p.positions && x < kSegment) pos[stage][x] = p.unit * p.pos_w.value(ahead.pos[y]);
+    if (p.last_bucket >= 0 && threadIdx.x < kMoving) {
+      NearTime time = ahead.timed ? near_time(ahead.time, base) : NearTime{kNoMovingTime, kSomeUntimed};
+      near[stage][threadIdx.x] = time.at;
+      TimeSpan span = TimeSpan::of_warp(time, ahead.there);
       if (threadIdx.x % 32 == 0) spans[stage][threadIdx.x / 32] = span;
     }
   }
@@ -214,30 +215,44 @@ __device__ __forceinline__ int exact_bucket(const Call<T>& p, const Sequence& s,
 
 // ---- Gradients of the tables -----------------------------------------------------------------------------------------------------
 
-// One warp's sums by time bucket, in shared memory. Where a tile holds one bucket a lane only adds to a register; where it holds many,
+// One warp's sums by time bucket, in shared memory. Where a tile holds one bucket or two a lane only adds to registers; where it holds many,
 // dS is rounded to 20 bits below the tile's largest and summed as integers, for integers may be added in any order.
 struct TimeSums {
-  float sum[kTimeThresholds + 1];
+  float sum[kTimeThresholds + 2];
   int part[kTimeThresholds + 1];
 };
 struct TimeGradient {
   int bucket = 0;
-  float run = 0;
+  float run = 0, next_run = 0;  // of `bucket`, of the one after it
 
   __device__ __forceinline__ void flush(TimeSums& sums) {
-    float total = warp_sum(run);
-    if (threadIdx.x % 32 == 0) sums.sum[bucket] += total;
+    float total = warp_sum(run), next_total = warp_sum(next_run);
+    if (threadIdx.x % 32 == 0) sums.sum[bucket] += total, sums.sum[bucket + 1] += next_total;
     __syncwarp();
-    run = 0;
+    run = next_run = 0;
   }
   template <int kN, typename Bias, typename Exact>
   __device__ __forceinline__ void add(TimeSums& sums, const Bias& bias, TimePath path, int last, int stage, const int (&fixed)[2],
                                       int first, const float (&ds)[kN][4], Exact&& exact) {
     int lane = threadIdx.x % 32;
     if (path.kind == TimePath::kOne) {
-      if (path.low != bucket) flush(sums), bucket = path.low;
+      if (path.low != bucket && path.low != bucket + 1) flush(sums), bucket = path.low;
+      float sum = 0;
 #pragma unroll
-      for (int x = 0; x < kN; ++x) run += (ds[x][0] + ds[x][1]) + (ds[x][2] + ds[x][3]);
+      for (int x = 0; x < kN; ++x) sum += (ds[x][0] + ds[x][1]) + (ds[x][2] + ds[x][3]);
+      if (path.low == bucket) run += sum;
+      else next_run += sum;
+    } else if (path.kind == TimePath::kFew && path.high == path.low + 1) {
+      if (path.low != bucket) flush(sums), bucket = path.low;
+      int least = int(bias.threshold[path.low]);
+#pragma unroll
+      for (int x = 0; x < kN; ++x) {
+        int2 at = *reinterpret_cast<const int2*>(&bias.near[stage][first + 8 * x]);
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          if (bias.reaches(fixed[e / 2], e % 2 ? at.y : at.x, least)) next_run += ds[x][e];
+          else run += ds[x][e];
+      }
     } else if (path.kind == TimePath::kFew) {
       float above = 0;
 #pragma unroll 1
@@ -314,41 +329,65 @@ __device__ __forceinline__ void halve(float* v, int bit) {
   }
 }
 
-// Sums along the diagonals of a warp's 16 keys by 8 kN queries: diagonal[query - key + 16]. Blocks of 8 x 8 that lie on the same diagonals
-// are added first; then element (g, c) of a block belongs to diagonal c - g, of this block or (c < g) 8 before: rows are rotated by g and
-// added over g, each lane ending with some of the sums. `again`: the first two groups were written before and are added to.
-template <int kN>
-__device__ __forceinline__ void add_diagonals(float* diagonal, const float (&ds)[kN][4], bool again) {
-  constexpr int kCount = 2 * (kN + 2), kHalf = (kCount + 1) / 2, kQuarter = (kHalf + 1) / 2, kEighth = (kQuarter + 1) / 2;
-  int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-  __syncwarp();
-  bool from_even = 2 * t >= g, from_odd = 2 * t + 1 >= g;
-  int even_lane = g * 4 + (t + g / 2) % 4, odd_lane = g * 4 + (t + (g + 1) / 2) % 4;
-  float sums[kCount], before[2] = {0, 0};  // before: of block k, beginning with the one before the first
+// Sums of dS along the diagonals of a tile of keys by queries, from shared memory. A warp has kEach neighbouring diagonals of 8 x 8 blocks.
+// The blocks of each are added first, in the 16-bit types by mma with two unit matrices side by side; then element (g, c) of a sum of
+// blocks belongs to diagonal c - g, of this block or (c < g) 8 before: rows are rotated by g and added over g.
+template <typename T, int kKeyTile, int kQueryTile, int kPitch, int kWarps>
+struct Diagonals {
+  static constexpr int kKeyBlocks = kKeyTile / 8, kQueryBlocks = kQueryTile / 8;
+  static constexpr int kEach = (kKeyBlocks + kQueryBlocks - 2) / kWarps + 1, kBlocks = kKeyBlocks < kQueryBlocks ? kKeyBlocks : kQueryBlocks;
+  float part[kWarps][8 * (kEach + 1)];
+
+  // Columns of ds [kKeyTile, kPitch] from `columns` on count as 0.
+  __device__ __forceinline__ void add(const T* ds, int columns) {
+    int lane = threadIdx.x % 32, warp = threadIdx.x / 32, g = lane / 4, t = lane % 4;
+    float block[kEach + 2][4] = {};  // the first and the last stay 0
 #pragma unroll
-  for (int k = -2; k < kN; ++k) {
-    float next[2] = {0, 0};  // of block k + 1
+    for (int x = 0; x < kEach; ++x) {
+      int apart = 1 - kKeyBlocks + warp * kEach + x, first = max(-apart, 0), last = min(kKeyBlocks, kQueryBlocks - apart);
+      if constexpr (kIsHalf<T>) {
+        uint32_t unit = pack_pair<T>(2 * t == g ? 1.f : 0.f, 2 * t + 1 == g ? 1.f : 0.f), left[4] = {unit, 0, unit, 0};
 #pragma unroll
-    for (int e = 0; e < 2; ++e) {
-      if (k + 1 >= 0 && k + 1 < kN) next[e] = ds[k + 1][e];
-      if (k + 2 < kN) next[e] += ds[k + 2][2 + e];
+        for (int b = 0; b < kBlocks; b += 4) {
+          int mine = min(first + b + lane / 8, last - 1), column = 8 * (first + b + apart) + g;
+          uint32_t right[4];
+          load_matrices_transposed(right, shared_address(ds + max(8 * mine + lane % 8, 0) * kPitch + max(8 * (mine + apart), 0)));
+#pragma unroll
+          for (int y = 0; y < 4; ++y)
+            if (first + b + y >= last || column + 8 * y >= columns) right[y] = 0;
+          mma_m16n8k16<T>(block[x + 1], left, right[0], right[1]);
+          mma_m16n8k16<T>(block[x + 1], left, right[2], right[3]);
+        }
+      } else {
+        for (int b = first; b < last; ++b) {
+          int column = 8 * (b + apart) + 2 * t;
+          float2 two = *reinterpret_cast<const float2*>(ds + (8 * b + g) * kPitch + column);
+          block[x + 1][0] += column < columns ? two.x : 0.f, block[x + 1][1] += column + 1 < columns ? two.y : 0.f;
+        }
+      }
     }
-    float low = from_even ? before[0] : next[0], high = from_odd ? before[1] : next[1];
-    before[0] = next[0], before[1] = next[1];
-    sums[2 * (k + 2)] = __shfl_sync(kFullWarp, g % 2 ? high : low, even_lane);
-    sums[2 * (k + 2) + 1] = __shfl_sync(kFullWarp, g % 2 ? low : high, odd_lane);
+    constexpr int kCount = 2 * (kEach + 1), kHalf = (kCount + 1) / 2, kQuarter = (kHalf + 1) / 2, kEighth = (kQuarter + 1) / 2;
+    float sums[kCount];
+#pragma unroll
+    for (int x = 0; x <= kEach; ++x) {
+      float low = 2 * t >= g ? block[x][0] : block[x + 1][0], high = 2 * t + 1 >= g ? block[x][1] : block[x + 1][1];
+      sums[2 * x] = __shfl_sync(kFullWarp, g % 2 ? high : low, g * 4 + (t + g / 2) % 4);
+      sums[2 * x + 1] = __shfl_sync(kFullWarp, g % 2 ? low : high, g * 4 + (t + (g + 1) / 2) % 4);
+    }
+    halve<kCount>(sums, 16), halve<kHalf>(sums, 8), halve<kQuarter>(sums, 4);
+    int start = (lane & 16 ? kHalf : 0) + (lane & 8 ? kQuarter : 0) + (lane & 4 ? kEighth : 0);
+    int end = min(lane & 16 ? kCount : kHalf, (lane & 16 ? kHalf : 0) + (lane & 8 ? kHalf : kQuarter));
+    end = min(end, (lane & 16 ? kHalf : 0) + (lane & 8 ? kQuarter : 0) + (lane & 4 ? kQuarter : kEighth));
+#pragma unroll
+    for (int x = 0; x < kEighth; ++x)
+      if (int j = start + x; j < end) part[warp][j / 2 * 8 + 2 * t + j % 2] = sums[x];
   }
-  halve<kCount>(sums, 16), halve<kHalf>(sums, 8), halve<kQuarter>(sums, 4);
-  int first = (lane & 16 ? kHalf : 0) + (lane & 8 ? kQuarter : 0) + (lane & 4 ? kEighth : 0);
-  int most = min(kCount, (lane & 16 ? kCount : kHalf)), end = min(most, (lane & 16 ? kHalf : 0) + (lane & 8 ? kHalf : kQuarter));
-  end = min(end, (lane & 16 ? kHalf : 0) + (lane & 8 ? kQuarter : 0) + (lane & 4 ? kQuarter : kEighth));
-#pragma unroll
-  for (int x = 0; x < kEighth; ++x)
-    if (int j = first + x; j < end) {
-      float& to = diagonal[j / 2 * 8 + 2 * t + j % 2];
-      to = sums[x] + (again && j < 4 ? to : 0.f);
-    }
-}
+  // The diagonal where query - key + kKeyTile - 1 = x; between neighbouring warps lie eight that both have a part of.
+  __device__ __forceinline__ float at(int x) const {
+    int slot = (x + 1) / 8, offset = (x + 1) % 8, warp = slot / kEach, own = slot % kEach;
+    return part[warp][8 * own + offset] + (own == 0 && warp > 0 ? part[warp - 1][8 * kEach + offset] : 0.f);
+  }
+};
 
 // table [Hr, width] = (or, with `more`, +=) sums over `copies` rows [copies, entries] of each of its rows, 0 from `entries` on. A block
 // owns 32 entries, a thread every 32nd copy of one; sums in float64, in a fixed order.

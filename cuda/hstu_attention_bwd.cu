@@ -27,18 +27,19 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1)
   int row0 = key_warp * 16 + lane / 4, column0 = lane % 4 * 2;
   bool wants_dv = !S::kSplit || warp < S::kKeyWarps, wants_dk = !S::kSplit || warp >= S::kKeyWarps;
   float factor = p.unit * p.alpha;
-  bool herald = g.deterministic && threadIdx.x == kThreads - 32;  // takes turns for the block
   bool wants_pos = kBias && g.pos_sums, wants_time = kBias && g.time_sums && wants_dk;
   if constexpr (kBias)
     for (int x = threadIdx.x; x < int(sizeof(shared.time_sums) / 4); x += kThreads) reinterpret_cast<int*>(shared.time_sums)[x] = 0;
 
+  if (threadIdx.x == 0) shared.ds_there.begin(S::kWarps), shared.tile_done.begin(S::kWarps);
+  unsigned step = 0;  // of all items
   int items = min(*g.tiles - g.first_tile, g.copies) * p.heads;
   for (;;) {
     __syncthreads();  // the last item's slabs have been written
     if (threadIdx.x == 0) {
       int ticket = shared.ticket = atomicAdd(g.ticket, 1);
       if (ticket < items) {
-        Item& item = shared.item;
+        Item<T>& item = shared.item;
         int2 tile = g.key_tiles[g.first_tile + ticket / p.heads];
         const Sequence s = item.sequence = sequence_of(p, tile.x);
         item.head = ticket % p.heads, item.tile = tile.y;
@@ -46,6 +47,8 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1)
         item.count = tile.y * kK < s.history ? (s.queries + kQ - 1) / kQ : 0;
         item.begin = p.causal && !p.contextual_full ? max(tile.y * kK - s.shift, 0) / kQ : 0;
         item.query_tiles = g.query_tiles + int64_t(tile.x) * g.most_query_tiles;
+        item.q = row_of(p.q, p, s.query, item.head, p.key_dim), item.dout = row_of(g.dout, p, s.query, item.head, p.value_dim);
+        item.dq_sums = g.dq_sums + (s.query * p.heads + item.head) * kDim;
         item.turns = g.turns + (int64_t(tile.x) * p.heads + item.head) * g.most_query_tiles;
         int64_t copy = int64_t(item.head) * g.copies + ticket / p.heads;
         item.pos_sums = g.pos_sums + copy * p.positions, item.time_sums = g.time_sums + copy * (p.last_bucket + 1);
@@ -54,14 +57,17 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1)
     }
     __syncthreads();
     if (shared.ticket >= items) break;
-    const Item& item = shared.item;
+    const Item<T>& item = shared.item;
     const Sequence& s = item.sequence;
     const int n = item.tile, j0 = n * kK;
 
-    load_tile<kK, kDim, kThreads>(shared.k, s.history - j0, p.key_dim, p.key_piece, p.k,
-                                  [&](int c) { return row_of(p.k, p, s.key + j0 + c, item.head, p.key_dim); });
-    load_tile<kK, kDim, kThreads>(shared.v, s.history - j0, p.value_dim, p.value_piece, p.v,
-                                  [&](int c) { return row_of(p.v, p, s.key + j0 + c, item.head, p.value_dim); });
+    const int key_stride = p.heads * p.key_dim, value_stride = p.heads * p.value_dim, queries = s.queries;
+    auto load = [&]<int kRows>(T* keys, T* values, const T* key, const T* value, int rows) {
+      load_tile<kRows, kDim, kThreads>(keys, rows, p.key_dim, p.key_piece, [&](int r) { return key + r * key_stride; });
+      load_tile<kRows, kDim, kThreads>(values, rows, p.value_dim, p.value_piece, [&](int r) { return value + r * value_stride; });
+    };
+    load.template operator()<kK>(shared.k, shared.v, row_of(p.k, p, s.key + j0, item.head, p.key_dim),
+                                 row_of(p.v, p, s.key + j0, item.head, p.value_dim), s.history - j0);
     // The bias: times of this warp's keys in registers, those of queries and the table by position difference come tile by tile.
     typename decltype(BackwardSharedWithBias<T, kDim>::bias)::template Ahead<kThreads> ahead;
     [[maybe_unused]] TimeSpan span{};
@@ -78,27 +84,35 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1)
       key_time[0] = __shfl_sync(kFullWarp, time.at, lane / 4), key_time[1] = __shfl_sync(kFullWarp, time.at, lane / 4 + 8);
     }
 
+    // The tiles of queries that see this tile of keys, in order. A warp looks at 32 of them at once, a lane at one.
     struct Seen {
       int tile, turn;  // turn: tiles of keys behind this one that these queries see
       bool all;
     };
-    auto next_seen = [&](int m) {  // the first tile of queries from m on that sees this tile of keys
-      for (; m < item.count; ++m) {
-        QueryTile seen = item.query_tiles[m];
-        KeyTiles tiles = KeyTiles::of(seen.any, kK);
-        bool before = tiles.gap >= 0 && n < tiles.gap;
-        if (n < tiles.last && (before || tiles.gap < 0 || n >= tiles.resume))
-          return Seen{m, tiles.last - 1 - n - (before ? tiles.resume - tiles.gap : 0),
-                      seen.all.all(j0, j0 + kK) && (m + 1) * kQ <= s.queries};
+    int looked_at = item.begin - 32, found = 0;
+    unsigned some_see = 0;
+    auto next_seen = [&] {
+      while (!some_see) {
+        looked_at += 32;
+        if (looked_at >= item.count) return Seen{-1, 0, false};
+        int m = looked_at + lane;
+        bool sees = false;
+        if (m < item.count) {
+          QueryTile seen = item.query_tiles[m];
+          KeyTiles tiles = KeyTiles::of(seen.any, kK);
+          bool before = tiles.gap >= 0 && n < tiles.gap, all = seen.all.all(j0, j0 + kK) && (m + 1) * kQ <= queries;
+          sees = n < tiles.last && (before || tiles.gap < 0 || n >= tiles.resume);
+          found = 2 * (tiles.last - 1 - n - (before ? tiles.resume - tiles.gap : 0)) + int(all);
+        }
+        some_see = __ballot_sync(kFullWarp, sees);
       }
-      return Seen{-1, 0, false};
+      int first = __ffs(some_see) - 1, what = __shfl_sync(kFullWarp, found, first);
+      some_see &= some_see - 1;
+      return Seen{looked_at + first, what >> 1, bool(what & 1)};
     };
-    auto load = [&](int stage, int m) {
-      int first = m * kQ, rows = s.queries - first;
-      load_tile<kQ, kDim, kThreads>(shared.q[stage], rows, p.key_dim, p.key_piece, p.q,
-                                    [&](int r) { return row_of(p.q, p, s.query + first + r, item.head, p.key_dim); });
-      load_tile<kQ, kDim, kThreads>(shared.dout[stage], rows, p.value_dim, p.value_piece, g.dout,
-                                    [&](int r) { return row_of(g.dout, p, s.query + first + r, item.head, p.value_dim); });
+    auto load_queries = [&](int stage, int m) {
+      load.template operator()<kQ>(shared.q[stage], shared.dout[stage], item.q + int64_t(m) * kQ * key_stride,
+                                   item.dout + int64_t(m) * kQ * value_stride, queries - m * kQ);
       copy_async_commit();
     };
     float row_scale = 1, row_lse = 0, row_delta = 0;  // of the next tile, a thread a row
@@ -113,102 +127,84 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1)
       }
       if constexpr (kBias)
         shared.bias.template fetch<kThreads>(ahead, p, item.head, min(s.shift + first, s.history) - j0 - (kK - 1),
-                                             p.query_time + s.query + first, item.base, s.contextual - s.shift - first, s.queries - first);
+                                             p.query_time + s.query + first, s.contextual - s.shift - first, s.queries - first);
     };
-    auto commit = [&](int buffer, int m) {
+    auto commit = [&](int buffer, Seen seen) {
       if (threadIdx.x < kQ) {
-        int r = m * kQ + threadIdx.x;
-        shared.seen[buffer][threadIdx.x] = r < s.queries ? visible_keys(p, s, s.shift + r) : VisibleKeys{0, 0, 0, 0};
+        int r = seen.tile * kQ + threadIdx.x;
+        if (!seen.all) shared.visible[buffer][threadIdx.x] = r < queries ? visible_keys(p, s, s.shift + r) : VisibleKeys{0, 0, 0, 0};
         shared.scale[buffer][threadIdx.x] = row_scale;
         shared.lse[buffer][threadIdx.x] = row_lse, shared.delta[buffer][threadIdx.x] = row_delta;
       }
-      if constexpr (kBias) shared.bias.commit(buffer, ahead);
+      if constexpr (kBias) shared.bias.commit(buffer, ahead, p, item.base);
     };
 
     float sums[S::kSplit ? 1 : 2][1][kX][4] = {};
     auto &dk = sums[0], &dv = sums[S::kSplit ? 0 : 1];
-    auto tell = [&](int m) {  // one thread, after a barrier that follows the additions
-      __threadfence();
-      asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(item.turns + m) : "memory");
-    };
-    // What is left of a tile once its dS is known to the block: dQ, and the sums along diagonals.
-    auto add_dq = [&](int m, int turn, int buffer) {
+    auto add_dq = [&](int m, int turn, int buffer) {  // once dS of the tile is known to the block
       float c[S::kPart / 8][4] = {};
-      int row = warp % S::kRowGroups * 16, part = warp / S::kRowGroups * S::kPart;
+      int row = warp % S::kRowGroups * 16, part = warp / S::kRowGroups * S::kPart, stride = p.heads * kDim;
       multiply_ds<T, kDim>(c, shared.ds[buffer], row, shared.k + part);
       bool first = g.deterministic && turn == 0;
+      float* to = item.dq_sums + int64_t(m) * kQ * stride + (row + lane / 4) * stride + part + column0;
 #pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        int r = m * kQ + row + lane / 4 + 8 * half;
-        if (r >= s.queries) continue;
-        float* to = g.dq_sums + ((s.query + r) * p.heads + item.head) * kDim + part + column0;
+      for (int half = 0; half < 2; ++half, to += 8 * stride) {
+        if (m * kQ + row + lane / 4 + 8 * half >= queries) continue;
 #pragma unroll
         for (int x = 0; x < S::kPart / 8; ++x)
           if (first) *reinterpret_cast<float2*>(to + 8 * x) = float2{c[x][2 * half], c[x][2 * half + 1]};
           else add_pair(to + 8 * x, c[x][2 * half], c[x][2 * half + 1]);
       }
-      if constexpr (kBias)
-        if (wants_pos) {
-          // Warps' diagonals come together, two that are as far from 0 too; then targets; what lies beyond the table is kept apart.
-          int i0 = s.shift + m * kQ;
-          float beyond = 0, ds_unit = item.units.weight * item.units.gradient;
-          for (int x = threadIdx.x; x < kQ + kK - 1; x += kThreads) {
-            auto sum_of = [&](int x) {  // x = query - key + kK - 1; warp w has it at x - (kK - 1) + 16 (w + 1)
-              constexpr int kLength = kQ + 16;
-              int first = max((kK - 2 - x) / 16, 0), at = x - (kK - 1) + 16 * (first + 1);
-              float sum = 0;
-#pragma unroll
-              for (int w = 0; w < kLength / 16; ++w)
-                if (first + w < S::kKeyWarps && at + 16 * w < kLength) sum += shared.diagonal[buffer][first + w][at + 16 * w];
-              return sum;
-            };
-            int distance = i0 - j0 + x - (kK - 1), opposite = x - 2 * distance;
-            float sum = sum_of(x);
-            if (distance != 0 && opposite >= 0 && opposite < kQ + kK - 1) sum = distance > 0 ? sum + sum_of(opposite) : 0.f;
-            if (abs(distance) >= p.positions - 1) beyond += sum;
-            else if (sum != 0) atomicAdd(item.pos_sums + abs(distance), ds_unit * sum);
-          }
-          bool targets = i0 + kQ > s.history;
-          if (targets) __syncthreads();  // one thread at a time adds to an entry
-          for (int c = threadIdx.x; targets && c < kK; c += kThreads) {
-            int distance = s.history - (j0 + c);
-            if (distance <= 0) continue;
-            if (distance >= p.positions - 1) beyond += shared.targets[buffer][c];
-            else atomicAdd(item.pos_sums + distance, ds_unit * shared.targets[buffer][c]);
-          }
-          clamped += beyond;
-        }
+    };
+    auto sum_positions = [&](auto& shared, int m, int buffer) {  // once dS of the tile is known to the block
+      int before = s.history - s.shift - m * kQ;   // queries before the targets, which all stand at one position
+      shared.diagonals[buffer].add(shared.ds[buffer], before);
+      for (int c = threadIdx.x; before < kQ && c < kK; c += kThreads) {
+        float sum = 0;
+        for (int r = max(before, 0); r < kQ; ++r) sum += to_float(shared.ds[buffer][c * S::kPitchDs + r]);
+        shared.targets[buffer][c] = sum;
+      }
+    };
+    auto add_positions = [&](auto& shared, int m, int buffer) {  // once these sums are
+      // Two diagonals that are as far from 0 come together; then targets; what lies beyond the table is kept apart.
+      int i0 = s.shift + m * kQ;
+      float ds_unit = item.units.weight * item.units.gradient;
+      for (int x = threadIdx.x; x < kQ + kK - 1; x += kThreads) {
+        int distance = i0 - j0 + x - (kK - 1), opposite = x - 2 * distance;
+        float sum = shared.diagonals[buffer].at(x);
+        if (distance != 0 && opposite >= 0 && opposite < kQ + kK - 1)
+          sum = distance > 0 ? sum + shared.diagonals[buffer].at(opposite) : 0.f;
+        if (abs(distance) >= p.positions - 1) clamped += sum;
+        else if (sum != 0) atomicAdd(item.pos_sums + abs(distance), ds_unit * sum);
+      }
+      if (i0 + kQ <= s.history) return;
+      __syncthreads();  // one thread at a time adds to an entry
+      for (int c = threadIdx.x; c < kK; c += kThreads) {
+        int distance = s.history - (j0 + c);
+        if (distance <= 0) continue;
+        if (distance >= p.positions - 1) clamped += shared.targets[buffer][c];
+        else atomicAdd(item.pos_sums + distance, ds_unit * shared.targets[buffer][c]);
+      }
     };
 
-    Seen seen = next_seen(item.begin), last{-1, 0, false};
-    int buffer = 0, unsaid = -1;
+    Seen seen = next_seen(), next{-1, 0, false};
+    int buffer = 0, done = -1;  // done: the tile to whose dQ all warps have added
     if (seen.tile >= 0) {
-      if (S::kStages == 2) load(0, seen.tile);
+      load_queries(0, seen.tile);
       fetch(seen.tile);
-      commit(0, seen.tile);
-    } else {
-      copy_async_commit();
+      commit(0, seen);
+      next = next_seen();
+      if (S::kStages == 2 && next.tile >= 0) load_queries(1, next.tile), copy_async_wait<1>();
+      else copy_async_wait<0>();
+      if (next.tile >= 0) fetch(next.tile);
     }
-    for (; seen.tile >= 0; buffer ^= 1) {
+    __syncthreads();
+    for (; seen.tile >= 0; buffer ^= 1, ++step) {
       int m = seen.tile, stage = S::kStages == 2 ? buffer : 0, i0 = s.shift + m * kQ;
       bool all = seen.all, ahead_of_history = i0 + kQ > s.history;
-      Seen next = next_seen(m + 1);
-      if (S::kStages == 1) {
-        __syncthreads();
-        load(0, m);
-      }
-      copy_async_wait<0>();
-      __syncthreads();  // this tile and dS of the last one are there, and nobody reads what comes next
-      if (next.tile >= 0) {
-        if (S::kStages == 2) load(stage ^ 1, next.tile);
-        fetch(next.tile);
-      }
-      int done = INT_MAX;  // read early: mostly it is enough
-      if (herald) {
-        if (unsaid >= 0) tell(unsaid);
-        asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(done) : "l"(item.turns + m) : "memory");
-      }
-      if (last.tile >= 0) add_dq(last.tile, last.turn, buffer ^ 1);
+      // One lane takes the block's turn, each time of another warp: it is late then, and the others would wait for it again and again.
+      bool herald = g.deterministic && threadIdx.x == step % S::kWarps * 32;
+      int turns = herald ? turns_taken(item.turns + m) : INT_MAX;  // read early: mostly it is enough
       [[maybe_unused]] TimePath path{};
       [[maybe_unused]] float one = 0;
       [[maybe_unused]] bool each = false;
@@ -290,7 +286,7 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1)
           for (int x = 0; x < kN; ++x)
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
-              VisibleKeys row = shared.seen[buffer][r0 + 8 * x + column0 + e];
+              VisibleKeys row = shared.visible[buffer][r0 + 8 * x + column0 + e];
               if (!row.has(j0 + row0)) w[0][x][e] = ds[0][x][e] = 0.f;
               if (!row.has(j0 + row0 + 8)) w[0][x][2 + e] = ds[0][x][2 + e] = 0.f;
             }
@@ -304,45 +300,42 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1)
               else *reinterpret_cast<float2*>(at) = float2{ds[0][x][2 * half], ds[0][x][2 * half + 1]};
             }
         }
+        if (r0 == kQ - kColumns) {
+          if (herald) wait_for_turn(item.turns + m, turns, seen.turn);
+          shared.ds_there.arrive();
+        }
         if (wants_dv) multiply_weights<T, kDim>(dv, w, dout);
         if (wants_dk) multiply_weights<T, kDim>(dk, ds, q);
         if constexpr (kBias) {
           if (wants_time)
             time_gradient.add(shared.time_sums[key_warp], shared.bias, path, p.last_bucket, buffer, key_time, r0 + column0, ds[0],
                               [&](int r, int half) { return exact_bucket(p, s, i0 + r, j0 + row0 + 8 * half); });
-          if (wants_pos && wants_dk) {
-            if (ahead_of_history) {  // all targets stand at one position
-              float sum[2] = {0, 0};
-#pragma unroll
-              for (int x = 0; x < kN; ++x)
-#pragma unroll
-                for (int e = 0; e < 4; ++e)
-                  if (i0 + r0 + 8 * x + column0 + e % 2 >= s.history) sum[e / 2] += ds[0][x][e], ds[0][x][e] = 0;
-#pragma unroll
-              for (int half = 0; half < 2; ++half) {
-                sum[half] += __shfl_xor_sync(kFullWarp, sum[half], 1);
-                sum[half] += __shfl_xor_sync(kFullWarp, sum[half], 2);
-                float& to = shared.targets[buffer][row0 + 8 * half];
-                if (lane % 4 == 0) to = sum[half] + (r0 ? to : 0.f);
-              }
-            }
-            add_diagonals<kN>(shared.diagonal[buffer][key_warp] + r0, ds[0], r0 > 0);
-          }
         }
       }
-      if (next.tile >= 0) commit(buffer ^ 1, next.tile);
-      if (herald) {
-        while (done < seen.turn) asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(done) : "l"(item.turns + m) : "memory");
-        __threadfence();
+      if (next.tile >= 0) commit(buffer ^ 1, next);
+      copy_async_wait<0>();
+      shared.tile_done.arrive();
+      Seen later = next.tile >= 0 ? next_seen() : Seen{-1, 0, false};
+      shared.ds_there.wait(step & 1);
+      if (herald && done >= 0) announce(item.turns + done);
+      add_dq(m, seen.turn, buffer);
+      if constexpr (kBias)
+        if (wants_pos) sum_positions(shared, m, buffer);
+      shared.tile_done.wait(step & 1);  // the next tile is there, nobody reads this one any more
+      if (S::kStages == 2 && later.tile >= 0) load_queries(stage, later.tile);
+      if (S::kStages == 1 && next.tile >= 0) {
+        load_queries(0, next.tile), copy_async_wait<0>();
+        __syncthreads();
       }
-      unsaid = last.tile, last = seen, seen = next;
+      if (later.tile >= 0) fetch(later.tile);
+      if constexpr (kBias)
+        if (wants_pos && done >= 0) add_positions(shared, done, buffer ^ 1);
+      done = m, seen = next, next = later;
     }
-    copy_async_wait<0>();
     __syncthreads();
-    if (last.tile >= 0) add_dq(last.tile, last.turn, buffer ^ 1);
-    __syncthreads();
-    if (herald && unsaid >= 0) tell(unsaid);
-    if (herald && last.tile >= 0) tell(last.tile);
+    if (g.deterministic && threadIdx.x == 0 && done >= 0) announce(item.turns + done);
+    if constexpr (kBias)
+      if (wants_pos && done >= 0) add_positions(shared, done, buffer ^ 1);
 
     Slab<kDim>&dk_slab = shared.slabs[0][warp], &dv_slab = shared.slabs[S::kSplit ? 0 : 1][warp];
     if (wants_dk) fill_slab<kDim>(dk_slab, dk[0]);

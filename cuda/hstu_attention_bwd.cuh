@@ -56,7 +56,7 @@ struct Gradients {
     Units units{softmax ? 1.f : p.scale, 1.f, 1.f};
     if (!softmax && p.scales) {
       float most = __uint_as_float(largest[b].scale);
-      units.weight = most >= FLT_MIN ? most : 1.f;
+      units.weight = most > 0 ? fmaxf(most, FLT_MIN) : 1.f;
       units.weight_inverse = 1 / units.weight;
     }
     if constexpr (kScalesGradient<T>) {
@@ -214,6 +214,46 @@ __device__ __forceinline__ void multiply_ds(float (&c)[BackwardShape<T, kDim>::k
   }
 }
 
+// A barrier where a warp says that it has come and waits for the others later (PTX ISA, "mbarrier"). All warps go through all of its
+// phases; `parity` is 0 for the first, then 1, 0, ...
+struct SplitBarrier {
+  alignas(8) uint64_t state;
+  __device__ __forceinline__ void begin(int warps) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(&state)), "r"(warps) : "memory");
+  }
+  __device__ __forceinline__ void arrive() {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0)
+      asm volatile("{\n.reg .b64 token;\nmbarrier.arrive.shared.b64 token, [%0];\n}" ::"r"(shared_address(&state)) : "memory");
+  }
+  __device__ __forceinline__ void wait(unsigned parity) {
+    uint32_t come;
+    do {
+#if __CUDA_ARCH__ >= 900
+      asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+#else
+      asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+#endif
+                   : "=r"(come)
+                   : "r"(shared_address(&state)), "r"(parity)
+                   : "memory");
+    } while (!come);
+  }
+};
+
+// The order in which tiles of keys add to the dQ of a tile of queries, by one thread a block. What the block has added before a barrier
+// is there for the block whose turn comes next, once that has passed a barrier too.
+__device__ __forceinline__ int turns_taken(const int* turns) {
+  int taken;
+  asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(taken) : "l"(turns) : "memory");
+  return taken;
+}
+__device__ __forceinline__ void wait_for_turn(const int* turns, int taken, int turn) {
+  while (taken < turn) taken = turns_taken(turns);
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
+}
+__device__ __forceinline__ void announce(int* turns) { asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(turns) : "memory"); }
+
 __device__ __forceinline__ void add_pair(float* to, float x, float y) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(x), "f"(y) : "memory");
@@ -223,12 +263,14 @@ __device__ __forceinline__ void add_pair(float* to, float x, float y) {
 }
 
 // A tile of keys of one head of one sequence. It stands in shared memory, for registers are what the kernel is short of.
+template <typename T>
 struct Item {
   Sequence sequence;
   int head, tile, begin, count;  // tiles of queries [begin, count)
   const QueryTile* query_tiles;
   int* turns;
-  float *pos_sums, *time_sums;
+  const T *q, *dout;  // of the sequence's first query
+  float *dq_sums, *pos_sums, *time_sums;
   Units units;
   float inverse_gradient;
   int64_t base;  // of near times
@@ -245,18 +287,19 @@ struct BackwardShared {
     Slab<kDim> slabs[S::kSplit ? 1 : 2][S::kWarps];  // of dK and dV, after the last tile
   };
   alignas(16) T ds[2][S::kKeyTile * S::kPitchDs];
-  VisibleKeys seen[2][S::kQueryTile];
+  VisibleKeys visible[2][S::kQueryTile];  // unless the tile sees all keys
   float scale[2][S::kQueryTile], lse[2][S::kQueryTile], delta[2][S::kQueryTile];
+  SplitBarrier ds_there, tile_done;
   int ticket;
-  Item item;
+  Item<T> item;
 };
 template <typename T, int kDim>
 struct BackwardSharedWithBias : BackwardShared<T, kDim> {
   using S = BackwardShape<T, kDim>;
   BiasTile<S::kQueryTile, S::kQueryTile + S::kKeyTile, 2, false> bias;
   TimeSums time_sums[S::kKeyWarps];
-  float diagonal[2][S::kKeyWarps][S::kQueryTile + 16];  // a warp's sums of dS by query - key + 16
-  float targets[2][S::kKeyTile];                        // sums over target rows, by key
+  Diagonals<T, S::kKeyTile, S::kQueryTile, S::kPitchDs, S::kWarps> diagonals[2];
+  float targets[2][S::kKeyTile];  // sums of dS over target rows, by key
   float clamped[S::kWarps], own[S::kKeyWarps];
 };
 
