@@ -6,37 +6,40 @@ namespace hstu::cuda {
 namespace attention {
 namespace {
 
-// 32 query rows a warp where their sums fit in registers: each piece of K and V read from shared memory then feeds two mma.
+// kSmall: tiles for 99 KB of shared memory a block. Rows keep their bits.
+template <typename T, int kDim, bool kSmall>
+struct ForwardShape {
+  // 32 query rows a warp where their sums fit in registers: each piece of K and V read from shared memory then feeds two mma.
+  static constexpr int kRowTiles = kIsHalf<T> && kDim <= (kSmall ? 64 : 128) ? 2 : 1;
+  static constexpr int kWarps = (kIsHalf<T> ? 4 : 2) / (kSmall && kDim == 256 ? 2 : 1), kThreads = 32 * kWarps;
+  static constexpr int kRows = 16 * kWarps * kRowTiles;
+  static constexpr int kStages = kDim <= 128 ? 2 : 1;  // tiles of K and V in shared memory at once
+};
 template <typename T, int kDim>
-constexpr int kRowTiles = kIsHalf<T> && kDim <= 128 ? 2 : 1;
-template <typename T>
-constexpr int kWarps = kIsHalf<T> ? 4 : 2;
-template <typename T, int kDim>
-constexpr int kRows = 16 * kWarps<T> * kRowTiles<T, kDim>;
+constexpr bool kHasSmallForward = kIsHalf<T> ? kDim >= 128 : kDim == 256;
 
-// Tiles of K and V in shared memory at once, and how many keys of a tile have their scores in registers at once.
-template <typename T, int kDim>
-constexpr int kStages = kDim <= 128 ? 2 : 1;
+// How many keys of a tile have their scores in registers at once.
 template <typename T, int kDim, Mode kMode>
 constexpr int kStep = kIsHalf<T> && (kDim == 128 || kMode == Mode::kSoftmax) ? 32 : kKeys<T>;
 
-template <typename T, int kDim>
+template <typename T, int kDim, bool kSmall>
 struct Shared {
+  using S = ForwardShape<T, kDim, kSmall>;
   static constexpr int kSize = kKeys<T> * kPitch<T, kDim>;
-  alignas(16) T q[kRows<T, kDim> * kPitch<T, kDim>];
+  alignas(16) T q[S::kRows * kPitch<T, kDim>];
   union {
     struct {
-      alignas(16) T k[kStages<T, kDim>][kSize];
-      alignas(16) T v[kStages<T, kDim>][kSize];
+      alignas(16) T k[S::kStages][kSize];
+      alignas(16) T v[S::kStages][kSize];
     };
-    Slab<kDim> slabs[kWarps<T>];  // after the last tile
+    Slab<kDim> slabs[S::kWarps];  // after the last tile
   };
   Rows<T> keys, values;
-  SeenKeys<kRows<T, kDim>, kWarps<T>> seen;
+  SeenKeys<S::kRows, S::kWarps> seen;
 };
-template <typename T, int kDim>
-struct SharedWithBias : Shared<T, kDim> {
-  BiasTile<kKeys<T>, kRows<T, kDim> + kKeys<T>, 2, true> bias;
+template <typename T, int kDim, bool kSmall>
+struct SharedWithBias : Shared<T, kDim, kSmall> {
+  BiasTile<kKeys<T>, Shared<T, kDim, kSmall>::S::kRows + kKeys<T>, 2, true> bias;
 };
 
 // A block owns kRows query rows of one head of one sequence, a warp 16 or 32 of them, a quad of lanes a row (accumulator layout). It
@@ -46,24 +49,26 @@ struct SharedWithBias : Shared<T, kDim> {
 // a row. Blocks of late rows, which see most, start first.
 // A row's bits depend on the order of its keys and the 64-key (float32: 32-key) tiles counted from key 0 alone: the products of other
 // rows, hidden keys and skipped tiles add exact zeros, and all ways to a time bucket give the same bucket.
-template <typename T, int kDim, Mode kMode>
-__global__ void __launch_bounds__(32 * kWarps<T>, 2) hstu_attention_kernel(const Call<T> p, T* out, float* lse, int tiles) {
-  constexpr int kM = kRowTiles<T, kDim>, kX = kDim / 8, kThreads = 32 * kWarps<T>, kTile = kKeys<T>, kEach = 16 * kM;
-  constexpr int kColumns = kStep<T, kDim, kMode>, kN = kColumns / 8, kPrefetch = kStages<T, kDim> - 1;
+template <typename T, int kDim, Mode kMode, bool kSmall>
+__global__ void __launch_bounds__(ForwardShape<T, kDim, kSmall>::kThreads, 2)
+    hstu_attention_kernel(const Call<T> p, T* out, float* lse, int tiles) {
+  using S = ForwardShape<T, kDim, kSmall>;
+  constexpr int kM = S::kRowTiles, kX = kDim / 8, kThreads = S::kThreads, kTile = kKeys<T>, kEach = 16 * kM, kRows = S::kRows;
+  constexpr int kColumns = kStep<T, kDim, kMode>, kN = kColumns / 8, kPrefetch = S::kStages - 1;
   constexpr bool kSoftmax = kMode == Mode::kSoftmax, kBias = kMode != Mode::kSilu;
-  extern __shared__ __align__(16) unsigned char memory[];
-  auto& shared = *reinterpret_cast<std::conditional_t<kBias, SharedWithBias<T, kDim>, Shared<T, kDim>>*>(memory);
+  using WithBias = SharedWithBias<T, kDim, kSmall>;
+  auto& shared = shared_as<std::conditional_t<kBias, WithBias, Shared<T, kDim, kSmall>>>();
 
   int tile = tiles - 1 - int(blockIdx.x % tiles), head = int(blockIdx.x / tiles % p.heads);
   Sequence s = sequence_of(p, int(blockIdx.x / tiles / p.heads));
-  int first = tile * kRows<T, kDim>, i0 = s.shift + first, rows = min(kRows<T, kDim>, s.queries - first);
+  int first = tile * kRows, i0 = s.shift + first, rows = min(kRows, s.queries - first);
   if (rows <= 0) return;
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row0 = warp * kEach + lane / 4, column0 = lane % 4 * 2;
   int64_t query = s.query + first;
   float factor = p.unit * p.alpha;
 
   const T* first_query = p.q + (query * p.heads + head) * p.key_dim;
-  load_tile<kRows<T, kDim>, kDim, kThreads>(shared.q, rows, p.key_dim, p.key_piece,
+  load_tile<kRows, kDim, kThreads>(shared.q, rows, p.key_dim, p.key_piece,
                                             [&](int r) { return first_query + r * (p.heads * p.key_dim); });
   copy_async_commit();
   shared.seen.stage(p, s, i0, rows);
@@ -74,7 +79,7 @@ __global__ void __launch_bounds__(32 * kWarps<T>, 2) hstu_attention_kernel(const
   // The bias: this warp's own times in registers, a lane a row; keys' times and the table by position difference come tile by tile.
   NearTime own_time{kNoFixedTime, kSomeUntimed};
   TimeSpan span{};
-  typename decltype(SharedWithBias<T, kDim>::bias)::template Ahead<kThreads> ahead;
+  typename decltype(WithBias::bias)::template Ahead<kThreads> ahead;
   int64_t base = 0;
   if constexpr (kBias) {
     shared.bias.template stage_table<kThreads>(p, head);
@@ -281,13 +286,18 @@ __global__ void __launch_bounds__(32 * kWarps<T>, 2) hstu_attention_kernel(const
   }
 }
 
-template <typename T, int kDim, Mode kMode>
+template <typename T, int kDim, Mode kMode, bool kSmall = false>
 void launch_forward(const Call<T>& p, T* out, float* lse, int64_t longest, Stream stream) {
-  int64_t tiles = ceil_div(longest, kRows<T, kDim>), blocks = tiles * p.heads * p.sequences;
+  using S = ForwardShape<T, kDim, kSmall>;
+  constexpr bool kBias = kMode != Mode::kSilu, kHasSmall = kHasSmallForward<T, kDim> && !kSmall;
+  constexpr size_t shared = kBias ? sizeof(SharedWithBias<T, kDim, kSmall>) : sizeof(Shared<T, kDim, kSmall>);
+  static_assert(shared <= (kHasSmall ? kAmpereShared : kLeastShared));
+  if constexpr (kHasSmall)
+    if (shared > shared_limit()) return launch_forward<T, kDim, kMode, true>(p, out, lse, longest, stream);
+  int64_t tiles = ceil_div(longest, S::kRows), blocks = tiles * p.heads * p.sequences;
   HSTU_CHECK(blocks <= INT_MAX, kInvalidArgument, "hstu_attention: ", p.sequences, " sequences of ", longest,
              " rows are too many for one call");
-  size_t shared = kMode == Mode::kSilu ? sizeof(Shared<T, kDim>) : sizeof(SharedWithBias<T, kDim>);
-  launch(hstu_attention_kernel<T, kDim, kMode>, dim3(unsigned(blocks)), dim3(32 * kWarps<T>), shared, stream, p, out, lse, int(tiles));
+  launch(hstu_attention_kernel<T, kDim, kMode, kSmall>, dim3(unsigned(blocks)), dim3(S::kThreads), shared, stream, p, out, lse, int(tiles));
 }
 
 }  // namespace

@@ -7,6 +7,7 @@
 #pragma once
 #include <algorithm>
 #include <climits>
+#include <cstdlib>
 
 #include "../csrc/mask.h"
 #include "common.cuh"
@@ -103,6 +104,20 @@ template <typename Fn>
 void pick_dim(int64_t key_dim, int64_t value_dim, Fn&& fn) {
   int64_t dim = std::max(key_dim, value_dim);
   pick<32, 64, 128, 256>("head_dim", dim <= 32 ? 32 : dim <= 64 ? 64 : dim <= 128 ? 128 : dim <= 256 ? 256 : dim, fn);
+}
+
+// Bytes of shared memory a block may have: sm_90, sm_80, and the least of later ones (sm_86, sm_89, sm_120). HSTU_ATTENTION_SHARED_KB
+// lowers what is taken for the device's, so that the tiles of smaller devices run on larger ones.
+constexpr size_t kHopperShared = 227 << 10, kAmpereShared = 163 << 10, kLeastShared = 99 << 10;
+inline size_t shared_limit() {
+  static const size_t most = [] {
+    const char* text = std::getenv("HSTU_ATTENTION_SHARED_KB");
+    return text ? size_t(std::max(std::atoi(text), 0)) << 10 : SIZE_MAX;
+  }();
+  int device = 0, limit = 0;
+  CUDA_CHECK(cudaGetDevice(&device));
+  CUDA_CHECK(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return std::min(most, size_t(limit));
 }
 
 // fn(mode): the kernel that a call takes. Silu without a bias has its own where that is worth it.
@@ -260,14 +275,17 @@ constexpr int kPitch = kDim + 16 / int(sizeof(T));  // one 16-byte piece of padd
 // 4; piece 0 goes element by element. row(r) may be any address from `valid` on: nothing is read there.
 template <int kRows, int kDim, int kThreads, int kBytes, typename T, typename Row>
 __device__ __forceinline__ void load_pieces(T* tile, int valid, int dim, Row&& row) {
-  constexpr int kPiece = kBytes / int(sizeof(T)), kPieces = kDim / kPiece, kEach = kThreads / kPieces;
-  static_assert(kThreads % kPieces == 0);
-  int d = threadIdx.x % kPieces * kPiece, valid_here = d < dim ? valid : 0;
+  constexpr int kPiece = kBytes / int(sizeof(T)), kPieces = kDim / kPiece, kWidth = kPieces < kThreads ? kPieces : kThreads;
+  constexpr int kEach = kThreads / kWidth;
+  static_assert(kThreads % kWidth == 0 && kPieces % kWidth == 0);
+  for (int d0 = 0; d0 < kDim; d0 += kWidth * kPiece) {
+    int d = d0 + threadIdx.x % kWidth * kPiece, valid_here = d < dim ? valid : 0;
 #pragma unroll 4
-  for (int r0 = 0; r0 < kRows; r0 += kEach) {
-    int r = r0 + threadIdx.x / kPieces;
-    if (kEach > kRows && r >= kRows) break;
-    copy_async<kBytes>(shared_address(tile + r * kPitch<T, kDim> + d), row(r) + d, r < valid_here ? kBytes : 0);
+    for (int r0 = 0; r0 < kRows; r0 += kEach) {
+      int r = r0 + threadIdx.x / kWidth;
+      if (kEach > kRows && r >= kRows) break;
+      copy_async<kBytes>(shared_address(tile + r * kPitch<T, kDim> + d), row(r) + d, r < valid_here ? kBytes : 0);
+    }
   }
 }
 template <int kRows, int kDim, int kThreads, typename T, typename Row>
@@ -360,6 +378,15 @@ __device__ __forceinline__ void multiply_weights(float (&c)[kM][kX][4], const fl
         mma_m16n8k8_3xtf32(c[0][x], high, low, split_tf32(b_row[n * 8 * kStep + x * 8]), split_tf32(b_row[(n * 8 + 1) * kStep + x * 8]));
     }
   }
+}
+
+// A block's dynamic shared memory as an S. The address goes through a register, or sm_90 would make it anew, slowly, wherever it is used.
+template <typename S>
+__device__ __forceinline__ S& shared_as() {
+  extern __shared__ __align__(16) unsigned char memory[];
+  uint32_t address;
+  asm volatile("mov.u32 %0, %1;" : "=r"(address) : "r"(shared_address(memory)));
+  return *reinterpret_cast<S*>(__cvta_shared_to_generic(address));
 }
 
 // <a, b> in float32 by the four lanes of a quad, known to all of them. Every lane of the warp takes part; inactive quads get 0.

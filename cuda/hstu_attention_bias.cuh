@@ -53,7 +53,7 @@ struct TimeSpan {
   static __device__ __forceinline__ TimeSpan of_warp(NearTime time, bool there) {
     bool timed = there && !(time.kind & kSomeUntimed);
     return {__reduce_min_sync(kFullWarp, timed ? time.at : INT_MAX), __reduce_max_sync(kFullWarp, timed ? time.at : INT_MIN),
-            __reduce_or_sync(kFullWarp, there ? time.kind : 0)};
+            int(__reduce_or_sync(kFullWarp, unsigned(there ? time.kind : 0)))};
   }
 };
 
@@ -215,8 +215,8 @@ __device__ __forceinline__ int exact_bucket(const Call<T>& p, const Sequence& s,
 
 // ---- Gradients of the tables -----------------------------------------------------------------------------------------------------
 
-// One warp's sums by time bucket, in shared memory. Where a tile holds one bucket or two a lane only adds to registers; where it holds many,
-// dS is rounded to 20 bits below the tile's largest and summed as integers, for integers may be added in any order.
+// One warp's sums by time bucket, in shared memory. Where a tile holds one bucket or two a lane only adds to registers; where it holds
+// many, dS is rounded to 20 bits below the tile's largest and summed as integers, for integers may be added in any order.
 struct TimeSums {
   float sum[kTimeThresholds + 2];
   int part[kTimeThresholds + 1];
@@ -335,7 +335,8 @@ __device__ __forceinline__ void halve(float* v, int bit) {
 template <typename T, int kKeyTile, int kQueryTile, int kPitch, int kWarps>
 struct Diagonals {
   static constexpr int kKeyBlocks = kKeyTile / 8, kQueryBlocks = kQueryTile / 8;
-  static constexpr int kEach = (kKeyBlocks + kQueryBlocks - 2) / kWarps + 1, kBlocks = kKeyBlocks < kQueryBlocks ? kKeyBlocks : kQueryBlocks;
+  static constexpr int kBlocks = kKeyBlocks < kQueryBlocks ? kKeyBlocks : kQueryBlocks;
+  static constexpr int kEach = (kKeyBlocks + kQueryBlocks - 2) / kWarps + 1;
   float part[kWarps][8 * (kEach + 1)];
 
   // Columns of ds [kKeyTile, kPitch] from `columns` on count as 0.

@@ -13,16 +13,16 @@ namespace {
 // key, in float32.
 // Deterministic: tiles of keys add to a row of dQ last to first, which is also the order in which they are begun, so that an item waits for
 // earlier ones only. Causal tiles that begin together never wait: each comes to a row when those behind it have been there.
-template <typename T, int kDim, Mode kMode>
-__global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1)
+template <typename T, int kDim, Mode kMode, bool kSmall>
+__global__ void __launch_bounds__(BackwardShape<T, kDim, kSmall>::kThreads, 1)
     hstu_attention_backward_kernel(const Call<T> p, const Gradients<T> g) {
-  using S = BackwardShape<T, kDim>;
+  using S = BackwardShape<T, kDim, kSmall>;
   constexpr int kThreads = S::kThreads, kQ = S::kQueryTile, kK = S::kKeyTile, kX = kDim / 8;
   // kColumns: queries whose scores are in registers at once
   constexpr int kColumns = kIsHalf<T> && (kDim >= 128 || kMode == Mode::kSoftmax) ? 32 : kQ, kN = kColumns / 8;
   constexpr bool kSoftmax = kMode == Mode::kSoftmax, kBias = kMode != Mode::kSilu;
-  extern __shared__ __align__(16) unsigned char memory[];
-  auto& shared = *reinterpret_cast<std::conditional_t<kBias, BackwardSharedWithBias<T, kDim>, BackwardShared<T, kDim>>*>(memory);
+  using WithBias = BackwardSharedWithBias<T, kDim, kSmall>;
+  auto& shared = shared_as<std::conditional_t<kBias, WithBias, BackwardShared<T, kDim, kSmall>>>();
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, key_warp = warp % S::kKeyWarps;
   int row0 = key_warp * 16 + lane / 4, column0 = lane % 4 * 2;
   bool wants_dv = !S::kSplit || warp < S::kKeyWarps, wants_dk = !S::kSplit || warp >= S::kKeyWarps;
@@ -69,7 +69,7 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1)
     load.template operator()<kK>(shared.k, shared.v, row_of(p.k, p, s.key + j0, item.head, p.key_dim),
                                  row_of(p.v, p, s.key + j0, item.head, p.value_dim), s.history - j0);
     // The bias: times of this warp's keys in registers, those of queries and the table by position difference come tile by tile.
-    typename decltype(BackwardSharedWithBias<T, kDim>::bias)::template Ahead<kThreads> ahead;
+    typename decltype(WithBias::bias)::template Ahead<kThreads> ahead;
     [[maybe_unused]] TimeSpan span{};
     [[maybe_unused]] int key_time[2] = {kNoFixedTime, kNoFixedTime};
     [[maybe_unused]] TimeGradient time_gradient;
@@ -144,7 +144,7 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1)
     auto add_dq = [&](int m, int turn, int buffer) {  // once dS of the tile is known to the block
       float c[S::kPart / 8][4] = {};
       int row = warp % S::kRowGroups * 16, part = warp / S::kRowGroups * S::kPart, stride = p.heads * kDim;
-      multiply_ds<T, kDim>(c, shared.ds[buffer], row, shared.k + part);
+      multiply_ds<T, kDim, S>(c, shared.ds[buffer], row, shared.k + part);
       bool first = g.deterministic && turn == 0;
       float* to = item.dq_sums + int64_t(m) * kQ * stride + (row + lane / 4) * stride + part + column0;
 #pragma unroll
@@ -411,18 +411,22 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim>::kThreads, 1)
 constexpr int64_t kTableScratch = 1 << 26;  // floats for private sums of the tables
 constexpr int64_t kGroupTokens = 1 << 14;   // whose Q, dO and sums of dQ stay in the L2 cache
 
-template <typename T, int kDim, Mode kMode>
+template <typename T, int kDim, Mode kMode, bool kSmall = false>
 void launch_backward(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int64_t rows, int64_t keys, int64_t longest,
                      Stream stream) {
-  using S = BackwardShape<T, kDim>;
-  constexpr bool kBias = kMode != Mode::kSilu, kSoftmax = kMode == Mode::kSoftmax;
+  using S = BackwardShape<T, kDim, kSmall>;
+  constexpr bool kBias = kMode != Mode::kSilu, kSoftmax = kMode == Mode::kSoftmax, kHasSmall = kHasSmallBackward<T, kDim> && !kSmall;
+  constexpr size_t shared = kBias ? sizeof(BackwardSharedWithBias<T, kDim, kSmall>) : sizeof(BackwardShared<T, kDim, kSmall>);
+  constexpr bool kLarge = kIsHalf<T> && kDim == 128, kMedium = kHasSmall || (!kIsHalf<T> && kDim == 256);
+  static_assert(shared <= (kHasSmall && kLarge ? kHopperShared : kMedium ? kAmpereShared : kLeastShared));
+  if constexpr (kHasSmall)
+    if (shared > shared_limit()) return launch_backward<T, kDim, kMode, true>(p, g, dpos_w, dtime_w, rows, keys, longest, stream);
   int64_t tiles = ceil_div(longest, S::kQueryTile), query_tiles = tiles * p.sequences;
   int64_t key_tiles = std::min(ceil_div(int64_t(p.max_seq_len), S::kKeyTile) * p.sequences, keys / S::kKeyTile + p.sequences);
   // With room for the tickets of blocks that find nothing left.
   HSTU_CHECK(query_tiles <= INT_MAX - 4 && key_tiles * p.heads <= INT_MAX - (1 << 20), kInvalidArgument, "hstu_attention_backward: ",
              p.sequences, " sequences of ", p.max_seq_len, " rows are too many for one call");
-  auto kernel = hstu_attention_backward_kernel<T, kDim, kMode>;
-  size_t shared = kBias ? sizeof(BackwardSharedWithBias<T, kDim>) : sizeof(BackwardShared<T, kDim>);
+  auto kernel = hstu_attention_backward_kernel<T, kDim, kMode, kSmall>;
   // Which items a block gets depends on time, so for the same bits each has its own sums of the tables; where all these would be too large,
   // a launch has a part of the tiles.
   int64_t entries = ((dpos_w ? p.positions : 0) + (dtime_w ? p.last_bucket + 1 : 0)) * int64_t(p.heads);
@@ -451,7 +455,7 @@ void launch_backward(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* d
     if (dtime_w) reduce_table(*dtime_w, time_sums, g.copies, p.heads, p.last_bucket + 1, g.first_tile > 0, stream);
     g.first_tile += g.copies;
   } while (g.first_tile < key_tiles);
-  launch(dq_kernel<T, kDim, kSoftmax>, dim3(unsigned(query_tiles)), dim3(256), 0, stream, p, g);
+  launch(dq_kernel<T, kDim, kSoftmax, S::kQueryTile, S::kKeyTile>, dim3(unsigned(query_tiles)), dim3(256), 0, stream, p, g);
 }
 
 }  // namespace

@@ -6,15 +6,19 @@
 
 namespace hstu::cuda::attention {
 
-template <typename T, int kDim>
+// kSmall: tiles for 99 KB of shared memory a block.
+template <typename T, int kDim, bool kSmall>
 struct BackwardShape {
   static constexpr bool kSplit = kDim == 256;  // dK and dV of 16 keys do not fit in one warp's registers: half of the warps own either
-  static constexpr int kKeyTile = !kIsHalf<T> ? 32 : kDim <= 128 ? 128 : 64, kQueryTile = kIsHalf<T> ? 64 : 32;
+  static constexpr int kQueryTile = kIsHalf<T> && !(kSmall && kDim == 256) ? 64 : 32;
+  static constexpr int kKeyTile = kIsHalf<T> && !kSmall && kDim <= 128 ? 128 : kQueryTile;
   static constexpr int kKeyWarps = kKeyTile / 16, kWarps = kKeyWarps * (kSplit ? 2 : 1), kThreads = 32 * kWarps;
-  static constexpr int kStages = kDim <= 128 ? 2 : 1;  // of Q and dO
+  static constexpr int kStages = kDim <= (kSmall ? 64 : 128) ? 2 : 1;                       // of Q and dO
   static constexpr int kRowGroups = kQueryTile / 16, kPart = kDim / (kWarps / kRowGroups);  // dQ: a warp has 16 rows, kPart columns
   static constexpr int kPitchDs = kQueryTile + 8;
 };
+template <typename T, int kDim>
+constexpr bool kHasSmallBackward = kIsHalf<T> ? kDim >= 64 : kDim == 128;
 
 // What a tile of queries sees: all keys that some row sees lie within `any`, those within `all` every row sees.
 struct QueryTile {
@@ -180,9 +184,8 @@ __global__ void __launch_bounds__(256) largest_kernel(const Call<T> p, const Gra
 }
 
 // c [16, kPart] += ds^T k over all keys of the tile: 16 queries from column `row` of ds [kKeyTile, kPitchDs] on.
-template <typename T, int kDim>
-__device__ __forceinline__ void multiply_ds(float (&c)[BackwardShape<T, kDim>::kPart / 8][4], const T* ds, int row, const T* k) {
-  using S = BackwardShape<T, kDim>;
+template <typename T, int kDim, typename S>
+__device__ __forceinline__ void multiply_ds(float (&c)[S::kPart / 8][4], const T* ds, int row, const T* k) {
   constexpr int kStep = kPitch<T, kDim>, kX = S::kPart / 8;
   int lane = threadIdx.x % 32;
   if constexpr (kIsHalf<T>) {
@@ -276,9 +279,9 @@ struct Item {
   int64_t base;  // of near times
 };
 
-template <typename T, int kDim>
+template <typename T, int kDim, bool kSmall>
 struct BackwardShared {
-  using S = BackwardShape<T, kDim>;
+  using S = BackwardShape<T, kDim, kSmall>;
   static constexpr int kKeySize = S::kKeyTile * kPitch<T, kDim>, kQuerySize = S::kQueryTile * kPitch<T, kDim>;
   union {
     struct {
@@ -293,9 +296,9 @@ struct BackwardShared {
   int ticket;
   Item<T> item;
 };
-template <typename T, int kDim>
-struct BackwardSharedWithBias : BackwardShared<T, kDim> {
-  using S = BackwardShape<T, kDim>;
+template <typename T, int kDim, bool kSmall>
+struct BackwardSharedWithBias : BackwardShared<T, kDim, kSmall> {
+  using S = BackwardShape<T, kDim, kSmall>;
   BiasTile<S::kQueryTile, S::kQueryTile + S::kKeyTile, 2, false> bias;
   TimeSums time_sums[S::kKeyWarps];
   Diagonals<T, S::kKeyTile, S::kQueryTile, S::kPitchDs, S::kWarps> diagonals[2];
@@ -304,15 +307,14 @@ struct BackwardSharedWithBias : BackwardShared<T, kDim> {
 };
 
 // dQ from its sums, and targets' own groups: a block a tile of queries, a warp a row of one head.
-template <typename T, int kDim, bool kSoftmax>
+template <typename T, int kDim, bool kSoftmax, int kQueryTile, int kKeyTile>
 __global__ void __launch_bounds__(256) dq_kernel(const Call<T> p, const Gradients<T> g) {
-  using S = BackwardShape<T, kDim>;
   constexpr int kEach = kDim / 32;
-  int b = int(blockIdx.x) / g.most_query_tiles, tile = int(blockIdx.x) % g.most_query_tiles, first = tile * S::kQueryTile;
+  int b = int(blockIdx.x) / g.most_query_tiles, tile = int(blockIdx.x) % g.most_query_tiles, first = tile * kQueryTile;
   Sequence s = sequence_of(p, b);
-  int rows = min(S::kQueryTile, s.queries - first), lane = threadIdx.x % 32;
+  int rows = min(kQueryTile, s.queries - first), lane = threadIdx.x % 32;
   if (rows <= 0) return;
-  bool some = !g.deterministic || KeyTiles::of(g.query_tiles[blockIdx.x].any, S::kKeyTile).last > 0;
+  bool some = !g.deterministic || KeyTiles::of(g.query_tiles[blockIdx.x].any, kKeyTile).last > 0;
   Units units = g.units_of(p, b, kSoftmax);
   float inverse = kScalesGradient<T> ? 1 / units.gradient : 1.f;
   for (int x = threadIdx.x / 32; x < rows * p.heads; x += 8) {
