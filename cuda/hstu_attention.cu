@@ -56,8 +56,9 @@ __global__ void __launch_bounds__(ForwardShape<T, kDim, kSmall>::kThreads, 2)
   constexpr int kM = S::kRowTiles, kX = kDim / 8, kThreads = S::kThreads, kTile = kKeys<T>, kEach = 16 * kM, kRows = S::kRows;
   constexpr int kColumns = kStep<T, kDim, kMode>, kN = kColumns / 8, kPrefetch = S::kStages - 1;
   constexpr bool kSoftmax = kMode == Mode::kSoftmax, kBias = kMode != Mode::kSilu;
+  extern __shared__ __align__(16) unsigned char memory[];
   using WithBias = SharedWithBias<T, kDim, kSmall>;
-  auto& shared = shared_as<std::conditional_t<kBias, WithBias, Shared<T, kDim, kSmall>>>();
+  auto& shared = *reinterpret_cast<std::conditional_t<kBias, WithBias, Shared<T, kDim, kSmall>>*>(memory);
 
   int tile = tiles - 1 - int(blockIdx.x % tiles), head = int(blockIdx.x / tiles % p.heads);
   Sequence s = sequence_of(p, int(blockIdx.x / tiles / p.heads));
@@ -135,15 +136,14 @@ __global__ void __launch_bounds__(ForwardShape<T, kDim, kSmall>::kThreads, 2)
       fetch(next * kTile);
     }
     bool any = shared.seen.any[warp].any(j0, j0 + kTile), all = shared.seen.all[warp].all(j0, j0 + kTile);
-    [[maybe_unused]] TimePath path{};
+    [[maybe_unused]] TimePath path;
     [[maybe_unused]] float one = 0;
-    [[maybe_unused]] bool each = false, straight = true;
+    [[maybe_unused]] bool straight = true;
     if constexpr (kBias) {
       straight = !p.positions || i0 + warp * kEach + kEach - 1 <= s.history;
       if (any && p.last_bucket >= 0) {
         path = shared.bias.path(stage, span, p.last_bucket);
-        each = path.kind != TimePath::kOne;
-        if (!each) one = shared.bias.time[path.low];
+        if (path.kind == TimeKind::kOne) one = shared.bias.time[path.low];
       }
     }
 #pragma unroll 1
@@ -164,71 +164,74 @@ __global__ void __launch_bounds__(ForwardShape<T, kDim, kSmall>::kThreads, 2)
 #pragma unroll
           for (int e = 0; e < 2; ++e) diagonals[x][e] = (p.positions ? corner[8 * (x - kN + 1) - e] : 0.f) + one;
       }
+      if constexpr (kBias) {
+        path.pick([&](auto kind) {
 #pragma unroll
-      for (int m = 0; m < kM; ++m)
+          for (int m = 0; m < kM; ++m)
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          int r = row0 + 16 * m + 8 * half;
-          if constexpr (kBias) {
-            float bias[kN][2];
+            for (int half = 0; half < 2; ++half) {
+              int r = row0 + 16 * m + 8 * half;
+              float bias[kN][2];
 #pragma unroll
-            for (int x = 0; x < kN; ++x)
+              for (int x = 0; x < kN; ++x)
 #pragma unroll
-              for (int e = 0; e < 2; ++e) bias[x][e] = diagonals[2 * m + half - x + kN - 1][e];
-            if (!straight) {
-              const float* row = &shared.bias.pos[stage][min(r, max(s.history - i0, 0)) - c0 - column0 + kTile - 1];
+                for (int e = 0; e < 2; ++e) bias[x][e] = diagonals[2 * m + half - x + kN - 1][e];
+              if (!straight) [[unlikely]] {
+                const float* row = &shared.bias.pos[stage][min(r, max(s.history - i0, 0)) - c0 - column0 + kTile - 1];
 #pragma unroll
-              for (int x = 0; x < kN; ++x) bias[x][0] = row[-8 * x] + one, bias[x][1] = row[-8 * x - 1] + one;
-            }
-            if (each) {
-              int row_time = __shfl_sync(kFullWarp, own_time.at, lane / 4 + 16 * m + 8 * half);
-              shared.bias.template add_time<kN>(bias, path, stage, row_time, c0 + column0,
-                                                [&](int c) { return time_term(p, head, exact_bucket(p, s, i0 + r, j0 + c)); });
-            }
-#pragma unroll
-            for (int x = 0; x < kN; ++x)
-#pragma unroll
-              for (int e = 0; e < 2; ++e) w[m][x][2 * half + e] = fmaf(factor, w[m][x][2 * half + e], bias[x][e]);
-          } else {
-#pragma unroll
-            for (int x = 0; x < kN; ++x)
-#pragma unroll
-              for (int e = 0; e < 2; ++e) w[m][x][2 * half + e] *= factor;
-          }
-          if constexpr (!kSoftmax)
-#pragma unroll
-            for (int x = 0; x < kN; ++x)
-#pragma unroll
-              for (int e = 0; e < 2; ++e) w[m][x][2 * half + e] = weight_of<T>(w[m][x][2 * half + e]);
-          if (!all) {
-            uint64_t seen = shared.seen.row[r].bits(j0 + c0) >> column0;
-#pragma unroll
-            for (int x = 0; x < kN; ++x)
-#pragma unroll
-              for (int e = 0; e < 2; ++e)
-                if (!(uint32_t(x < 4 ? seen : seen >> 32) >> (8 * x % 32 + e) & 1)) w[m][x][2 * half + e] = kSoftmax ? -kInfinity : 0.f;
-          }
-          if constexpr (kSoftmax) {
-            float tile_most = -kInfinity;
-#pragma unroll
-            for (int x = 0; x < kN; ++x) tile_most = fmaxf(tile_most, fmaxf(w[m][x][2 * half], w[m][x][2 * half + 1]));
-            tile_most = fmaxf(tile_most, __shfl_xor_sync(kFullWarp, tile_most, 1));
-            tile_most = fmaxf(tile_most, __shfl_xor_sync(kFullWarp, tile_most, 2));
-            float now = fmaxf(most[m][half], tile_most), reference = now == -kInfinity ? 0.f : now;
-            float decay = exponential<T>(most[m][half] - reference);
-            most[m][half] = now, total[m][half] *= decay;
-#pragma unroll
-            for (int x = 0; x < kX; ++x) sums[m][x][2 * half] *= decay, sums[m][x][2 * half + 1] *= decay;
-#pragma unroll
-            for (int x = 0; x < kN; ++x)
-#pragma unroll
-              for (int e = 0; e < 2; ++e) {
-                float& weight = w[m][x][2 * half + e];
-                weight = exponential<T>(weight - reference), total[m][half] += weight;
-                if (p.dropout) weight = keep[m][half] >> (2 * x + e) & 1 ? weight : 0.f;
+                for (int x = 0; x < kN; ++x) bias[x][0] = row[-8 * x] + one, bias[x][1] = row[-8 * x - 1] + one;
               }
+              int row_time = __shfl_sync(kFullWarp, own_time.at, lane / 4 + 16 * m + 8 * half);
+              shared.bias.template add_time<decltype(kind)::value>(
+                  bias, path, stage, row_time, c0 + column0, [&](int c) { return time_term(p, head, exact_bucket(p, s, i0 + r, j0 + c)); });
+#pragma unroll
+              for (int x = 0; x < kN; ++x)
+#pragma unroll
+                for (int e = 0; e < 2; ++e) w[m][x][2 * half + e] = fmaf(factor, w[m][x][2 * half + e], bias[x][e]);
+            }
+        });
+      } else {
+#pragma unroll
+        for (int y = 0; y < 4 * kM * kN; ++y) w[y / (4 * kN)][y / 4 % kN][y % 4] *= factor;
+      }
+      if constexpr (!kSoftmax)
+#pragma unroll
+        for (int y = 0; y < 4 * kM * kN; ++y) w[y / (4 * kN)][y / 4 % kN][y % 4] = weight_of<T>(w[y / (4 * kN)][y / 4 % kN][y % 4]);
+      if (kSoftmax || !all)
+#pragma unroll
+        for (int m = 0; m < kM; ++m)
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            int r = row0 + 16 * m + 8 * half;
+            if (!all) {
+              uint64_t seen = shared.seen.row[r].bits(j0 + c0) >> column0;
+#pragma unroll
+              for (int x = 0; x < kN; ++x)
+#pragma unroll
+                for (int e = 0; e < 2; ++e)
+                  if (!(uint32_t(x < 4 ? seen : seen >> 32) >> (8 * x % 32 + e) & 1)) w[m][x][2 * half + e] = kSoftmax ? -kInfinity : 0.f;
+            }
+            if constexpr (kSoftmax) {
+              float tile_most = -kInfinity;
+#pragma unroll
+              for (int x = 0; x < kN; ++x) tile_most = fmaxf(tile_most, fmaxf(w[m][x][2 * half], w[m][x][2 * half + 1]));
+              tile_most = fmaxf(tile_most, __shfl_xor_sync(kFullWarp, tile_most, 1));
+              tile_most = fmaxf(tile_most, __shfl_xor_sync(kFullWarp, tile_most, 2));
+              float now = fmaxf(most[m][half], tile_most), reference = now == -kInfinity ? 0.f : now;
+              float decay = exponential<T>(most[m][half] - reference);
+              most[m][half] = now, total[m][half] *= decay;
+#pragma unroll
+              for (int x = 0; x < kX; ++x) sums[m][x][2 * half] *= decay, sums[m][x][2 * half + 1] *= decay;
+#pragma unroll
+              for (int x = 0; x < kN; ++x)
+#pragma unroll
+                for (int e = 0; e < 2; ++e) {
+                  float& weight = w[m][x][2 * half + e];
+                  weight = exponential<T>(weight - reference), total[m][half] += weight;
+                  if (p.dropout) weight = keep[m][half] >> (2 * x + e) & 1 ? weight : 0.f;
+                }
+            }
           }
-        }
       multiply_weights<T, kDim>(sums, w, shared.v[buffer] + c0 * kPitch<T, kDim>);
     }
     if constexpr (kBias)

@@ -380,15 +380,6 @@ __device__ __forceinline__ void multiply_weights(float (&c)[kM][kX][4], const fl
   }
 }
 
-// A block's dynamic shared memory as an S. The address goes through a register, or sm_90 would make it anew, slowly, wherever it is used.
-template <typename S>
-__device__ __forceinline__ S& shared_as() {
-  extern __shared__ __align__(16) unsigned char memory[];
-  uint32_t address;
-  asm volatile("mov.u32 %0, %1;" : "=r"(address) : "r"(shared_address(memory)));
-  return *reinterpret_cast<S*>(__cvta_shared_to_generic(address));
-}
-
 // <a, b> in float32 by the four lanes of a quad, known to all of them. Every lane of the warp takes part; inactive quads get 0.
 template <typename T>
 __device__ __forceinline__ float quad_dot(const T* a, const T* b, int n, bool active) {

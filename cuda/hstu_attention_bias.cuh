@@ -62,11 +62,21 @@ __device__ __forceinline__ float time_term(const Call<T>& p, int head, int bucke
   return bucket < 0 ? 0.f : p.unit * p.time_w.at((p.time_per_head ? head * p.time_width : 0) + bucket);
 }
 
-// How a tile's time term is found: by one bucket; by a few (low to high), where no key is later than a query; each element by itself; or
-// from whole times.
+// How a tile's time term is found: by one bucket; by two or a few (low to high), where no key is later than a query; each element by
+// itself; or from whole times.
+enum class TimeKind { kOne, kTwo, kFew, kMany, kFar };
 struct TimePath {
-  int low, high;
-  enum { kOne, kFew, kMany, kFar } kind;
+  int low = 0, high = 0;
+  TimeKind kind = TimeKind::kOne;
+  // fn(kind), one branch for all that follows from it.
+  template <typename Fn>
+  __device__ __forceinline__ void pick(Fn&& fn) const {
+    if (kind == TimeKind::kOne) fn(std::integral_constant<TimeKind, TimeKind::kOne>{});
+    else if (kind == TimeKind::kTwo) fn(std::integral_constant<TimeKind, TimeKind::kTwo>{});
+    else if (kind == TimeKind::kMany) fn(std::integral_constant<TimeKind, TimeKind::kMany>{});
+    else if (kind == TimeKind::kFew) fn(std::integral_constant<TimeKind, TimeKind::kFew>{});
+    else fn(std::integral_constant<TimeKind, TimeKind::kFar>{});
+  }
 };
 
 // One side of a tile stands still (its rows are a warp's accumulator rows), the other moves on (kMoving columns of the accumulators, in
@@ -136,12 +146,13 @@ struct BiasTile {
     }
     int kinds = moving.kinds | fixed.kinds;
     if (kinds || fixed.least > fixed.most || moving.least > moving.most)
-      return {0, last, kinds & kSomeFar ? TimePath::kFar : TimePath::kMany};
+      return {0, last, kinds & kSomeFar ? TimeKind::kFar : TimeKind::kMany};
     int least = max(max(fixed.least - moving.most, moving.least - fixed.most), 0);
     int most = max(fixed.most - moving.least, moving.most - fixed.least);
     int low = min(near_bucket(least), last), high = min(near_bucket(most), last);
     bool sorted = kKeysMove ? moving.most <= fixed.least : fixed.most <= moving.least;
-    return {low, high, low == high ? TimePath::kOne : sorted && high - low <= kFewBuckets ? TimePath::kFew : TimePath::kMany};
+    if (low == high || !sorted || high - low > kFewBuckets) return {low, high, low == high ? TimeKind::kOne : TimeKind::kMany};
+    return {low, high, high == low + 1 ? TimeKind::kTwo : TimeKind::kFew};
   }
   static __device__ __forceinline__ uint32_t apart(int a, int b) { return a > b ? uint32_t(a) - uint32_t(b) : uint32_t(b) - uint32_t(a); }
   // Whether the time difference is at least `least` where no key is later than a query.
@@ -151,23 +162,23 @@ struct BiasTile {
   }
 
   // v [kN][2] += the time term of one accumulator row, whose near time is `fixed`, against columns first + 8 x + e. exact(column) is the
-  // term from whole times. Not for kOne.
-  template <int kN, typename Exact>
+  // term from whole times. For kOne it is nothing: `time[path.low]` is to be added to all.
+  template <TimeKind kKind, int kN, typename Exact>
   __device__ __forceinline__ void add_time(float (&v)[kN][2], TimePath path, int stage, int fixed, int first, Exact&& exact) const {
-    if (path.kind == TimePath::kFar) {
+    if constexpr (kKind == TimeKind::kFar) {
 #pragma unroll 1
       for (int y = 0; y < 2 * kN; ++y) {
         float value = exact(first + y / 2 * 8 + y % 2);
 #pragma unroll
         for (int x = 0; x < 2 * kN; ++x) v[x / 2][x % 2] += x == y ? value : 0.f;
       }
-    } else if (path.kind == TimePath::kMany) {
+    } else if constexpr (kKind == TimeKind::kMany) {
 #pragma unroll
       for (int x = 0; x < kN; ++x) {
         int2 at = *reinterpret_cast<const int2*>(&near[stage][first + 8 * x]);
         v[x][0] += time[near_bucket(apart(fixed, at.x))], v[x][1] += time[near_bucket(apart(fixed, at.y))];
       }
-    } else if (path.high == path.low + 1) {
+    } else if constexpr (kKind == TimeKind::kTwo) {
       int least = int(threshold[path.low]);
       float low = time[path.low], high = time[path.high];
 #pragma unroll
@@ -175,7 +186,7 @@ struct BiasTile {
         int2 at = *reinterpret_cast<const int2*>(&near[stage][first + 8 * x]);
         v[x][0] += reaches(fixed, at.x, least) ? high : low, v[x][1] += reaches(fixed, at.y, least) ? high : low;
       }
-    } else {
+    } else if constexpr (kKind == TimeKind::kFew) {
       float term[kN][2];
 #pragma unroll
       for (int x = 0; x < kN; ++x) term[x][0] = term[x][1] = time[path.low];
@@ -235,14 +246,14 @@ struct TimeGradient {
   __device__ __forceinline__ void add(TimeSums& sums, const Bias& bias, TimePath path, int last, int stage, const int (&fixed)[2],
                                       int first, const float (&ds)[kN][4], Exact&& exact) {
     int lane = threadIdx.x % 32;
-    if (path.kind == TimePath::kOne) {
+    if (path.kind == TimeKind::kOne) {
       if (path.low != bucket && path.low != bucket + 1) flush(sums), bucket = path.low;
       float sum = 0;
 #pragma unroll
       for (int x = 0; x < kN; ++x) sum += (ds[x][0] + ds[x][1]) + (ds[x][2] + ds[x][3]);
       if (path.low == bucket) run += sum;
       else next_run += sum;
-    } else if (path.kind == TimePath::kFew && path.high == path.low + 1) {
+    } else if (path.kind == TimeKind::kTwo) {
       if (path.low != bucket) flush(sums), bucket = path.low;
       int least = int(bias.threshold[path.low]);
 #pragma unroll
@@ -253,7 +264,7 @@ struct TimeGradient {
           if (bias.reaches(fixed[e / 2], e % 2 ? at.y : at.x, least)) next_run += ds[x][e];
           else run += ds[x][e];
       }
-    } else if (path.kind == TimePath::kFew) {
+    } else if (path.kind == TimeKind::kFew) {
       float above = 0;
 #pragma unroll 1
       for (int b = path.high; b >= path.low; --b) {
@@ -292,7 +303,7 @@ struct TimeGradient {
       if (bits == 0) return;
       int shift = min(19 + 127 - int(bits >> 23), 126);
       float up = __int_as_float((127 + shift) << 23), down = __int_as_float((127 - shift) << 23);
-      if (path.kind == TimePath::kFar) {
+      if (path.kind == TimeKind::kFar) {
 #pragma unroll 1
         for (int y = 0; y < 4 * kN; ++y) {
           int found = exact(first + y / 4 * 8 + y % 2, y % 4 / 2);

@@ -205,14 +205,12 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim, kSmall>::kThreads, 1)
       // One lane takes the block's turn, each time of another warp: it is late then, and the others would wait for it again and again.
       bool herald = g.deterministic && threadIdx.x == step % S::kWarps * 32;
       int turns = herald ? turns_taken(item.turns + m) : INT_MAX;  // read early: mostly it is enough
-      [[maybe_unused]] TimePath path{};
+      [[maybe_unused]] TimePath path;
       [[maybe_unused]] float one = 0;
-      [[maybe_unused]] bool each = false;
       if constexpr (kBias)
         if (p.last_bucket >= 0) {
           path = shared.bias.path(buffer, span, p.last_bucket);
-          each = path.kind != TimePath::kOne;
-          if (!each) one = shared.bias.time[path.low];
+          if (path.kind == TimeKind::kOne) one = shared.bias.time[path.low];
         }
 #pragma unroll 1
       for (int r0 = 0; r0 < kQ; r0 += kColumns) {
@@ -233,30 +231,31 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim, kSmall>::kThreads, 1)
           for (int x = 0; x <= kN; ++x)
 #pragma unroll
             for (int e = 0; e < 2; ++e) diagonals[x][e] = (p.positions ? corner[8 * (x - 1) + e] : 0.f) + one;
+          path.pick([&](auto kind) {
 #pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            float bias[kN][2];
-#pragma unroll
-            for (int x = 0; x < kN; ++x)
-#pragma unroll
-              for (int e = 0; e < 2; ++e) bias[x][e] = diagonals[x + 1 - half][e];
-            if (p.positions && ahead_of_history) {
-              const float* key = &shared.bias.pos[buffer][kK - 1 - row0 - 8 * half];
-              int last = max(s.history - i0, 0);
+            for (int half = 0; half < 2; ++half) {
+              float bias[kN][2];
 #pragma unroll
               for (int x = 0; x < kN; ++x)
 #pragma unroll
-                for (int e = 0; e < 2; ++e) bias[x][e] = one + key[min(r0 + 8 * x + column0 + e, last)];
-            }
-            if (each)
-              shared.bias.template add_time<kN>(bias, path, buffer, key_time[half], r0 + column0, [&](int r) {
+                for (int e = 0; e < 2; ++e) bias[x][e] = diagonals[x + 1 - half][e];
+              if (p.positions && ahead_of_history) [[unlikely]] {
+                const float* key = &shared.bias.pos[buffer][kK - 1 - row0 - 8 * half];
+                int last = max(s.history - i0, 0);
+#pragma unroll
+                for (int x = 0; x < kN; ++x)
+#pragma unroll
+                  for (int e = 0; e < 2; ++e) bias[x][e] = one + key[min(r0 + 8 * x + column0 + e, last)];
+              }
+              shared.bias.template add_time<decltype(kind)::value>(bias, path, buffer, key_time[half], r0 + column0, [&](int r) {
                 return time_term(p, item.head, exact_bucket(p, s, i0 + r, j0 + row0 + 8 * half));
               });
 #pragma unroll
-            for (int x = 0; x < kN; ++x)
+              for (int x = 0; x < kN; ++x)
 #pragma unroll
-              for (int e = 0; e < 2; ++e) w[0][x][2 * half + e] = fmaf(factor, w[0][x][2 * half + e], bias[x][e]);
-          }
+                for (int e = 0; e < 2; ++e) w[0][x][2 * half + e] = fmaf(factor, w[0][x][2 * half + e], bias[x][e]);
+            }
+          });
         }
 #pragma unroll
         for (int x = 0; x < kN; ++x)

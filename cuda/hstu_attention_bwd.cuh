@@ -217,6 +217,15 @@ __device__ __forceinline__ void multiply_ds(float (&c)[S::kPart / 8][4], const T
   }
 }
 
+// A block's dynamic shared memory as an S. The address goes through a register, or sm_90 would make it anew, slowly, wherever it is used.
+template <typename S>
+__device__ __forceinline__ S& shared_as() {
+  extern __shared__ __align__(16) unsigned char memory[];
+  uint32_t address;
+  asm volatile("mov.u32 %0, %1;" : "=r"(address) : "r"(shared_address(memory)));
+  return *reinterpret_cast<S*>(__cvta_shared_to_generic(address));
+}
+
 // A barrier where a warp says that it has come and waits for the others later (PTX ISA, "mbarrier"). All warps go through all of its
 // phases; `parity` is 0 for the first, then 1, 0, ...
 struct SplitBarrier {
