@@ -7,37 +7,40 @@ namespace hstu::cuda {
 namespace attention {
 namespace {
 
-// 32 query rows a warp where their sums fit in registers: each piece of K and V read from shared memory then feeds two mma.
+// kSmall: tiles for 99 KB of shared memory a block. Rows keep their bits.
+template <typename T, int kDim, bool kSmall>
+struct ForwardShape {
+  // 32 query rows a warp where their sums fit in registers: each piece of K and V read from shared memory then feeds two mma.
+  static constexpr int kRowTiles = kIsHalf<T> && kDim <= (kSmall ? 64 : 128) ? 2 : 1;
+  static constexpr int kWarps = (kIsHalf<T> ? 4 : 2) / (kSmall && kDim == 256 ? 2 : 1), kThreads = 32 * kWarps;
+  static constexpr int kRows = 16 * kWarps * kRowTiles;
+  static constexpr int kStages = kDim <= 128 ? 2 : 1;  // tiles of K and V in shared memory at once
+};
 template <typename T, int kDim>
-constexpr int kRowTiles = kIsHalf<T> && kDim <= 128 ? 2 : 1;
-template <typename T>
-constexpr int kWarps = kIsHalf<T> ? 4 : 2;
-template <typename T, int kDim>
-constexpr int kRows = 16 * kWarps<T> * kRowTiles<T, kDim>;
+constexpr bool kHasSmallForward = kIsHalf<T> ? kDim >= 128 : kDim == 256;
 
-// Tiles of K and V in shared memory at once, and how many keys of a tile have their scores in registers at once.
-template <typename T, int kDim>
-constexpr int kStages = kDim <= 128 ? 2 : 1;
+// How many keys of a tile have their scores in registers at once.
 template <typename T, int kDim, Mode kMode>
 constexpr int kStep = kIsHalf<T> && (kDim == 128 || kMode == Mode::kSoftmax) ? 32 : kKeys<T>;
 
-template <typename T, int kDim>
+template <typename T, int kDim, bool kSmall>
 struct Shared {
+  using S = ForwardShape<T, kDim, kSmall>;
   static constexpr int kSize = kKeys<T> * kPitch<T, kDim>;
-  alignas(16) T q[kRows<T, kDim> * kPitch<T, kDim>];
+  alignas(16) T q[S::kRows * kPitch<T, kDim>];
   union {
     struct {
-      alignas(16) T k[kStages<T, kDim>][kSize];
-      alignas(16) T v[kStages<T, kDim>][kSize];
+      alignas(16) T k[S::kStages][kSize];
+      alignas(16) T v[S::kStages][kSize];
     };
-    Slab<kDim> slabs[kWarps<T>];  // after the last tile
+    Slab<kDim> slabs[S::kWarps];  // after the last tile
   };
   Rows<T> keys, values;
-  SeenKeys<kRows<T, kDim>, kWarps<T>> seen;
+  SeenKeys<S::kRows, S::kWarps> seen;
 };
-template <typename T, int kDim>
-struct SharedWithBias : Shared<T, kDim> {
-  BiasTile<kKeys<T>, kRows<T, kDim> + kKeys<T>, 2, true> bias;
+template <typename T, int kDim, bool kSmall>
+struct SharedWithBias : Shared<T, kDim, kSmall> {
+  BiasTile<kKeys<T>, Shared<T, kDim, kSmall>::S::kRows + kKeys<T>, 2, true> bias;
 };
 
 // A block owns kRows query rows of one head of one sequence, a warp 16 or 32 of them, a quad of lanes a row (accumulator layout). It
@@ -47,24 +50,28 @@ struct SharedWithBias : Shared<T, kDim> {
 // a row. Blocks of late rows, which see most, start first.
 // A row's bits depend on the order of its keys and the 64-key (float32: 32-key) tiles counted from key 0 alone: the products of other
 // rows, hidden keys and skipped tiles add exact zeros, and all ways to a time bucket give the same bucket.
-template <typename T, int kDim, Mode kMode>
-__global__ void __launch_bounds__(32 * kWarps<T>, 2) hstu_attention_kernel(const Call<T> p, T* out, float* lse, int tiles) {
-  constexpr int kM = kRowTiles<T, kDim>, kX = kDim / 8, kThreads = 32 * kWarps<T>, kTile = kKeys<T>, kEach = 16 * kM;
-  constexpr int kColumns = kStep<T, kDim, kMode>, kN = kColumns / 8, kPrefetch = kStages<T, kDim> - 1;
+template <typename T, int kDim, Mode kMode, bool kSmall>
+__global__ void __launch_bounds__(ForwardShape<T, kDim, kSmall>::kThreads, 2)
+    hstu_attention_kernel(const Call<T> p, T* out, float* lse, int tiles) {
+  using S = ForwardShape<T, kDim, kSmall>;
+  constexpr int kM = S::kRowTiles, kX = kDim / 8, kThreads = S::kThreads, kTile = kKeys<T>, kEach = 16 * kM, kRows = S::kRows;
+  constexpr int kColumns = kStep<T, kDim, kMode>, kN = kColumns / 8, kPrefetch = S::kStages - 1;
   constexpr bool kSoftmax = kMode == Mode::kSoftmax, kBias = kMode != Mode::kSilu;
   extern __shared__ __align__(16) unsigned char memory[];
-  auto& shared = *reinterpret_cast<std::conditional_t<kBias, SharedWithBias<T, kDim>, Shared<T, kDim>>*>(memory);
+  using WithBias = SharedWithBias<T, kDim, kSmall>;
+  auto& shared = *reinterpret_cast<std::conditional_t<kBias, WithBias, Shared<T, kDim, kSmall>>*>(memory);
 
   int tile = tiles - 1 - int(blockIdx.x % tiles), head = int(blockIdx.x / tiles % p.heads);
   Sequence s = sequence_of(p, int(blockIdx.x / tiles / p.heads));
-  int first = tile * kRows<T, kDim>, i0 = s.shift + first, rows = min(kRows<T, kDim>, s.queries - first);
+  int first = tile * kRows, i0 = s.shift + first, rows = min(kRows, s.queries - first);
   if (rows <= 0) return;
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, row0 = warp * kEach + lane / 4, column0 = lane % 4 * 2;
   int64_t query = s.query + first;
   float factor = p.unit * p.alpha;
 
-  load_tile<kRows<T, kDim>, kDim, kThreads>(shared.q, rows, p.key_dim, p.key_piece, p.q,
-                                            [&](int r) { return p.q + ((query + r) * p.heads + head) * p.key_dim; });
+  const T* first_query = p.q + (query * p.heads + head) * p.key_dim;
+  load_tile<kRows, kDim, kThreads>(shared.q, rows, p.key_dim, p.key_piece,
+                                            [&](int r) { return first_query + r * (p.heads * p.key_dim); });
   copy_async_commit();
   shared.seen.stage(p, s, i0, rows);
   if (threadIdx.x == 0) {
@@ -74,7 +81,7 @@ __global__ void __launch_bounds__(32 * kWarps<T>, 2) hstu_attention_kernel(const
   // The bias: this warp's own times in registers, a lane a row; keys' times and the table by position difference come tile by tile.
   NearTime own_time{kNoFixedTime, kSomeUntimed};
   TimeSpan span{};
-  typename decltype(SharedWithBias<T, kDim>::bias)::template Ahead<kThreads> ahead;
+  typename decltype(WithBias::bias)::template Ahead<kThreads> ahead;
   int64_t base = 0;
   if constexpr (kBias) {
     shared.bias.template stage_table<kThreads>(p, head);
@@ -88,18 +95,23 @@ __global__ void __launch_bounds__(32 * kWarps<T>, 2) hstu_attention_kernel(const
   KeyTiles key_tiles = shared.seen.tiles(kTile);
 
   auto load = [&](int stage, int j0) {
-    auto move = [&](auto&& at) {
-      load_tile<kTile, kDim, kThreads>(shared.k[stage], s.history - j0, p.key_dim, p.key_piece, p.k, [&](int c) { return at(shared.keys, c); });
-      load_tile<kTile, kDim, kThreads>(shared.v[stage], s.history - j0, p.value_dim, p.value_piece, p.v,
-                                       [&](int c) { return at(shared.values, c); });
+    auto move = [&](auto&& key, auto&& value) {
+      load_tile<kTile, kDim, kThreads>(shared.k[stage], s.history - j0, p.key_dim, p.key_piece, key);
+      load_tile<kTile, kDim, kThreads>(shared.v[stage], s.history - j0, p.value_dim, p.value_piece, value);
     };
-    if (j0 < s.paged) move([&](const Rows<T>& data, int c) { return data.at(j0 + c); });
-    else move([&](const Rows<T>& data, int c) { return data.jagged + (j0 + c - s.paged) * data.stride; });
+    if (j0 < s.paged) {
+      int last = s.history - 1;  // whose page is there
+      move([&](int c) { return shared.keys.at(min(j0 + c, last)); }, [&](int c) { return shared.values.at(min(j0 + c, last)); });
+    } else {
+      int64_t row = (s.key + j0 - s.paged) * p.heads + head;
+      const T *key = p.k + row * p.key_dim, *value = p.v + row * p.value_dim;
+      move([&](int c) { return key + c * (p.heads * p.key_dim); }, [&](int c) { return value + c * (p.heads * p.value_dim); });
+    }
     copy_async_commit();
   };
   auto fetch = [&](int j0) {
     if constexpr (kBias)
-      shared.bias.template fetch<kThreads>(ahead, p, head, min(i0, s.history) - j0 - (kTile - 1), p.key_time + s.time + j0, base,
+      shared.bias.template fetch<kThreads>(ahead, p, head, min(i0, s.history) - j0 - (kTile - 1), p.key_time + s.time + j0,
                                            s.contextual - j0, s.history - j0);
   };
   float sums[kM][kX][4] = {}, most[kM][2], total[kM][2] = {};
@@ -110,7 +122,7 @@ __global__ void __launch_bounds__(32 * kWarps<T>, 2) hstu_attention_kernel(const
   if (n < key_tiles.last) {
     if (kPrefetch) load(0, n * kTile);
     fetch(n * kTile);
-    if constexpr (kBias) shared.bias.commit(0, ahead);
+    if constexpr (kBias) shared.bias.commit(0, ahead, p, base);
   }
   for (; n < key_tiles.last; stage ^= 1) {
     int j0 = n * kTile, next = key_tiles.from(n + 1), buffer = stage & kPrefetch;
@@ -125,15 +137,14 @@ __global__ void __launch_bounds__(32 * kWarps<T>, 2) hstu_attention_kernel(const
       fetch(next * kTile);
     }
     bool any = shared.seen.any[warp].any(j0, j0 + kTile), all = shared.seen.all[warp].all(j0, j0 + kTile);
-    [[maybe_unused]] TimePath path{};
+    [[maybe_unused]] TimePath path;
     [[maybe_unused]] float one = 0;
-    [[maybe_unused]] bool each = false, straight = true;
+    [[maybe_unused]] bool straight = true;
     if constexpr (kBias) {
       straight = !p.positions || i0 + warp * kEach + kEach - 1 <= s.history;
       if (any && p.last_bucket >= 0) {
         path = shared.bias.path(stage, span, p.last_bucket);
-        each = path.kind != TimePath::kOne;
-        if (!each) one = shared.bias.time[path.low];
+        if (path.kind == TimeKind::kOne) one = shared.bias.time[path.low];
       }
     }
 #pragma unroll 1
@@ -154,73 +165,78 @@ __global__ void __launch_bounds__(32 * kWarps<T>, 2) hstu_attention_kernel(const
 #pragma unroll
           for (int e = 0; e < 2; ++e) diagonals[x][e] = (p.positions ? corner[8 * (x - kN + 1) - e] : 0.f) + one;
       }
+      if constexpr (kBias) {
+        path.pick([&](auto kind) {
 #pragma unroll
-      for (int m = 0; m < kM; ++m)
+          for (int m = 0; m < kM; ++m)
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          int r = row0 + 16 * m + 8 * half;
-          if constexpr (kBias) {
-            float bias[kN][2];
+            for (int half = 0; half < 2; ++half) {
+              int r = row0 + 16 * m + 8 * half;
+              float bias[kN][2];
 #pragma unroll
-            for (int x = 0; x < kN; ++x)
+              for (int x = 0; x < kN; ++x)
 #pragma unroll
-              for (int e = 0; e < 2; ++e) bias[x][e] = diagonals[2 * m + half - x + kN - 1][e];
-            if (!straight) {
-              const float* row = &shared.bias.pos[stage][min(r, max(s.history - i0, 0)) - c0 - column0 + kTile - 1];
+                for (int e = 0; e < 2; ++e) bias[x][e] = diagonals[2 * m + half - x + kN - 1][e];
+              if (!straight) [[unlikely]] {
+                const float* row = &shared.bias.pos[stage][min(r, max(s.history - i0, 0)) - c0 - column0 + kTile - 1];
 #pragma unroll
-              for (int x = 0; x < kN; ++x) bias[x][0] = row[-8 * x] + one, bias[x][1] = row[-8 * x - 1] + one;
-            }
-            if (each)
-              shared.bias.template add_time<kN>(bias, path, stage, __shfl_sync(kFullWarp, own_time.at, lane / 4 + 16 * m + 8 * half), c0 + column0,
-                                                [&](int c) { return time_term(p, head, exact_bucket(p, s, i0 + r, j0 + c)); });
-#pragma unroll
-            for (int x = 0; x < kN; ++x)
-#pragma unroll
-              for (int e = 0; e < 2; ++e) w[m][x][2 * half + e] = fmaf(factor, w[m][x][2 * half + e], bias[x][e]);
-          } else {
-#pragma unroll
-            for (int x = 0; x < kN; ++x)
-#pragma unroll
-              for (int e = 0; e < 2; ++e) w[m][x][2 * half + e] *= factor;
-          }
-          if constexpr (!kSoftmax)
-#pragma unroll
-            for (int x = 0; x < kN; ++x)
-#pragma unroll
-              for (int e = 0; e < 2; ++e) w[m][x][2 * half + e] = weight_of<T>(w[m][x][2 * half + e]);
-          if (!all) {
-            uint64_t seen = shared.seen.row[r].bits(j0 + c0) >> column0;
-#pragma unroll
-            for (int x = 0; x < kN; ++x)
-#pragma unroll
-              for (int e = 0; e < 2; ++e)
-                if (!(uint32_t(x < 4 ? seen : seen >> 32) >> (8 * x % 32 + e) & 1)) w[m][x][2 * half + e] = kSoftmax ? -kInfinity : 0.f;
-          }
-          if constexpr (kSoftmax) {
-            float tile_most = -kInfinity;
-#pragma unroll
-            for (int x = 0; x < kN; ++x) tile_most = fmaxf(tile_most, fmaxf(w[m][x][2 * half], w[m][x][2 * half + 1]));
-            tile_most = fmaxf(tile_most, __shfl_xor_sync(kFullWarp, tile_most, 1));
-            tile_most = fmaxf(tile_most, __shfl_xor_sync(kFullWarp, tile_most, 2));
-            float now = fmaxf(most[m][half], tile_most), reference = now == -kInfinity ? 0.f : now;
-            float decay = exponential<T>(most[m][half] - reference);
-            most[m][half] = now, total[m][half] *= decay;
-#pragma unroll
-            for (int x = 0; x < kX; ++x) sums[m][x][2 * half] *= decay, sums[m][x][2 * half + 1] *= decay;
-#pragma unroll
-            for (int x = 0; x < kN; ++x)
-#pragma unroll
-              for (int e = 0; e < 2; ++e) {
-                float& weight = w[m][x][2 * half + e];
-                weight = exponential<T>(weight - reference), total[m][half] += weight;
-                if (p.dropout) weight = keep[m][half] >> (2 * x + e) & 1 ? weight : 0.f;
+                for (int x = 0; x < kN; ++x) bias[x][0] = row[-8 * x] + one, bias[x][1] = row[-8 * x - 1] + one;
               }
+              int row_time = __shfl_sync(kFullWarp, own_time.at, lane / 4 + 16 * m + 8 * half);
+              shared.bias.template add_time<decltype(kind)::value>(
+                  bias, path, stage, row_time, c0 + column0, [&](int c) { return time_term(p, head, exact_bucket(p, s, i0 + r, j0 + c)); });
+#pragma unroll
+              for (int x = 0; x < kN; ++x)
+#pragma unroll
+                for (int e = 0; e < 2; ++e) w[m][x][2 * half + e] = fmaf(factor, w[m][x][2 * half + e], bias[x][e]);
+            }
+        });
+      } else {
+#pragma unroll
+        for (int y = 0; y < 4 * kM * kN; ++y) w[y / (4 * kN)][y / 4 % kN][y % 4] *= factor;
+      }
+      if constexpr (!kSoftmax)
+#pragma unroll
+        for (int y = 0; y < 4 * kM * kN; ++y) w[y / (4 * kN)][y / 4 % kN][y % 4] = weight_of<T>(w[y / (4 * kN)][y / 4 % kN][y % 4]);
+      if (kSoftmax || !all)
+#pragma unroll
+        for (int m = 0; m < kM; ++m)
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            int r = row0 + 16 * m + 8 * half;
+            if (!all) {
+              uint64_t seen = shared.seen.row[r].bits(j0 + c0) >> column0;
+#pragma unroll
+              for (int x = 0; x < kN; ++x)
+#pragma unroll
+                for (int e = 0; e < 2; ++e)
+                  if (!(uint32_t(x < 4 ? seen : seen >> 32) >> (8 * x % 32 + e) & 1)) w[m][x][2 * half + e] = kSoftmax ? -kInfinity : 0.f;
+            }
+            if constexpr (kSoftmax) {
+              float tile_most = -kInfinity;
+#pragma unroll
+              for (int x = 0; x < kN; ++x) tile_most = fmaxf(tile_most, fmaxf(w[m][x][2 * half], w[m][x][2 * half + 1]));
+              tile_most = fmaxf(tile_most, __shfl_xor_sync(kFullWarp, tile_most, 1));
+              tile_most = fmaxf(tile_most, __shfl_xor_sync(kFullWarp, tile_most, 2));
+              float now = fmaxf(most[m][half], tile_most), reference = now == -kInfinity ? 0.f : now;
+              float decay = exponential<T>(most[m][half] - reference);
+              most[m][half] = now, total[m][half] *= decay;
+#pragma unroll
+              for (int x = 0; x < kX; ++x) sums[m][x][2 * half] *= decay, sums[m][x][2 * half + 1] *= decay;
+#pragma unroll
+              for (int x = 0; x < kN; ++x)
+#pragma unroll
+                for (int e = 0; e < 2; ++e) {
+                  float& weight = w[m][x][2 * half + e];
+                  weight = exponential<T>(weight - reference), total[m][half] += weight;
+                  if (p.dropout) weight = keep[m][half] >> (2 * x + e) & 1 ? weight : 0.f;
+                }
+            }
           }
-        }
       multiply_weights<T, kDim>(sums, w, shared.v[buffer] + c0 * kPitch<T, kDim>);
     }
     if constexpr (kBias)
-      if (next < key_tiles.last) shared.bias.commit(stage ^ 1, ahead);
+      if (next < key_tiles.last) shared.bias.commit(stage ^ 1, ahead, p, base);
     n = next;
   }
   copy_async_wait<0>();
@@ -247,7 +263,7 @@ __global__ void __launch_bounds__(32 * kWarps<T>, 2) hstu_attention_kernel(const
         int j = active ? own + x : 0, bucket;
         float score = factor * quad_dot(shared.q + r * kPitch<T, kDim>, active ? shared.keys.at(j) : nullptr, p.key_dim, active);
         if (!active) continue;
-        if constexpr (kBias) score += shared.bias.own(p, s, head, query + r, j, bucket);
+        if constexpr (kBias) score += own_bias(p, s, head, query + r, j, bucket);
         float weight, decay = 1;
         if constexpr (kSoftmax) {
           float now = fmaxf(row_most, score);
@@ -274,12 +290,18 @@ __global__ void __launch_bounds__(32 * kWarps<T>, 2) hstu_attention_kernel(const
   }
 }
 
-template <typename T, int kDim, Mode kMode>
-void run(const Call<T>& p, T* out, float* lse, int64_t longest, Stream stream) {
-  int64_t tiles = ceil_div(longest, kRows<T, kDim>), blocks = tiles * p.heads * p.sequences;
-  HSTU_CHECK(blocks <= INT_MAX, kInvalidArgument, "hstu_attention: ", p.sequences, " sequences of ", longest, " rows are too many for one call");
-  size_t shared = kMode == Mode::kSilu ? sizeof(Shared<T, kDim>) : sizeof(SharedWithBias<T, kDim>);
-  launch(hstu_attention_kernel<T, kDim, kMode>, dim3(unsigned(blocks)), dim3(32 * kWarps<T>), shared, stream, p, out, lse, int(tiles));
+template <typename T, int kDim, Mode kMode, bool kSmall = false>
+void launch_forward(const Call<T>& p, T* out, float* lse, int64_t longest, Stream stream) {
+  using S = ForwardShape<T, kDim, kSmall>;
+  constexpr bool kBias = kMode != Mode::kSilu, kHasSmall = kHasSmallForward<T, kDim> && !kSmall;
+  constexpr size_t shared = kBias ? sizeof(SharedWithBias<T, kDim, kSmall>) : sizeof(Shared<T, kDim, kSmall>);
+  static_assert(shared <= (kHasSmall ? kAmpereShared : kLeastShared));
+  if constexpr (kHasSmall)
+    if (shared > shared_limit()) return launch_forward<T, kDim, kMode, true>(p, out, lse, longest, stream);
+  int64_t tiles = ceil_div(longest, S::kRows), blocks = tiles * p.heads * p.sequences;
+  HSTU_CHECK(blocks <= INT_MAX, kInvalidArgument, "hstu_attention: ", p.sequences, " sequences of ", longest,
+             " rows are too many for one call");
+  launch(hstu_attention_kernel<T, kDim, kMode, kSmall>, dim3(unsigned(blocks)), dim3(S::kThreads), shared, stream, p, out, lse, int(tiles));
 }
 
 }  // namespace
@@ -294,6 +316,10 @@ void hstu_attention(Tensor& out, Tensor* lse, const Tensor& q, const Tensor& k, 
                     double scale, double dropout, int64_t seed, int64_t offset, Stream stream) {
   using namespace attention;
   bool softmax = activation == AttentionActivation::kSoftmax;
+  check_geometry("hstu_attention",
+                 {q, k, seq_offsets, q_offsets, num_targets, contextual_lengths, key_time, kv_pages, page_table, page_offsets, kv_lengths,
+                  time_offsets},
+                 max_seq_len, stream);
   int64_t longest = std::min(max_seq_len, q.shape[0]);
   pick_dtype("hstu_attention", q.dtype, [&](auto zero) {
     using T = decltype(zero);
@@ -312,9 +338,9 @@ void hstu_attention(Tensor& out, Tensor* lse, const Tensor& q, const Tensor& k, 
     float* log_sums = data_or_null<float>(lse);
     pick_dim(q.shape[2], v.shape[2], [&](auto dim) {
       constexpr int kDim = decltype(dim)::value;
-      if (softmax) run<T, kDim, Mode::kSoftmax>(call, out.as<T>(), log_sums, longest, stream);
-      else if (pos_w || time_w || !kPlain<T, kDim>) run<T, kDim, Mode::kSiluBias>(call, out.as<T>(), log_sums, longest, stream);
-      else if constexpr (kPlain<T, kDim>) run<T, kDim, Mode::kSilu>(call, out.as<T>(), log_sums, longest, stream);
+      pick_mode<T, kDim>(softmax, pos_w || time_w, [&](auto mode) {
+        launch_forward<T, kDim, decltype(mode)::value>(call, out.as<T>(), log_sums, longest, stream);
+      });
     });
   });
 }

@@ -7,9 +7,11 @@
 #pragma once
 #include <algorithm>
 #include <climits>
+#include <cstdlib>
 
 #include "../csrc/mask.h"
 #include "common.cuh"
+#include "hstu_attention_check.cuh"
 #include "mma.cuh"
 
 namespace hstu::cuda::attention {
@@ -21,8 +23,15 @@ template <typename T>
 struct Table {
   const void* data;
   bool wide;
-  __device__ __forceinline__ float at(int64_t x) const {
-    return wide ? static_cast<const float*>(data)[x] : to_float(static_cast<const T*>(data)[x]);
+  __device__ __forceinline__ float at(int64_t x) const { return value(bits(x)); }
+  // The same in two steps: what waits for the load comes later.
+  __device__ __forceinline__ uint32_t bits(int64_t x) const {
+    return wide || sizeof(T) == 4 ? static_cast<const uint32_t*>(data)[x] : static_cast<const uint16_t*>(data)[x];
+  }
+  __device__ __forceinline__ float value(uint32_t bits) const {
+    if constexpr (sizeof(T) == 4) return __uint_as_float(bits);
+    uint16_t half = uint16_t(bits);
+    return wide ? __uint_as_float(bits) : to_float(*reinterpret_cast<T*>(&half));
   }
 };
 
@@ -54,6 +63,8 @@ struct Call {
 
 template <typename T>
 constexpr bool kIsHalf = sizeof(T) == 2;
+template <typename T, int kDim>
+constexpr bool kPlain = kIsHalf<T> && (kDim == 64 || kDim == 128);  // has kernels of its own for silu without a bias
 
 // The largest pieces that rows of `row` elements from `data` on fall into.
 template <typename T>
@@ -95,6 +106,29 @@ void pick_dim(int64_t key_dim, int64_t value_dim, Fn&& fn) {
   pick<32, 64, 128, 256>("head_dim", dim <= 32 ? 32 : dim <= 64 ? 64 : dim <= 128 ? 128 : dim <= 256 ? 256 : dim, fn);
 }
 
+// Bytes of shared memory a block may have: sm_90, sm_80, and the least of later ones (sm_86, sm_89, sm_120). HSTU_ATTENTION_SHARED_KB
+// lowers what is taken for the device's, so that the tiles of smaller devices run on larger ones.
+constexpr size_t kHopperShared = 227 << 10, kAmpereShared = 163 << 10, kLeastShared = 99 << 10;
+inline size_t shared_limit() {
+  static const size_t most = [] {
+    const char* text = std::getenv("HSTU_ATTENTION_SHARED_KB");
+    return text ? size_t(std::max(std::atoi(text), 0)) << 10 : SIZE_MAX;
+  }();
+  int device = 0, limit = 0;
+  CUDA_CHECK(cudaGetDevice(&device));
+  CUDA_CHECK(cudaDeviceGetAttribute(&limit, cudaDevAttrMaxSharedMemoryPerBlockOptin, device));
+  return std::min(most, size_t(limit));
+}
+
+// fn(mode): the kernel that a call takes. Silu without a bias has its own where that is worth it.
+template <typename T, int kDim, typename Fn>
+void pick_mode(bool softmax, bool bias, Fn&& fn) {
+  if (softmax) return fn(std::integral_constant<Mode, Mode::kSoftmax>{});
+  if constexpr (kPlain<T, kDim>)
+    if (!bias) return fn(std::integral_constant<Mode, Mode::kSilu>{});
+  fn(std::integral_constant<Mode, Mode::kSiluBias>{});
+}
+
 // ---- Geometry ----------------------------------------------------------------------------------------------------------------
 
 struct Sequence {
@@ -103,20 +137,23 @@ struct Sequence {
   int64_t query, key, time;                                // first row in q; in k and v; of key 0 in key_time
 };
 
+__device__ __forceinline__ int limited(int64_t x, int64_t most) { return int(max(int64_t(0), min(x, most))); }
+
+// Values out of range, which HSTU_DEBUG=1 reports, are limited: no more than max_seq_len keys, no more queries or targets than keys.
 template <typename T>
 __device__ __forceinline__ Sequence sequence_of(const Call<T>& p, int b) {
   Sequence s;
   s.index = b;
   s.key = p.seq_offsets[b];
-  int64_t keys = p.seq_offsets[b + 1] - s.key, queries = keys;
+  int64_t keys = p.seq_offsets[b + 1] - s.key, queries = keys, most = min(p.max_seq_len, uint64_t(INT_MAX / 2));
   s.query = s.key;
   if (p.q_offsets) s.query = p.q_offsets[b], queries = p.q_offsets[b + 1] - s.query;
-  s.paged = p.kv_lengths ? p.kv_lengths[b] : 0;
-  s.length = s.paged + int(keys);
-  s.queries = int(queries);
+  s.paged = p.kv_lengths ? limited(p.kv_lengths[b], most) : 0;
+  s.length = limited(s.paged + max(keys, int64_t(0)), most);
+  s.queries = limited(queries, s.length);
   s.shift = s.length - s.queries;
-  s.history = s.length - (p.num_targets ? p.num_targets[b] : 0);
-  s.contextual = min(p.contextual_lengths ? p.contextual_lengths[b] : p.contextual, s.history);
+  s.history = s.length - (p.num_targets ? limited(p.num_targets[b], s.length) : 0);
+  s.contextual = limited(p.contextual_lengths ? p.contextual_lengths[b] : p.contextual, s.history);
   s.time = p.time_offsets ? p.time_offsets[b] : s.key;
   return s;
 }
@@ -130,6 +167,13 @@ struct VisibleKeys {
   // Bit c: whether key first + c is seen.
   __device__ __forceinline__ uint64_t bits(int first) const {
     return below(prefix - first) | (below(end - first) & ~below(begin - first));
+  }
+  // What covers all that some lane's rows see, and what all of them see.
+  __device__ __forceinline__ VisibleKeys any_of_warp() const {
+    return {__reduce_max_sync(kFullWarp, prefix), __reduce_min_sync(kFullWarp, begin), __reduce_max_sync(kFullWarp, end), 0};
+  }
+  __device__ __forceinline__ VisibleKeys all_of_warp() const {
+    return {__reduce_min_sync(kFullWarp, prefix), __reduce_max_sync(kFullWarp, begin), __reduce_min_sync(kFullWarp, end), 0};
   }
   static __device__ __forceinline__ uint64_t below(int n) { return n >= 64 ? ~uint64_t(0) : n <= 0 ? 0 : (uint64_t(1) << n) - 1; }
 };
@@ -154,6 +198,13 @@ __device__ __forceinline__ VisibleKeys visible_keys(const Call<T>& p, const Sequ
 struct KeyTiles {
   int gap, resume, last;
   __device__ __forceinline__ int from(int n) const { return n == gap ? resume : n; }
+  // Of `size` keys each, where `any` covers all that the rows see.
+  static __device__ __forceinline__ KeyTiles of(VisibleKeys any, int size) {
+    KeyTiles tiles{(any.prefix + size - 1) / size, any.end > 0 ? any.begin / size : 0, (any.end + size - 1) / size};
+    tiles.last = max(tiles.last, tiles.gap);
+    if (tiles.gap >= tiles.resume) tiles.gap = -1;
+    return tiles;
+  }
 };
 
 // What the query rows of a block see, in shared memory; a warp has kRows / kWarps rows in turn.
@@ -173,17 +224,15 @@ struct SeenKeys {
       some.prefix = keys.prefix;
       if (keys.begin < keys.end) some.begin = keys.begin, some.end = keys.end;
     }
-    some = {__reduce_max_sync(kFullWarp, some.prefix), __reduce_min_sync(kFullWarp, some.begin), __reduce_max_sync(kFullWarp, some.end), 0};
-    every = {__reduce_min_sync(kFullWarp, every.prefix), __reduce_max_sync(kFullWarp, every.begin), __reduce_min_sync(kFullWarp, every.end), 0};
+    some = some.any_of_warp(), every = every.all_of_warp();
     if (lane == 0) any[warp] = some, all[warp] = every;
   }
   // After a barrier.
   __device__ __forceinline__ KeyTiles tiles(int size) const {
-    int prefix = 0, begin = INT_MAX, end = 0;
-    for (int w = 0; w < kWarps; ++w) prefix = max(prefix, any[w].prefix), begin = min(begin, any[w].begin), end = max(end, any[w].end);
-    KeyTiles tiles{(prefix + size - 1) / size, end > 0 ? begin / size : 0, (end + size - 1) / size};
-    if (tiles.gap >= tiles.resume) tiles.gap = -1;
-    return tiles;
+    VisibleKeys some = any[0];
+    for (int w = 1; w < kWarps; ++w)
+      some = {max(some.prefix, any[w].prefix), min(some.begin, any[w].begin), max(some.end, any[w].end), 0};
+    return KeyTiles::of(some, size);
   }
 };
 
@@ -217,33 +266,33 @@ __device__ __forceinline__ Rows<T> rows_of(const Call<T>& p, const Sequence& s, 
 
 // ---- Tiles -------------------------------------------------------------------------------------------------------------------
 
-template <typename T, int kDim>
-constexpr bool kPlain = kIsHalf<T> && (kDim == 64 || kDim == 128);  // has kernels of its own for silu without a bias
 template <typename T>
 constexpr int kKeys = kIsHalf<T> ? 64 : 32;  // keys of a tile
 template <typename T, int kDim>
 constexpr int kPitch = kDim + 16 / int(sizeof(T));  // one 16-byte piece of padding: eight rows of a column fall into different banks
 
 // tile [kRows, kPitch] = row(0 .. valid - 1), zero from `valid` on and from column `dim` on. Asynchronous in pieces of `piece` bytes, 16 or
-// 4; piece 0 goes element by element. `safe` is any address: what is not copied is not read.
+// 4; piece 0 goes element by element. row(r) may be any address from `valid` on: nothing is read there.
 template <int kRows, int kDim, int kThreads, int kBytes, typename T, typename Row>
-__device__ __forceinline__ void load_pieces(T* tile, int valid, int dim, const T* safe, Row&& row) {
-  constexpr int kPiece = kBytes / int(sizeof(T)), kPieces = kDim / kPiece, kEach = kThreads / kPieces;
-  static_assert(kThreads % kPieces == 0);
-  int d = threadIdx.x % kPieces * kPiece, valid_here = d < dim ? valid : 0;
+__device__ __forceinline__ void load_pieces(T* tile, int valid, int dim, Row&& row) {
+  constexpr int kPiece = kBytes / int(sizeof(T)), kPieces = kDim / kPiece, kWidth = kPieces < kThreads ? kPieces : kThreads;
+  constexpr int kEach = kThreads / kWidth;
+  static_assert(kThreads % kWidth == 0 && kPieces % kWidth == 0);
+  for (int d0 = 0; d0 < kDim; d0 += kWidth * kPiece) {
+    int d = d0 + threadIdx.x % kWidth * kPiece, valid_here = d < dim ? valid : 0;
 #pragma unroll 4
-  for (int r0 = 0; r0 < kRows; r0 += kEach) {
-    int r = r0 + threadIdx.x / kPieces;
-    if (kEach > kRows && r >= kRows) break;
-    bool there = r < valid_here;
-    copy_async<kBytes>(shared_address(tile + r * kPitch<T, kDim> + d), there ? row(r) + d : safe, there ? kBytes : 0);
+    for (int r0 = 0; r0 < kRows; r0 += kEach) {
+      int r = r0 + threadIdx.x / kWidth;
+      if (kEach > kRows && r >= kRows) break;
+      copy_async<kBytes>(shared_address(tile + r * kPitch<T, kDim> + d), row(r) + d, r < valid_here ? kBytes : 0);
+    }
   }
 }
 template <int kRows, int kDim, int kThreads, typename T, typename Row>
-__device__ __forceinline__ void load_tile(T* tile, int valid, int dim, int piece, const T* safe, Row&& row) {
-  if (piece == 16) return load_pieces<kRows, kDim, kThreads, 16>(tile, valid, dim, safe, row);
+__device__ __forceinline__ void load_tile(T* tile, int valid, int dim, int piece, Row&& row) {
+  if (piece == 16) return load_pieces<kRows, kDim, kThreads, 16>(tile, valid, dim, row);
   if constexpr (kThreads % (kDim * sizeof(T) / 4) == 0)
-    if (piece == 4) return load_pieces<kRows, kDim, kThreads, 4>(tile, valid, dim, safe, row);
+    if (piece == 4) return load_pieces<kRows, kDim, kThreads, 4>(tile, valid, dim, row);
 #pragma unroll 8
   for (int x = threadIdx.x; x < kRows * kDim; x += kThreads) {
     int r = x / kDim, d = x % kDim;
@@ -364,6 +413,7 @@ __device__ __forceinline__ void add_row(float* row, float decay, float factor, c
 // Rows 0 .. rows - 1 of the slab, `stride` elements apart in memory, each times its factor.
 template <int kDim, typename T>
 __device__ __forceinline__ void store_slab(T* out, int64_t stride, const Slab<kDim>& slab, int rows, int dim) {
+  using Half = std::conditional_t<kIsHalf<T>, T, __half>;
   __syncwarp();
   int lane = threadIdx.x % 32;
   for (int r = 0; r < rows; ++r) {
@@ -371,7 +421,7 @@ __device__ __forceinline__ void store_slab(T* out, int64_t stride, const Slab<kD
     T* row = out + r * stride;
     if (kIsHalf<T> && dim % 2 == 0)
       for (int d = 2 * lane; d < dim; d += 64)
-        *reinterpret_cast<uint32_t*>(row + d) = pack_pair<std::conditional_t<kIsHalf<T>, T, __half>>(factor * slab[r][d], factor * slab[r][d + 1]);
+        *reinterpret_cast<uint32_t*>(row + d) = pack_pair<Half>(factor * slab[r][d], factor * slab[r][d + 1]);
     else
       for (int d = lane; d < dim; d += 32) row[d] = from_float<T>(factor * slab[r][d]);
   }

@@ -1,29 +1,43 @@
 // Around the backward kernel of HSTU attention: tile sizes, what each tile of queries sees (before it), dQ in its dtype (after it).
 #pragma once
+#include <cfloat>
+
 #include "hstu_attention_bias.cuh"
 
 namespace hstu::cuda::attention {
 
-template <typename T, int kDim>
+// kSmall: tiles for 99 KB of shared memory a block.
+template <typename T, int kDim, bool kSmall>
 struct BackwardShape {
   static constexpr bool kSplit = kDim == 256;  // dK and dV of 16 keys do not fit in one warp's registers: half of the warps own either
-  static constexpr int kKeyTile = !kIsHalf<T> ? 32 : kDim <= 128 ? 128 : 64, kQueryTile = kIsHalf<T> ? 64 : 32;
+  static constexpr int kQueryTile = kIsHalf<T> && !(kSmall && kDim == 256) ? 64 : 32;
+  static constexpr int kKeyTile = kIsHalf<T> && !kSmall && kDim <= 128 ? 128 : kQueryTile;
   static constexpr int kKeyWarps = kKeyTile / 16, kWarps = kKeyWarps * (kSplit ? 2 : 1), kThreads = 32 * kWarps;
-  static constexpr int kStages = kDim <= 128 ? 2 : 1;                              // of Q and dO
-  
+  static constexpr int kStages = kDim <= (kSmall ? 64 : 128) ? 2 : 1;                       // of Q and dO
   static constexpr int kRowGroups = kQueryTile / 16, kPart = kDim / (kWarps / kRowGroups);  // dQ: a warp has 16 rows, kPart columns
   static constexpr int kPitchDs = kQueryTile + 8;
 };
+template <typename T, int kDim>
+constexpr bool kHasSmallBackward = kIsHalf<T> ? kDim >= 64 : kDim == 128;
 
 // What a tile of queries sees: all keys that some row sees lie within `any`, those within `all` every row sees.
 struct QueryTile {
   VisibleKeys any, all;
-  __device__ __forceinline__ KeyTiles tiles(int size) const {
-    KeyTiles tiles{(any.prefix + size - 1) / size, any.end > 0 ? any.begin / size : 0, (any.end + size - 1) / size};
-    tiles.last = max(tiles.last, tiles.gap);
-    if (tiles.gap >= tiles.resume) tiles.gap = -1;
-    return tiles;
-  }
+};
+
+// float16 alone holds dS in a narrower range than that of dO.
+template <typename T>
+constexpr bool kScalesGradient = std::is_same_v<T, __half>;
+
+// Bits of the largest |scale|, |dO| and |v| of a sequence.
+struct Largest {
+  unsigned scale, dout, value;
+};
+
+// float16 weights and dS stay normal numbers: row scales (and so dV) are in units of `weight`, dS (and so dQ, dK and the tables) in units
+// of weight * gradient, `gradient` a power of two.
+struct Units {
+  float weight, weight_inverse, gradient;
 };
 
 // What a call has beside its inputs.
@@ -38,15 +52,23 @@ struct Gradients {
   int* turns;                    // [B, H, most_query_tiles]: how many key tiles have added to dQ
   int2* key_tiles;               // [key tiles]: sequence and number of each, in the order in which they are worked on
   int *tiles, *ticket;           // how many there are; the next item, a tile of one head
-  unsigned* largest;             // [B] bits of the largest |scale| of a sequence, with row scales
+  Largest* largest;              // [B], with row scales or float16
   int most_query_tiles, group;   // group: sequences whose tiles are worked on in turn
-  int64_t copies;
-  bool private_items, deterministic;  // private_items: a copy of the table sums an item, else a block
-  // dQ, dK, dV and tables are summed in units of this: float16 weights stay normal numbers.
-  __device__ __forceinline__ float unit_of(const Call<T>& p, int b, bool softmax) const {
-    if (softmax || !p.scales) return softmax ? 1.f : p.scale;
-    float most = __uint_as_float(largest[b]);
-    return most > 0 ? most : 1.f;
+  int first_tile, copies;        // this launch has key_tiles[first_tile ..], at most `copies`, each with its own sums of the tables
+  bool deterministic;
+  __device__ __forceinline__ Units units_of(const Call<T>& p, int b, bool softmax) const {
+    Units units{softmax ? 1.f : p.scale, 1.f, 1.f};
+    if (!softmax && p.scales) {
+      float most = __uint_as_float(largest[b].scale);
+      units.weight = most > 0 ? fmaxf(most, FLT_MIN) : 1.f;
+      units.weight_inverse = 1 / units.weight;
+    }
+    if constexpr (kScalesGradient<T>) {
+      // |dP| <= bound < 2^14 units: room for the two terms of a softmax gradient and for silu's derivative of at most 1.1.
+      float bound = __uint_as_float(largest[b].dout) * __uint_as_float(largest[b].value) * float(p.value_dim) * p.keep_scale;
+      if (bound > 0 && bound <= FLT_MAX) units.gradient = ldexpf(1.f, ilogbf(bound) - 13);
+    }
+    return units;
   }
 };
 
@@ -71,6 +93,17 @@ __device__ __forceinline__ Pair pair_of(float score, float dweight, bool keep, f
     float sigmoid = 1.f / (1.f + expf(-score)), weight = score * sigmoid;
     return {weight, dweight * fmaf(weight, 1.f - sigmoid, sigmoid)};
   }
+}
+
+// Blocks of a kernel that run at once on the current device.
+template <typename Kernel>
+int64_t resident_blocks(Kernel kernel, int threads, size_t shared) {
+  int device = 0, multiprocessors = 0, blocks = 0;
+  CUDA_CHECK(cudaGetDevice(&device));
+  CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  allow_shared(kernel, shared);
+  CUDA_CHECK(cudaOccupancyMaxActiveBlocksPerMultiprocessor(&blocks, kernel, threads, shared));
+  return int64_t(multiprocessors) * blocks;
 }
 
 // delta = <dout, out>, [Tq, H]: a warp a row and head.
@@ -123,20 +156,36 @@ __global__ void __launch_bounds__(128) prepare_kernel(const Call<T> p, const Gra
     all.begin = max(all.begin, keys.begin), all.end = min(all.end, keys.end);
     if (p.scales) most = fmaxf(most, fabsf(p.scales[s.query + r]));
   }
-  any = {__reduce_max_sync(kFullWarp, any.prefix), __reduce_min_sync(kFullWarp, any.begin), __reduce_max_sync(kFullWarp, any.end), 0};
-  all = {__reduce_min_sync(kFullWarp, all.prefix), __reduce_max_sync(kFullWarp, all.begin), __reduce_min_sync(kFullWarp, all.end), 0};
+  any = any.any_of_warp(), all = all.all_of_warp();
   if (lane == 0) g.query_tiles[item] = {any, all};
   for (int head = lane; head < p.heads; head += 32) g.turns[(int64_t(b) * p.heads + head) * g.most_query_tiles + tile] = 0;
   if (p.scales) {
     unsigned bits = __reduce_max_sync(kFullWarp, __float_as_uint(most));
-    if (lane == 0) atomicMax(&g.largest[b], bits);
+    if (lane == 0) atomicMax(&g.largest[b].scale, bits);
   }
 }
 
+// The largest |dO| and |v| of each sequence: a column of blocks a sequence.
+template <typename T>
+__global__ void __launch_bounds__(256) largest_kernel(const Call<T> p, const Gradients<T> g) {
+  Sequence s = sequence_of(p, int(blockIdx.x));
+  int64_t width = int64_t(p.heads) * p.value_dim, step = int64_t(gridDim.y) * 256;
+  auto largest_of = [&](const T* data, int64_t count, unsigned& to) {
+    float most = 0;
+    for (int64_t x = int64_t(blockIdx.y) * 256 + threadIdx.x; x < count; x += step) {
+      float value = fabsf(to_float(data[x]));
+      most = value <= most ? most : value;  // NaN stays
+    }
+    unsigned bits = __reduce_max_sync(kFullWarp, __float_as_uint(most));
+    if (threadIdx.x % 32 == 0 && bits > 0) atomicMax(&to, bits);
+  };
+  largest_of(g.dout + s.query * width, s.queries * width, g.largest[blockIdx.x].dout);
+  largest_of(p.v + s.key * width, (s.length - s.paged) * width, g.largest[blockIdx.x].value);
+}
+
 // c [16, kPart] += ds^T k over all keys of the tile: 16 queries from column `row` of ds [kKeyTile, kPitchDs] on.
-template <typename T, int kDim>
-__device__ __forceinline__ void multiply_ds(float (&c)[BackwardShape<T, kDim>::kPart / 8][4], const T* ds, int row, const T* k) {
-  using S = BackwardShape<T, kDim>;
+template <typename T, int kDim, typename S>
+__device__ __forceinline__ void multiply_ds(float (&c)[S::kPart / 8][4], const T* ds, int row, const T* k) {
   constexpr int kStep = kPitch<T, kDim>, kX = S::kPart / 8;
   int lane = threadIdx.x % 32;
   if constexpr (kIsHalf<T>) {
@@ -168,6 +217,55 @@ __device__ __forceinline__ void multiply_ds(float (&c)[BackwardShape<T, kDim>::k
   }
 }
 
+// A block's dynamic shared memory as an S. The address goes through a register, or sm_90 would make it anew, slowly, wherever it is used.
+template <typename S>
+__device__ __forceinline__ S& shared_as() {
+  extern __shared__ __align__(16) unsigned char memory[];
+  uint32_t address;
+  asm volatile("mov.u32 %0, %1;" : "=r"(address) : "r"(shared_address(memory)));
+  return *reinterpret_cast<S*>(__cvta_shared_to_generic(address));
+}
+
+// A barrier where a warp says that it has come and waits for the others later (PTX ISA, "mbarrier"). All warps go through all of its
+// phases; `parity` is 0 for the first, then 1, 0, ...
+struct SplitBarrier {
+  alignas(8) uint64_t state;
+  __device__ __forceinline__ void begin(int warps) {
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(&state)), "r"(warps) : "memory");
+  }
+  __device__ __forceinline__ void arrive() {
+    __syncwarp();
+    if (threadIdx.x % 32 == 0)
+      asm volatile("{\n.reg .b64 token;\nmbarrier.arrive.shared.b64 token, [%0];\n}" ::"r"(shared_address(&state)) : "memory");
+  }
+  __device__ __forceinline__ void wait(unsigned parity) {
+    uint32_t come;
+    do {
+#if __CUDA_ARCH__ >= 900
+      asm volatile("{\n.reg .pred p;\nmbarrier.try_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+#else
+      asm volatile("{\n.reg .pred p;\nmbarrier.test_wait.parity.shared.b64 p, [%1], %2;\nselp.u32 %0, 1, 0, p;\n}"
+#endif
+                   : "=r"(come)
+                   : "r"(shared_address(&state)), "r"(parity)
+                   : "memory");
+    } while (!come);
+  }
+};
+
+// The order in which tiles of keys add to the dQ of a tile of queries, by one thread a block. What the block has added before a barrier
+// is there for the block whose turn comes next, once that has passed a barrier too.
+__device__ __forceinline__ int turns_taken(const int* turns) {
+  int taken;
+  asm volatile("ld.relaxed.gpu.global.s32 %0, [%1];" : "=r"(taken) : "l"(turns) : "memory");
+  return taken;
+}
+__device__ __forceinline__ void wait_for_turn(const int* turns, int taken, int turn) {
+  while (taken < turn) taken = turns_taken(turns);
+  asm volatile("fence.acq_rel.gpu;" ::: "memory");
+}
+__device__ __forceinline__ void announce(int* turns) { asm volatile("red.release.gpu.global.add.s32 [%0], 1;" ::"l"(turns) : "memory"); }
+
 __device__ __forceinline__ void add_pair(float* to, float x, float y) {
 #if __CUDA_ARCH__ >= 900
   asm volatile("red.global.add.v2.f32 [%0], {%1, %2};" ::"l"(to), "f"(x), "f"(y) : "memory");
@@ -177,19 +275,22 @@ __device__ __forceinline__ void add_pair(float* to, float x, float y) {
 }
 
 // A tile of keys of one head of one sequence. It stands in shared memory, for registers are what the kernel is short of.
+template <typename T>
 struct Item {
   Sequence sequence;
   int head, tile, begin, count;  // tiles of queries [begin, count)
   const QueryTile* query_tiles;
   int* turns;
-  float *pos_sums, *time_sums;
-  float unit, inverse_unit;
+  const T *q, *dout;  // of the sequence's first query
+  float *dq_sums, *pos_sums, *time_sums;
+  Units units;
+  float inverse_gradient;
   int64_t base;  // of near times
 };
 
-template <typename T, int kDim>
+template <typename T, int kDim, bool kSmall>
 struct BackwardShared {
-  using S = BackwardShape<T, kDim>;
+  using S = BackwardShape<T, kDim, kSmall>;
   static constexpr int kKeySize = S::kKeyTile * kPitch<T, kDim>, kQuerySize = S::kQueryTile * kPitch<T, kDim>;
   union {
     struct {
@@ -198,32 +299,33 @@ struct BackwardShared {
     Slab<kDim> slabs[S::kSplit ? 1 : 2][S::kWarps];  // of dK and dV, after the last tile
   };
   alignas(16) T ds[2][S::kKeyTile * S::kPitchDs];
-  VisibleKeys seen[2][S::kQueryTile];
+  VisibleKeys visible[2][S::kQueryTile];  // unless the tile sees all keys
   float scale[2][S::kQueryTile], lse[2][S::kQueryTile], delta[2][S::kQueryTile];
-  int64_t ticket;
-  Item item;
+  SplitBarrier ds_there, tile_done;
+  int ticket;
+  Item<T> item;
 };
-template <typename T, int kDim>
-struct BackwardSharedWithBias : BackwardShared<T, kDim> {
-  using S = BackwardShape<T, kDim>;
+template <typename T, int kDim, bool kSmall>
+struct BackwardSharedWithBias : BackwardShared<T, kDim, kSmall> {
+  using S = BackwardShape<T, kDim, kSmall>;
   BiasTile<S::kQueryTile, S::kQueryTile + S::kKeyTile, 2, false> bias;
   TimeSums time_sums[S::kKeyWarps];
-  float diagonal[2][S::kKeyWarps][S::kQueryTile + 16];  // a warp's sums of dS by query - key + 16
-  float targets[2][S::kKeyTile];                        // sums over target rows, by key
+  Diagonals<T, S::kKeyTile, S::kQueryTile, S::kPitchDs, S::kWarps> diagonals[2];
+  float targets[2][S::kKeyTile];  // sums of dS over target rows, by key
   float clamped[S::kWarps], own[S::kKeyWarps];
 };
 
 // dQ from its sums, and targets' own groups: a block a tile of queries, a warp a row of one head.
-template <typename T, int kDim, bool kSoftmax>
-__global__ void __launch_bounds__(256) finish_kernel(const Call<T> p, const Gradients<T> g) {
-  using S = BackwardShape<T, kDim>;
+template <typename T, int kDim, bool kSoftmax, int kQueryTile, int kKeyTile>
+__global__ void __launch_bounds__(256) dq_kernel(const Call<T> p, const Gradients<T> g) {
   constexpr int kEach = kDim / 32;
-  int b = int(blockIdx.x) / g.most_query_tiles, tile = int(blockIdx.x) % g.most_query_tiles, first = tile * S::kQueryTile;
+  int b = int(blockIdx.x) / g.most_query_tiles, tile = int(blockIdx.x) % g.most_query_tiles, first = tile * kQueryTile;
   Sequence s = sequence_of(p, b);
-  int rows = min(S::kQueryTile, s.queries - first), lane = threadIdx.x % 32;
+  int rows = min(kQueryTile, s.queries - first), lane = threadIdx.x % 32;
   if (rows <= 0) return;
-  bool some = !g.deterministic || g.query_tiles[blockIdx.x].tiles(S::kKeyTile).last > 0;
-  float unit = g.unit_of(p, b, kSoftmax);
+  bool some = !g.deterministic || KeyTiles::of(g.query_tiles[blockIdx.x].any, kKeyTile).last > 0;
+  Units units = g.units_of(p, b, kSoftmax);
+  float inverse = kScalesGradient<T> ? 1 / units.gradient : 1.f;
   for (int x = threadIdx.x / 32; x < rows * p.heads; x += 8) {
     int r = first + x / p.heads, head = x % p.heads, i = s.shift + r;
     int64_t row = s.query + r, at = row * p.heads + head;
@@ -232,18 +334,16 @@ __global__ void __launch_bounds__(256) finish_kernel(const Call<T> p, const Grad
     for (int y = 0; y < kEach; ++y) sums[y] = some ? g.dq_sums[at * kDim + lane + 32 * y] : 0.f;
     if (i >= s.history) {
       const T *query = p.q + at * p.key_dim, *dout = g.dout + at * p.value_dim;
-      float scale = !kSoftmax && p.scales ? p.scales[row] / unit : 1.f;
+      float scale = !kSoftmax && p.scales ? p.scales[row] * units.weight_inverse : 1.f;
       for (int j = i - (i - s.history) % p.group; j <= i; ++j) {
         const T *key = row_of(p.k, p, s.key + j, head, p.key_dim), *value = row_of(p.v, p, s.key + j, head, p.value_dim);
         float score = 0, dweight = 0;
         for (int d = lane; d < p.key_dim; d += 32) score = fmaf(to_float(query[d]), to_float(key[d]), score);
         for (int d = lane; d < p.value_dim; d += 32) dweight = fmaf(to_float(dout[d]), to_float(value[d]), dweight);
-        score = p.unit * p.alpha * warp_sum(score), dweight = warp_sum(dweight);
-        if (p.positions) score += p.unit * p.pos_w.at(p.pos_per_head ? int64_t(head) * p.positions : 0);
-        if (p.last_bucket >= 0)
-          score += p.unit * p.time_w.at((p.time_per_head ? head * p.time_width : 0) + bucket_of(p.query_time[row], p.key_time[s.time + j], p.last_bucket));
+        int bucket;
+        score = p.unit * p.alpha * warp_sum(score) + own_bias(p, s, head, row, j, bucket), dweight = inverse * warp_sum(dweight);
         bool keeps = !p.dropout || kept(p, b, head, i, j);
-        float lse = kSoftmax ? g.lse[at] : 0.f, delta = kSoftmax ? g.delta[at] : 0.f;
+        float lse = kSoftmax ? g.lse[at] : 0.f, delta = kSoftmax ? inverse * g.delta[at] : 0.f;
         float ds = scale * pair_of<T, kSoftmax>(score, dweight, keeps, p.keep_scale, lse, delta).ds;
 #pragma unroll
         for (int y = 0; y < kEach; ++y)
@@ -252,7 +352,7 @@ __global__ void __launch_bounds__(256) finish_kernel(const Call<T> p, const Grad
     }
 #pragma unroll
     for (int y = 0; y < kEach; ++y)
-      if (int d = lane + 32 * y; d < p.key_dim) g.dq[at * p.key_dim + d] = from_float<T>(p.alpha * unit * sums[y]);
+      if (int d = lane + 32 * y; d < p.key_dim) g.dq[at * p.key_dim + d] = from_float<T>(p.alpha * units.weight * units.gradient * sums[y]);
   }
 }
 

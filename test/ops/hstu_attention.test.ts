@@ -334,9 +334,9 @@ function errorOf(actual: ArrayLike<number>, expected: ArrayLike<number>, size: A
 const tolerances = { float32: 1e-5, float64: 1e-11, bfloat16: 5e-3, float16: 1e-3 }
 const gradientSlack = { float32: 1, float64: 1, bfloat16: 2.5, float16: 2.5 }
 
-function checkProblem(p: Problem, how: How, label: string): void {
+function checkProblem(p: Problem, how: How, label: string, size = 1): void {
   const random = new Random('cotangent')
-  const normal = () => Math.fround(random.normal())
+  const normal = () => Math.fround(size * random.normal())
   const dout = rounded(Float64Array.from({ length: (p.q.length / p.D) * p.V }, normal), how.dtype)
   scope(() => {
     const expected = oracle(p, how.pageSize ? null : dout)
@@ -790,6 +790,77 @@ everywhere('every bucket edge, up to differences of 63 bits', () => {
     )
     const want = sum(Array.from(times, t => 20 + bucketOf(t, 0n)))
     ok(Math.abs(out.item() - want) < 0.5, `sum of buckets is ${out.item()}, expected ${want}`)
+  })
+})
+
+everywhere('gradients where P and the cotangent are large or small, in float16 too', () => {
+  const dtype = device === 'cpu' ? 'float32' : 'float16'
+  const scaled = (data: Float64Array, factor: number) => data.map(x => factor * x)
+  for (const softmax of [false, true]) {
+    const choice: Choice = { ...plain, D: 64, V: 64, H: 2, pos: 'shared', time: 'shared', targets: 'some', softmax }
+    const p = problemOf({ ...choice, alpha: 'root', dtype }, [130, 70], new Random('range'))
+    const how: How = { dtype, rowScales: false }
+    checkProblem({ ...p, v: scaled(p.v, 8) }, how, 'large dout v', 8192)
+    const [q, k, v] = [scaled(p.q, 1 / 64), scaled(p.k, 1 / 64), scaled(p.v, 1 / 256)]
+    const scales = p.scales.map(() => 1)
+    checkProblem({ ...p, q, k, v, scales, alpha: 4096 * p.alpha }, how, 'small dout v', 2 ** -16)
+    const tiny = { ...p, v: scaled(p.v, 2 ** 20), scales: p.scales.map(() => 2 ** -128) }
+    checkProblem(tiny, { dtype: 'float32', rowScales: true }, 'tiny scales', 2 ** 20)
+  }
+})
+
+everywhere('a bias table too large for sums of its own for every tile of keys', () => {
+  const dtype = device === 'cpu' ? 'float32' : 'bfloat16'
+  const p = problemOf({ ...plain, H: 4, V: 16, dtype }, Array<number>(20).fill(10), new Random('tables'))
+  const cols = 2 ** 20
+  const data = rounded(
+    Float64Array.from({ length: 4 * cols }, (_, x) => Math.sin(x)),
+    dtype,
+  )
+  checkProblem({ ...p, pos: { rows: 4, cols, data } }, { dtype, rowScales: false }, 'P = 2^20')
+})
+
+everywhere('geometry out of range: an error, or on CUDA without HSTU_DEBUG=1 limited', () => {
+  scope(() => {
+    const rows = Float64Array.from({ length: 12 * 2 * 16 }, (_, i) => Math.sin(i))
+    const [q, k, v] = [1, 2, 3].map(n =>
+      float(
+        rounded(
+          rows.map(x => n * x),
+          'float32',
+        ),
+        [12, 2, 16],
+        'float32',
+      ),
+    ) as [Tensor, Tensor, Tensor]
+    const attend = (options: Partial<HstuAttentionOptions>) => {
+      let out: Float64Array = new Float64Array()
+      const { grads } = valueAndGrad([q, k, v], () => {
+        const base = { seqOffsets: starts([5, 7]), maxSeqLen: 7, scale: 1, targetGroupSize: 3 }
+        const y = hstuAttention(q, k, v, { ...base, ...options })
+        out = decoded(y)
+        return record('cotangent', Tensor.zeros([1], { device }), [y], () => [float(rows, [12, 2, 16], 'float32')])
+      })
+      return [out, ...(grads as Tensor[]).map(decoded)]
+    }
+    const targets = (...counts: number[]) => ({ numTargets: tensor(Int32Array.from(counts)) })
+    const cases: [Partial<HstuAttentionOptions>, RegExp, Partial<HstuAttentionOptions>, number][] = [
+      [targets(9, 2), /sequence 0 has 9 targets but 5 keys/, targets(5, 2), 12],
+      [targets(-1, 2), /sequence 0 has -1 targets but 5 keys/, targets(0, 2), 12],
+      [{ maxSeqLen: 6 }, /sequence 1 has 7 keys, max_seq_len is 6/, {}, 5],
+      [{ qOffsets: starts([6, 6]) }, /sequence 0 has 6 queries but only 5 keys/, {}, 5],
+    ]
+    for (const [wrong, message, limited, alike] of cases) {
+      if (device === 'cpu' || process.env.HSTU_DEBUG === '1') {
+        throwsCode(() => attend(wrong), 'ERR_HSTU_INVALID_ARGUMENT', message)
+        continue
+      }
+      const [got, want] = [attend(wrong), attend(limited)]
+      const count = alike * 2 * 16
+      got.forEach((values, i) => {
+        equalBits(values.subarray(0, count), want[i]!.subarray(0, count), `${message} ${i}`)
+      })
+    }
   })
 })
 
