@@ -52,6 +52,13 @@ struct Shared {
   Item item[2];
 };
 
+// threadIdx.x, read anew: it and what follows from it need no register between uses.
+__device__ __forceinline__ uint32_t thread_index() {
+  uint32_t x;
+  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+  return x;
+}
+
 template <typename T, int kDim>
 __device__ __forceinline__ uint32_t swizzled(int rows, int row, int d) {  // byte of element (row, d) of a tile of `rows` rows
   constexpr int kBytes = kRowBytes<T, kDim>;
@@ -72,13 +79,6 @@ template <typename T, int kDim, int kRows>
 __device__ __forceinline__ void clear_tail(T* tile, int valid) {
   for (int x = valid * (kDim / 8) + threadIdx.x - 128; x < kRows * (kDim / 8); x += 256)
     *reinterpret_cast<uint4*>(reinterpret_cast<unsigned char*>(tile) + swizzled<T, kDim>(kRows, x / (kDim / 8), x % (kDim / 8) * 8)) = uint4{0, 0, 0, 0};
-}
-
-// threadIdx.x, read anew: it and what follows from it need no register between uses.
-__device__ __forceinline__ uint32_t thread_index() {
-  uint32_t x;
-  asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
-  return x;
 }
 
 // <a, b> in float32 by the four lanes of a quad, as quad_dot, for rows of 16-byte pieces.
@@ -126,87 +126,72 @@ __device__ __forceinline__ float* sums_of(const Call<T>& p, const Gradients<T>& 
   return g.dq_sums + ((s.query / S::kQueries + s.index + tile) * p.heads + head) * 2 * S::kPart;
 }
 
-// The first tile of queries from m on that sees tile n of keys.
-struct Seen {
-  int index, turn;
-  bool all;
-};
+// Whether a tile of queries sees tile n of keys; how many tiles behind n it sees.
 template <int kDim>
-__device__ __forceinline__ Seen next_seen(const QueryTile* tiles, int n, int m, int count, int queries) {
-  using S = Shape<kDim>;
-  for (; m < count; ++m) {
-    QueryTile seen = tiles[m];
-    KeyTiles keys = seen.tiles(S::kKeys);
-    bool before = keys.gap >= 0 && n < keys.gap;
-    if (n < keys.last && (before || keys.gap < 0 || n >= keys.resume))
-      return {m, keys.last - 1 - n - (before ? keys.resume - keys.gap : 0), seen.all.all(n * S::kKeys, (n + 1) * S::kKeys) && (m + 1) * S::kQueries <= queries};
-  }
-  return {-1, 0, false};
+__device__ __forceinline__ bool sees(const QueryTile& queries, int n, int& turn) {
+  KeyTiles keys = queries.tiles(Shape<kDim>::kKeys);
+  bool before = keys.gap >= 0 && n < keys.gap;
+  turn = keys.last - 1 - n - (before ? keys.resume - keys.gap : 0);
+  return n < keys.last && (before || keys.gap < 0 || n >= keys.resume);
 }
 
-// The warp that loads: tells the others which items and tiles come.
+// The thread that loads: tells the others which items and tiles come.
 template <typename T, int kDim>
 __device__ __forceinline__ void produce(Shared<T, kDim>& shared, const CUtensorMap& q_map, const CUtensorMap& k_map, const CUtensorMap& v_map,
                                         const CUtensorMap& dout_map, const Call<T>& p, const Gradients<T>& g) {
   using S = Shape<kDim>;
   constexpr int kQ = S::kQueries, kK = S::kKeys, kTileBytes = kQ * kDim * int(sizeof(T));
-  int lane = threadIdx.x % 32, items = *g.tiles * p.heads;
   uint32_t kv_count = 0, count = 0;
   for (uint32_t turn = 0;; ++turn) {
-    int ticket = lane == 0 ? atomicAdd(g.ticket, 1) : 0;
-    ticket = __shfl_sync(kFullWarp, ticket, 0);
+    uint32_t ticket = atomicAdd(g.ticket, 1);
     Item& item = shared.item[turn % 2];
     shared.item_empty[turn % 2].wait(turn / 2 & 1 ^ 1);
-    if (ticket >= items) {
-      if (lane == 0) item.tile = -1, shared.item_full[turn % 2].arrive();
+    if (ticket >= uint32_t(*g.tiles * p.heads)) {
+      item.tile = -1, shared.item_full[turn % 2].arrive();
       shared.q_empty[count % 2].wait(count / 2 & 1 ^ 1);
-      if (lane == 0) shared.tile[count % 2].item = -1, shared.told[count % 2].arrive();
+      shared.tile[count % 2].item = -1, shared.told[count % 2].arrive();
       return;
     }
-    if (lane == 0) {
-      int2 where = g.key_tiles[ticket / p.heads];
-      item.s = sequence_of(p, where.x), item.head = ticket % p.heads, item.tile = where.y;
-      item.unit = g.unit_of(p, where.x, false), item.inverse_unit = 1 / item.unit;
-    }
-    __syncwarp();
-    const Sequence& s = item.s;
-    int n = item.tile;
+    int2 where = g.key_tiles[ticket / uint32_t(p.heads)];
+    item.head = int(ticket % uint32_t(p.heads)), item.tile = where.y;
+    item.s = sequence_of(p, where.x);
+    __threadfence_block();  // this thread is short of registers
+    item.unit = g.unit_of(p, where.x, false), item.inverse_unit = 1 / item.unit, item.parity = kv_count & 1;
+    auto next_seen = [&](int m) {  // the first tile of queries from m on that sees the item's keys, -1: none
+      int turn, tiles = item.tile * kK < item.s.history ? (item.s.queries + kQ - 1) / kQ : 0;
+      for (; m < tiles; ++m)
+        if (sees<kDim>(g.query_tiles[int64_t(item.s.index) * g.most_query_tiles + m], item.tile, turn)) return m;
+      return -1;
+    };
     // Without rows that look ahead no query before the first key sees any.
-    int tiles = n * kK < s.history ? (s.queries + kQ - 1) / kQ : 0, begin = p.causal && !p.contextual_full ? max(n * kK - s.shift, 0) / kQ : 0;
-    const QueryTile* query_tiles = g.query_tiles + int64_t(s.index) * g.most_query_tiles;
-    Seen seen = next_seen<kDim>(query_tiles, n, begin, tiles, s.queries);
-    if (lane == 0) item.any = seen.index >= 0, item.parity = kv_count & 1, shared.item_full[turn % 2].arrive();
-    for (bool first = true; seen.index >= 0; first = false, ++count) {
-      Seen next = next_seen<kDim>(query_tiles, n, seen.index + 1, tiles, s.queries);
-      int m = seen.index, stage = count % 2;
+    int m = next_seen(p.causal && !p.contextual_full ? max(item.tile * kK - item.s.shift, 0) / kQ : 0);
+    item.any = m >= 0, shared.item_full[turn % 2].arrive();
+    if (m < 0) continue;
+    for (bool first = true; m >= 0; first = false, ++count) {
+      int stage = count % 2;
       shared.q_empty[stage].wait(count / 2 & 1 ^ 1);
-      if (lane == 0) {
-        shared.q_full[stage].expect(kTileBytes);
-        load<T, kDim, kQ>(shared.q[stage], q_map, item.head, s.query + m * kQ, shared.q_full[stage]);
-      }
+      shared.q_full[stage].expect(kTileBytes);
+      load<T, kDim, kQ>(shared.q[stage], q_map, item.head, item.s.query + m * kQ, shared.q_full[stage]);
       if (first) {
-        shared.kv_empty.wait(item.parity ^ 1);
+        shared.kv_empty.wait(kv_count & 1 ^ 1);
+        shared.kv_full.expect(2 * kK * kDim * int(sizeof(T)));
+        load<T, kDim, kK>(shared.k, k_map, item.head, item.s.key + item.tile * kK, shared.kv_full);
+        load<T, kDim, kK>(shared.v, v_map, item.head, item.s.key + item.tile * kK, shared.kv_full);
         ++kv_count;
-        if (lane == 0) {
-          shared.kv_full.expect(2 * kK * kDim * int(sizeof(T)));
-          load<T, kDim, kK>(shared.k, k_map, item.head, s.key + n * kK, shared.kv_full);
-          load<T, kDim, kK>(shared.v, v_map, item.head, s.key + n * kK, shared.kv_full);
-        }
       }
-      if (lane == 0) {
-        Tile& tile = shared.tile[stage];
-        tile.sums = sums_of<T, kDim>(p, g, s, m, item.head);
-        tile.turns = g.turns + (int64_t(s.index) * p.heads + item.head) * g.most_query_tiles + m;
-        tile.item = turn % 2, tile.index = m, tile.turn = seen.turn, tile.rows = s.queries - m * kQ, tile.all = seen.all, tile.last = next.index < 0;
-      }
-      __syncwarp();
-      if (lane == 0) shared.told[stage].arrive();
       shared.dout_empty[stage].wait(count / 2 & 1 ^ 1);
-      if (lane == 0) {
-        shared.dout_full[stage].expect(kTileBytes);
-        load<T, kDim, kQ>(shared.dout[stage], dout_map, item.head, s.query + m * kQ, shared.dout_full[stage]);
-      }
-      seen = next;
+      shared.dout_full[stage].expect(kTileBytes);
+      load<T, kDim, kQ>(shared.dout[stage], dout_map, item.head, item.s.query + m * kQ, shared.dout_full[stage]);
+      Tile& tile = shared.tile[stage];
+      const QueryTile& queries = g.query_tiles[int64_t(item.s.index) * g.most_query_tiles + m];
+      sees<kDim>(queries, item.tile, tile.turn);
+      tile.item = turn % 2, tile.index = m, tile.rows = item.s.queries - m * kQ;
+      tile.all = queries.all.all(item.tile * kK, (item.tile + 1) * kK) && tile.rows >= kQ;
+      tile.sums = sums_of<T, kDim>(p, g, item.s, m, item.head);
+      tile.turns = g.turns + (int64_t(item.s.index) * p.heads + item.head) * g.most_query_tiles + m;
+      m = next_seen(m + 1);
+      tile.last = m < 0;
+      shared.told[stage].arrive();
     }
   }
 }
@@ -215,28 +200,28 @@ __device__ __forceinline__ void produce(Shared<T, kDim>& shared, const CUtensorM
 template <typename T, int kDim>
 __device__ __forceinline__ void mask(Shared<T, kDim>& shared, const Call<T>& p) {
   using S = Shape<kDim>;
+  auto below = [](int n) { return n >= 32 ? ~0u : n <= 0 ? 0u : (1u << n) - 1; };
   for (uint32_t count = 0;; ++count) {
     int stage = count % 2;
     shared.told[stage].wait(count / 2 & 1);
     const Tile& tile = shared.tile[stage];
     if (tile.item < 0) return;
     const Item& item = shared.item[tile.item];
-    int first = tile.index * S::kQueries, j0 = item.tile * S::kKeys;
+    if (!tile.all || p.scales)
 #pragma unroll 1
-    for (int r = threadIdx.x % 32; r < S::kQueries; r += 32) {
-      if (!tile.all) {
+      for (int r = thread_index() % 32; r < S::kQueries; r += 32) {
+        bool there = r < tile.rows;
         VisibleKeys keys{0, 0, 0, 0};
-        if (r < tile.rows) keys = visible_keys(p, item.s, item.s.shift + first + r);
+        if (there) keys = visible_keys(p, item.s, item.s.shift + tile.index * S::kQueries + r);
 #pragma unroll
-        for (int half = 0; half < S::kKeys / 64; ++half) {
-          uint64_t bits = keys.bits(j0 + 64 * half);
-          shared.seen[stage][2 * half][r] = uint32_t(bits), shared.seen[stage][2 * half + 1][r] = uint32_t(bits >> 32);
+        for (int x = 0; x < S::kKeys / 32; ++x) {
+          int j = item.tile * S::kKeys + 32 * x;
+          shared.seen[stage][x][r] = below(keys.prefix - j) | (below(keys.end - j) & ~below(keys.begin - j));
         }
+        if (p.scales) shared.scale[stage][r] = there ? p.scales[item.s.query + tile.index * S::kQueries + r] * item.inverse_unit : 1.f;
       }
-      if (p.scales) shared.scale[stage][r] = r < tile.rows ? p.scales[item.s.query + first + r] * item.inverse_unit : 1.f;
-    }
     __syncwarp();
-    if (threadIdx.x % 32 == 0) shared.q_full[stage].arrive();
+    if (thread_index() % 32 == 0) shared.q_full[stage].arrive();
   }
 }
 
@@ -268,6 +253,9 @@ __device__ __forceinline__ void add_parts(Shared<T, kDim>& shared, int group, bo
   }
 }
 
+// A branch that is never taken. Instructions stay on their side of it: with fewer of them interleaved fewer registers are needed.
+__device__ __forceinline__ void part(uint32_t x) { asm volatile("{\n.reg .pred p;\nsetp.eq.u32 p, %0, 0xffffffff;\n@p trap;\n}" ::"r"(x)); }
+
 // `descriptor` of what stands `bytes` further on.
 __device__ __forceinline__ uint64_t moved(uint64_t descriptor, int bytes) {
   return (descriptor & 0xffffffff00000000) | uint32_t(uint32_t(descriptor) + uint32_t(bytes) / 16);
@@ -297,9 +285,10 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
 
   if (group < 0) {
     give_registers<PRODUCER_REGISTERS>();
-    if (warp == 0) produce(shared, q_map, k_map, v_map, dout_map, p, g);
-    else if (warp == 3) mask(shared, p);
-    else if (lane == 0) add_parts(shared, warp - 1, g.deterministic);
+    if (warp == 3) mask(shared, p);
+    else if (lane > 0) return;
+    else if (warp == 0) produce(shared, q_map, k_map, v_map, dout_map, p, g);
+    else add_parts(shared, warp - 1, g.deterministic);
     return;
   }
 
@@ -370,6 +359,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
       auto weigh_tile = [&](float factor, auto scaled) {
 #pragma unroll
         for (int x = 0; x < kQ / 8; ++x) {
+          if (x == 8) part(count);
           float weight[4], slope[4];
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
@@ -454,6 +444,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         wgmma_wait<1>(dq);
         release(shared.dout_empty[stage]);
         leave();
+        if (kQ == 128) wgmma_wait<0>(dk);
         if (shared.tile[stage].last) break;
         ++count;
         multiply_scores();
