@@ -46,7 +46,7 @@ struct Shared {
   alignas(128) float dq[2][S::kPart];             // a warpgroup's accumulators, [four of them][thread]
   uint32_t seen[S::kStages][S::kKeys / 32][S::kQueries];
   float scale[S::kStages][S::kQueries];
-  Barrier kv_full, kv_empty, told[S::kStages], q_full[S::kStages], q_empty[S::kStages], dout_full[S::kStages], dout_empty[S::kStages];
+  Barrier k_full, k_empty, v_full, v_empty, told[S::kStages], q_full[S::kStages], q_empty[S::kStages], dout_full[S::kStages], dout_empty[S::kStages];
   Barrier dq_full[2], dq_empty[2], item_full[2], item_empty[2];
   Tile tile[S::kStages], out[2];
   Item item[2];
@@ -173,15 +173,19 @@ __device__ __forceinline__ void produce(Shared<T, kDim>& shared, const CUtensorM
       shared.q_full[stage].expect(kTileBytes);
       load<T, kDim, kQ>(shared.q[stage], q_map, item.head, item.s.query + m * kQ, shared.q_full[stage]);
       if (first) {
-        shared.kv_empty.wait(kv_count & 1 ^ 1);
-        shared.kv_full.expect(2 * kK * kDim * int(sizeof(T)));
-        load<T, kDim, kK>(shared.k, k_map, item.head, item.s.key + item.tile * kK, shared.kv_full);
-        load<T, kDim, kK>(shared.v, v_map, item.head, item.s.key + item.tile * kK, shared.kv_full);
-        ++kv_count;
+        shared.v_empty.wait(kv_count & 1 ^ 1);
+        shared.v_full.expect(kK * kDim * int(sizeof(T)));
+        load<T, kDim, kK>(shared.v, v_map, item.head, item.s.key + item.tile * kK, shared.v_full);
       }
       shared.dout_empty[stage].wait(count / 2 & 1 ^ 1);
       shared.dout_full[stage].expect(kTileBytes);
       load<T, kDim, kQ>(shared.dout[stage], dout_map, item.head, item.s.query + m * kQ, shared.dout_full[stage]);
+      if (first) {
+        shared.k_empty.wait(kv_count & 1 ^ 1);
+        shared.k_full.expect(kK * kDim * int(sizeof(T)));
+        load<T, kDim, kK>(shared.k, k_map, item.head, item.s.key + item.tile * kK, shared.k_full);
+        ++kv_count;
+      }
       Tile& tile = shared.tile[stage];
       const QueryTile& queries = g.query_tiles[int64_t(item.s.index) * g.most_query_tiles + m];
       sees<kDim>(queries, item.tile, tile.turn);
@@ -276,7 +280,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
 
   if (threadIdx.x == 0) {
     prefetch(q_map), prefetch(k_map), prefetch(v_map), prefetch(dout_map);
-    shared.kv_full.init(1), shared.kv_empty.init(8);
+    shared.k_full.init(1), shared.k_empty.init(8), shared.v_full.init(1), shared.v_empty.init(8);
     for (int x = 0; x < S::kStages; ++x) shared.told[x].init(1), shared.q_full[x].init(2), shared.q_empty[x].init(8), shared.dout_full[x].init(1), shared.dout_empty[x].init(8);
     for (int x = 0; x < 2; ++x) shared.dq_full[x].init(4), shared.dq_empty[x].init(1), shared.item_full[x].init(1), shared.item_empty[x].init(8);
     fence_barriers();
@@ -308,8 +312,8 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
     for (int x = 0; x < kDim / 2; ++x) dk[x] = dv[x] = 0.f;
 
     if (item.any) {
-      shared.kv_full.wait(item.parity);
       if (int valid = item.s.history - item.tile * kK; valid < kK) {
+        shared.k_full.wait(item.parity), shared.v_full.wait(item.parity);
         clear_tail<T, kDim, kK>(shared.k, valid), clear_tail<T, kDim, kK>(shared.v, valid);
         fence_async();
         meet(1, 256);
@@ -427,13 +431,16 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         release(shared.dq_full[group]);
       };
 
+      shared.k_full.wait(item.parity);
       multiply_scores();
+      shared.v_full.wait(item.parity);
       multiply_gradient();
       wgmma_wait<1>(scores);
       weigh();
       wgmma_wait<0>(gradient);
       for (;;) {
         int stage = count % 2;
+        if (shared.tile[stage].last) release(shared.v_empty);
         wgmma_fence();
         accumulate(dv, weights, shared.dout[stage]);
         differentiate();
@@ -444,19 +451,19 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         wgmma_wait<1>(dq);
         release(shared.dout_empty[stage]);
         leave();
-        if (kQ == 128) wgmma_wait<0>(dk);
-        if (shared.tile[stage].last) break;
+        bool last = shared.tile[stage].last;
+        wgmma_wait<0>(dk);
+        release(shared.q_empty[stage]);
+        if (last) break;
         ++count;
         multiply_scores();
         multiply_gradient();
         wgmma_wait<1>(scores);
-        release(shared.q_empty[stage]);
         weigh();
         wgmma_wait<0>(gradient);
       }
       wgmma_wait<0>(dv);
-      wgmma_wait<0>(dk);
-      release(shared.q_empty[count % 2]), release(shared.kv_empty);
+      release(shared.k_empty);
       ++count;
     }
 
