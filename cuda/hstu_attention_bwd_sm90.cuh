@@ -138,10 +138,10 @@ __device__ __forceinline__ void produce(Shared<T, kDim>& shared, const CUtensorM
                                         const CUtensorMap& dout_map, const Call<T>& p, const Gradients<T>& g) {
   using S = Shape<kDim>;
   constexpr int kQ = S::kQueries, kK = S::kKeys, kTileBytes = kQ * kDim * int(sizeof(T));
-  uint32_t kv_count = 0, count = 0;
+  uint32_t count = 0;
   for (uint32_t turn = 0;; ++turn) {
     uint32_t ticket = !kBias || g.private_items ? atomicAdd(g.ticket, 1) : blockIdx.x + turn * gridDim.x;
-    Item& item = shared.item[turn % 2];
+    Item &item = shared.item[turn % 2], &before = shared.item[turn % 2 ^ 1];
     shared.item_empty[turn % 2].wait(turn / 2 & 1 ^ 1);
     if (ticket >= uint32_t(*g.tiles * p.heads)) {
       item.tile = -1, shared.item_full[turn % 2].arrive();
@@ -151,15 +151,16 @@ __device__ __forceinline__ void produce(Shared<T, kDim>& shared, const CUtensorM
     }
     int2 where = g.key_tiles[ticket / uint32_t(p.heads)];
     item.head = int(ticket % uint32_t(p.heads)), item.tile = where.y;
+    __threadfence_block();  // this thread is short of registers
     item.s = sequence_of(p, where.x);
-    __threadfence_block();                               // this thread is short of registers
+    __threadfence_block();
     item.tile = (item.s.length - 1) / kK - item.tile;  // first to last: the longest first
     if (kBias) {
       int64_t copy = int64_t(item.head) * g.copies + (g.private_items ? ticket / uint32_t(p.heads) : blockIdx.x);
       item.pos_sums = g.pos_sums + copy * p.positions, item.time_sums = g.time_sums + copy * (p.last_bucket + 1);
       item.base = first_time(p, item.s);
     }
-    item.unit = g.unit_of(p, where.x, false), item.inverse_unit = 1 / item.unit, item.parity = kv_count & 1;
+    item.unit = g.unit_of(p, where.x, false), item.inverse_unit = 1 / item.unit, item.parity = turn > 0 ? before.parity ^ int(before.any) : 0;
     auto next_seen = [&](int m) {  // the first tile of queries from m on that sees the item's keys, -1: none
       int turn, tiles = item.tile * kK < item.s.history ? (item.s.queries + kQ - 1) / kQ : 0;
       for (; m < tiles; ++m)
@@ -176,7 +177,7 @@ __device__ __forceinline__ void produce(Shared<T, kDim>& shared, const CUtensorM
       shared.q_full[stage].expect(kTileBytes);
       load<T, kDim, kQ>(shared.q[stage], q_map, item.head, item.s.query + m * kQ, shared.q_full[stage]);
       if (first) {
-        shared.v_empty.wait(kv_count & 1 ^ 1);
+        shared.v_empty.wait(item.parity ^ 1);
         shared.v_full.expect(kK * kDim * int(sizeof(T)));
         load<T, kDim, kK>(shared.v, v_map, item.head, item.s.key + item.tile * kK, shared.v_full);
       }
@@ -184,10 +185,9 @@ __device__ __forceinline__ void produce(Shared<T, kDim>& shared, const CUtensorM
       shared.dout_full[stage].expect(kTileBytes);
       load<T, kDim, kQ>(shared.dout[stage], dout_map, item.head, item.s.query + m * kQ, shared.dout_full[stage]);
       if (first) {
-        shared.k_empty.wait(kv_count & 1 ^ 1);
+        shared.k_empty.wait(item.parity ^ 1);
         shared.k_full.expect(kK * kDim * int(sizeof(T)));
         load<T, kDim, kK>(shared.k, k_map, item.head, item.s.key + item.tile * kK, shared.k_full);
-        ++kv_count;
       }
       Tile& tile = shared.tile[stage];
       const QueryTile& queries = g.query_tiles[int64_t(item.s.index) * g.most_query_tiles + m];
