@@ -44,7 +44,8 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
 
   take_registers<240>();
   group = __shfl_sync(kFullWarp, group, 0), warp = __shfl_sync(kFullWarp, warp, 0) % 4;
-  uint64_t k_rows = by_rows<kBytes>(shared_address(shared.k) + 64 * group * kBytes), v_rows = by_rows<kBytes>(shared_address(shared.v) + 64 * group * kBytes);
+  // With a bias registers are short: what depends on it is worked out anew.
+  auto own_group = [&] { return kBias ? int(__shfl_sync(kFullWarp, thread_index() / 128 - 1, 0)) : group; };
   auto release = [&](Barrier& barrier) {
     if (lane == 0) barrier.arrive();
   };
@@ -68,8 +69,8 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
       }
       float scores[kQ / 2], gradient[kQ / 2], dq[S::kPart / 128];
       uint32_t weights[kQ / 4], slopes[kQ / 4], ds[kQ / 4];
-      auto multiply = [&](float(&c)[kQ / 2], uint64_t keys, const T* tile) {
-        uint64_t queries = by_rows<kBytes>(shared_address(tile));
+      auto multiply = [&](float(&c)[kQ / 2], const T* keys_tile, const T* tile) {
+        uint64_t keys = by_rows<kBytes>(shared_address(keys_tile) + 64 * own_group() * kBytes), queries = by_rows<kBytes>(shared_address(tile));
 #pragma unroll
         for (int d = 0; d < kDim; d += 16)
           wgmma<T, false>(c, moved(keys, d / kColumns * kK * kBytes + d % kColumns * 2), moved(queries, d / kColumns * kQ * kBytes + d % kColumns * 2), d > 0);
@@ -84,7 +85,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
       auto multiply_scores = [&] {
         shared.q_full[count % 2].wait(count / 2 & 1);
         wgmma_fence();
-        multiply(scores, k_rows, shared.q[count % 2]);
+        multiply(scores, shared.k, shared.q[count % 2]);
       };
       auto multiply_gradient = [&] {
         int stage = count % 2;
@@ -95,7 +96,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
           meet(1, 256);
         }
         wgmma_fence();
-        multiply(gradient, v_rows, shared.dout[stage]);
+        multiply(gradient, shared.v, shared.dout[stage]);
       };
       // Hidden pairs get a score where P and dsilu are 0 in float32.
       auto hide = [&](float factor) {
@@ -159,12 +160,13 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         if (p.scales) differentiate_tile(std::true_type{});
         else differentiate_tile(std::false_type{});
         uint32_t thread = thread_index(), row = thread / 16 % 2 * 8 + thread % 8, unit = thread / 32 % 4 * 2 + thread / 8 % 2;
-        uint32_t to = shared_address(shared.ds[count % 2]) + (group * kQ + row) * 128 + (unit ^ row % 8) * 16;
+        uint32_t to = shared_address(shared.ds[count % 2]) + (own_group() * kQ + row) * 128 + (unit ^ row % 8) * 16;
 #pragma unroll
         for (int x = 0; x < kQ / 8; x += 2) store_matrices_transposed(to + x * 1024, ds + 2 * x);
         fence_async();
       };
       auto multiply_ds = [&] {
+        int group = own_group();
         constexpr bool kByColumns = kQ == 64;  // the warpgroups share dQ by columns, else by rows
         uint64_t a = by_rows<128>(shared_address(shared.ds[count % 2]) + (kByColumns ? 0 : 64 * group * 128));
         uint64_t b = by_columns<kBytes>(shared_address(shared.k) + (kByColumns ? group * kK * kBytes : 0), kK * kBytes);
@@ -173,6 +175,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         wgmma_commit();
       };
       auto leave = [&] {  // dQ of a tile is added by another warp
+        int group = own_group();
         shared.dq_empty[group].wait(count & 1 ^ 1);
         uint32_t thread = thread_index() % 128;
 #pragma unroll
@@ -201,6 +204,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         wgmma_fence();
         if constexpr (kBias) {
           accumulate(dk, ds, shared.q[stage]);
+          wgmma_wait<1>(dv);
           if (g.pos_sums && !first) bias.add_diagonals_to(shared, p, item, stage ^ 1);
           bias.add_gradient(gradient, shared, p, g, item, stage, stage);
           wgmma_fence();
@@ -329,7 +333,15 @@ __global__ void __launch_bounds__(256) finish_sm90_kernel(const Call<T> p, const
 
 constexpr int64_t kTableScratch = 1 << 26;  // floats for private sums of the tables
 
-// For float16 and bfloat16, D and V multiples of 8, both of at most kDim; rows and keys are not 0.
+// Whether `run` takes a call: silu, D and V multiples of 8 up to 128, rows of 16-byte pieces, something to do. value_piece is that of dout too.
+template <typename T>
+bool takes(const Call<T>& p, const Gradients<T>& g, int64_t rows, int64_t keys) {
+  auto whole = [](const T* data, int dim) { return piece_of(data, dim) == 16; };
+  return kIsHalf<T> && std::max(p.key_dim, p.value_dim) <= 128 && p.key_piece == 16 && p.value_piece == 16 && whole(g.dq, p.key_dim) && whole(g.dk, p.key_dim) &&
+         whole(g.dv, p.value_dim) && rows > 0 && keys > 0;
+}
+
+// kDim is the smallest of 32, 64, 128 that holds both head dims.
 template <typename T, int kDim, Mode kMode>
 void run(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int64_t rows, int64_t keys, int64_t longest, Stream stream) {
   using S = Shape<kDim>;
