@@ -1,0 +1,386 @@
+// HSTU attention, backward, for Hopper (sm_90a): the kernel, dQ in its dtype, the launches. See docs/hstu_attention_sm90_bwd.md for a drawing.
+#pragma once
+#include "hstu_attention_bwd_sm90_bias.cuh"
+
+namespace hstu::cuda::attention {
+namespace backward_sm90 {
+
+// Scores and dP are made transposed, rows are keys, so that P^T and dS^T are operands from registers. Scores s / 2 in registers: with
+// th = tanh(s / 2), P = s / 2 (1 + th) and 2 dsilu = 1 + v, v = th + P (1 - th), which waits for dP in float16. dS is kept doubled.
+template <typename T, int kDim, Mode kMode>
+__global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
+    hstu_attention_backward_sm90_kernel(const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap k_map,
+                                        const __grid_constant__ CUtensorMap v_map, const __grid_constant__ CUtensorMap dout_map,
+                                        const __grid_constant__ Call<T> p, const __grid_constant__ Gradients<T> g, float factor) {
+  using S = Shape<kDim>;
+  constexpr int kQ = S::kQueries, kK = S::kKeys, kBytes = kRowBytes<T, kDim>, kColumns = kBytes / int(sizeof(T));
+  extern __shared__ __align__(1024) unsigned char memory[];
+  constexpr bool kBias = kMode != Mode::kSilu;
+  auto& shared = *reinterpret_cast<std::conditional_t<kBias, SharedWithBias<T, kDim>, Shared<T, kDim>>*>(memory);
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4 - 1;
+
+  if (threadIdx.x == 0) {
+    prefetch(q_map), prefetch(k_map), prefetch(v_map), prefetch(dout_map);
+    shared.k_full.init(1), shared.k_empty.init(8), shared.v_full.init(1), shared.v_empty.init(8);
+    for (int x = 0; x < S::kStages; ++x) shared.told[x].init(1), shared.q_full[x].init(2), shared.q_empty[x].init(8), shared.dout_full[x].init(1), shared.dout_empty[x].init(8);
+    for (int x = 0; x < 2; ++x) shared.dq_full[x].init(4), shared.dq_empty[x].init(1), shared.item_full[x].init(1), shared.item_empty[x].init(8);
+    fence_barriers();
+  }
+  if constexpr (kBias)
+    for (int x = threadIdx.x; x < int(sizeof(shared.time_sums) / 4); x += S::kThreads) reinterpret_cast<int*>(shared.time_sums)[x] = 0;
+  __syncthreads();
+
+  if (group < 0) {
+    give_registers<24>();
+    if (warp == 3)
+      tell<T, kDim>(shared, p, [&](int stage, const Tile& tile, const Item& item) {
+        if constexpr (kBias) stage_bias(shared, p, stage, tile, item);
+      });
+    else if (lane > 0) return;
+    else if (warp == 0) produce<T, kDim, kBias>(shared, q_map, k_map, v_map, dout_map, p, g);
+    else add_parts<T, kDim>(shared, warp - 1, g.deterministic);
+    return;
+  }
+
+  take_registers<240>();
+  group = __shfl_sync(kFullWarp, group, 0), warp = __shfl_sync(kFullWarp, warp, 0) % 4;
+  // With a bias registers are short: what depends on it is worked out anew.
+  auto own_group = [&] { return kBias ? int(__shfl_sync(kFullWarp, thread_index() / 128 - 1, 0)) : group; };
+  auto release = [&](Barrier& barrier) {
+    if (lane == 0) barrier.arrive();
+  };
+  uint32_t count = 0;  // tiles of queries so far
+  [[maybe_unused]] WarpBias<T, kDim> bias;
+  for (uint32_t turn = 0;; ++turn) {
+    shared.item_full[turn % 2].wait(turn / 2 & 1);
+    const Item& item = shared.item[turn % 2];
+    if (item.tile < 0) break;
+    float dk[kDim / 2], dv[kDim / 2];
+#pragma unroll
+    for (int x = 0; x < kDim / 2; ++x) dk[x] = dv[x] = 0.f;
+
+    if constexpr (kBias) bias.stage_keys(shared, p, item);
+    if (item.any) {
+      if (int valid = item.s.history - item.tile * kK; valid < kK) {
+        shared.k_full.wait(item.parity), shared.v_full.wait(item.parity);
+        clear_tail<T, kDim, kK>(shared.k, valid), clear_tail<T, kDim, kK>(shared.v, valid);
+        fence_async();
+        meet(1, 256);
+      }
+      float scores[kQ / 2], gradient[kQ / 2], dq[S::kPart / 128];
+      uint32_t weights[kQ / 4], slopes[kQ / 4], ds[kQ / 4];
+      auto multiply = [&](float(&c)[kQ / 2], const T* keys_tile, const T* tile) {
+        uint64_t keys = by_rows<kBytes>(shared_address(keys_tile) + 64 * own_group() * kBytes), queries = by_rows<kBytes>(shared_address(tile));
+#pragma unroll
+        for (int d = 0; d < kDim; d += 16)
+          wgmma<T, false>(c, moved(keys, d / kColumns * kK * kBytes + d % kColumns * 2), moved(queries, d / kColumns * kQ * kBytes + d % kColumns * 2), d > 0);
+        wgmma_commit();
+      };
+      auto accumulate = [&](float(&c)[kDim / 2], const uint32_t* a, const T* tile) {
+        uint64_t queries = by_columns<kBytes>(shared_address(tile), kQ * kBytes);
+#pragma unroll
+        for (int x = 0; x < kQ; x += 16) wgmma<T, true>(c, a + x / 4, moved(queries, x * kBytes), true);
+        wgmma_commit();
+      };
+      auto multiply_scores = [&] {
+        shared.q_full[count % 2].wait(count / 2 & 1);
+        wgmma_fence();
+        multiply(scores, shared.k, shared.q[count % 2]);
+      };
+      auto multiply_gradient = [&] {
+        int stage = count % 2;
+        shared.dout_full[stage].wait(count / 2 & 1);
+        if (int rows = shared.tile[stage].rows; rows < kQ) {
+          clear_tail<T, kDim, kQ>(shared.q[stage], rows), clear_tail<T, kDim, kQ>(shared.dout[stage], rows);
+          fence_async();
+          meet(1, 256);
+        }
+        wgmma_fence();
+        multiply(gradient, shared.v, shared.dout[stage]);
+      };
+      // Hidden pairs get a score where P and dsilu are 0 in float32.
+      auto hide = [&](float factor) {
+        uint32_t thread = thread_index(), key = thread / 4 % 8 + thread / 32 % 2 * 16;
+        const uint32_t* seen = &shared.seen[count % 2][thread / 64 - 2][thread % 4 * 2];
+#pragma unroll
+        for (int x = 0; x < kQ / 8; ++x) {
+          uint2 bits = *reinterpret_cast<const uint2*>(seen + 8 * x);
+#pragma unroll
+          for (int e = 0; e < 4; ++e) scores[4 * x + e] = (e % 2 ? bits.y : bits.x) >> (key + e / 2 * 8) & 1 ? factor * scores[4 * x + e] : -128.f;
+        }
+      };
+      auto weigh_tile = [&](float factor, auto scaled) {
+#pragma unroll
+        for (int x = 0; x < kQ / 8; ++x) {
+          if (x == 8) part(count);
+          float weight[4], slope[4];
+#pragma unroll
+          for (int e = 0; e < 4; ++e) {
+            float t = factor * scores[4 * x + e], th = tanh_approx(t);
+            weight[e] = fmaf(t, th, t);
+            slope[e] = fmaf(weight[e], 1.f - th, th);
+          }
+          slopes[2 * x] = pack_pair<__half>(slope[0], slope[1]), slopes[2 * x + 1] = pack_pair<__half>(slope[2], slope[3]);
+          if (scaled) {
+            float2 scale = *reinterpret_cast<const float2*>(&shared.scale[count % 2][8 * x + thread_index() % 4 * 2]);
+            weight[0] *= scale.x, weight[1] *= scale.y, weight[2] *= scale.x, weight[3] *= scale.y;
+          }
+          weights[2 * x] = pack_pair<T>(weight[0], weight[1]), weights[2 * x + 1] = pack_pair<T>(weight[2], weight[3]);
+        }
+      };
+      auto weigh = [&] {
+        bool all = shared.tile[count % 2].all;
+        if constexpr (kBias) bias.add(scores, shared, p, item, count % 2, factor);
+        if (!all) hide(kBias ? 1.f : factor);
+        float last = kBias || !all ? 1.f : factor;
+        if (p.scales) weigh_tile(last, std::true_type{});
+        else weigh_tile(last, std::false_type{});
+      };
+      auto differentiate_tile = [&](auto scaled) {
+#pragma unroll
+        for (int x = 0; x < kQ / 8; ++x) {
+          float value[4];
+#pragma unroll
+          for (int half = 0; half < 2; ++half) {
+            float2 slope = __half22float2(*reinterpret_cast<const __half2*>(&slopes[2 * x + half]));
+            const float* from = &gradient[4 * x + 2 * half];
+            value[2 * half] = fmaf(from[0], slope.x, from[0]), value[2 * half + 1] = fmaf(from[1], slope.y, from[1]);
+          }
+          if (scaled) {
+            float2 scale = *reinterpret_cast<const float2*>(&shared.scale[count % 2][8 * x + thread_index() % 4 * 2]);
+            value[0] *= scale.x, value[1] *= scale.y, value[2] *= scale.x, value[3] *= scale.y;
+          }
+          if constexpr (kBias)
+#pragma unroll
+            for (int e = 0; e < 4; ++e) gradient[4 * x + e] = value[e];
+          ds[2 * x] = pack_pair<T>(value[0], value[1]), ds[2 * x + 1] = pack_pair<T>(value[2], value[3]);
+        }
+      };
+      auto differentiate = [&] {
+        if (p.scales) differentiate_tile(std::true_type{});
+        else differentiate_tile(std::false_type{});
+        uint32_t thread = thread_index(), row = thread / 16 % 2 * 8 + thread % 8, unit = thread / 32 % 4 * 2 + thread / 8 % 2;
+        uint32_t to = shared_address(shared.ds[count % 2]) + (own_group() * kQ + row) * 128 + (unit ^ row % 8) * 16;
+#pragma unroll
+        for (int x = 0; x < kQ / 8; x += 2) store_matrices_transposed(to + x * 1024, ds + 2 * x);
+        fence_async();
+      };
+      auto multiply_ds = [&] {
+        int group = own_group();
+        constexpr bool kByColumns = kQ == 64;  // the warpgroups share dQ by columns, else by rows
+        uint64_t a = by_rows<128>(shared_address(shared.ds[count % 2]) + (kByColumns ? 0 : 64 * group * 128));
+        uint64_t b = by_columns<kBytes>(shared_address(shared.k) + (kByColumns ? group * kK * kBytes : 0), kK * kBytes);
+#pragma unroll
+        for (int x = 0; x < kK; x += 16) wgmma<T, true>(dq, moved(a, x / 64 * kQ * 128 + x % 64 * 2), moved(b, x * kBytes), x > 0);
+        wgmma_commit();
+      };
+      auto leave = [&] {  // dQ of a tile is added by another warp
+        int group = own_group();
+        shared.dq_empty[group].wait(count & 1 ^ 1);
+        uint32_t thread = thread_index() % 128;
+#pragma unroll
+        for (int x = 0; x < S::kPart / 512; ++x)
+          *reinterpret_cast<float4*>(&shared.dq[group][(x * 128 + thread) * 4]) = float4{dq[4 * x], dq[4 * x + 1], dq[4 * x + 2], dq[4 * x + 3]};
+        if (thread == 0) shared.out[group] = shared.tile[count % 2];
+        fence_async();
+        __syncwarp();
+        release(shared.dq_full[group]);
+      };
+
+      shared.k_full.wait(item.parity);
+      multiply_scores();
+      shared.v_full.wait(item.parity);
+      multiply_gradient();
+      wgmma_wait<1>(scores);
+      weigh();
+      wgmma_wait<0>(gradient);
+      for (bool first = true;; first = false) {
+        int stage = count % 2;
+        if (shared.tile[stage].last) release(shared.v_empty);
+        wgmma_fence();
+        accumulate(dv, weights, shared.dout[stage]);
+        differentiate();
+        meet(1, 256);  // dS of all keys is there; that of the tile before is read no more
+        wgmma_fence();
+        if constexpr (kBias) {
+          accumulate(dk, ds, shared.q[stage]);
+          wgmma_wait<1>(dv);
+          if (g.pos_sums && !first) bias.add_diagonals_to(shared, p, item, stage ^ 1);
+          bias.add_gradient(gradient, shared, p, g, item, stage, stage);
+          wgmma_fence();
+          multiply_ds();
+          wgmma_wait<0>(dq);
+        } else {
+          multiply_ds();
+          accumulate(dk, ds, shared.q[stage]);
+          wgmma_wait<1>(dq);
+        }
+        release(shared.dout_empty[stage]);
+        leave();
+        bool last = shared.tile[stage].last;
+        wgmma_wait<0>(dk);
+        release(shared.q_empty[stage]);
+        if (last) break;
+        ++count;
+        multiply_scores();
+        multiply_gradient();
+        wgmma_wait<1>(scores);
+        weigh();
+        wgmma_wait<0>(gradient);
+      }
+      wgmma_wait<0>(dv);
+      release(shared.k_empty);
+      if constexpr (kBias)
+        if (g.pos_sums) {
+          meet(1, 256);
+          bias.add_diagonals_to(shared, p, item, count % 2);
+        }
+      ++count;
+    }
+
+    // Targets' own groups, in float32, a quad a key. Then out.
+    const Sequence& s = item.s;
+    int j0 = item.tile * kK, head = item.head, row0 = int(thread_index() - 128) / 32 * 16 + thread_index() % 32 / 4, column0 = thread_index() % 4 * 2;
+    [[maybe_unused]] float own_sum = 0;
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      int j = j0 + row0 + 8 * half, own = 0, from = max(j, s.shift);
+      if (j >= s.history && j < s.length) {
+        int64_t end = int64_t(j) - (j - s.history) % p.group + p.group;
+        own = max(int(min(end, int64_t(s.length))) - from, 0);
+      }
+#pragma unroll 1
+      for (int x = 0, longest = __reduce_max_sync(kFullWarp, own); x < longest; ++x) {
+        bool active = x < own;
+        int64_t row = s.query + (active ? from + x - s.shift : 0);
+        const T *query = row_of(p.q, p, row, head, p.key_dim), *dout = row_of(g.dout, p, row, head, p.value_dim);
+        float score = factor * dot(query, row_of(p.k, p, s.key + j, head, p.key_dim), p.key_dim, active);
+        float dweight = dot(dout, row_of(p.v, p, s.key + j, head, p.value_dim), p.value_dim, active);
+        float value = 0;
+        int bucket = -1;
+        if (active) {
+          if constexpr (kBias) score += shared.bias[0].own(p, s, head, row, j, bucket);
+          Pair pair = pair_of<T, false>(score, dweight, true, 1.f, 0.f, 0.f);
+          float scale = p.scales ? p.scales[row] * item.inverse_unit : 1.f;
+          value = 2 * scale * pair.ds;
+          add_to_row(dv, half, scale * pair.weight, dout, column0, p.value_dim);
+          add_to_row(dk, half, value, query, column0, p.key_dim);
+        }
+        if constexpr (kBias) {
+          if (column0 == 0) own_sum += value;
+          if (g.time_sums)
+            for (int quad = 0; quad < 8; ++quad) {
+              float more = __shfl_sync(kFullWarp, value, 4 * quad);
+              int where = __shfl_sync(kFullWarp, bucket, 4 * quad);
+              if (lane == 0 && where >= 0) shared.time_sums[warp + 4 * group].sum[where] += more;
+            }
+        }
+      }
+      int64_t at = (s.key + j) * p.heads + head;
+      store_row(g.dk + at * p.key_dim, dk, half, 0.5f * p.alpha * item.unit, 0, p.key_dim, j < s.length);
+      store_row(g.dv + at * p.value_dim, dv, half, item.unit, 0, p.value_dim, j < s.length);
+    }
+    if constexpr (kBias) bias.finish(shared, p, g, item, own_sum);
+    __syncwarp();
+    release(shared.item_empty[turn % 2]);
+  }
+  shared.dq_empty[group].wait(count & 1 ^ 1);
+  if (threadIdx.x % 128 == 0) shared.out[group].sums = nullptr;
+  __syncwarp();
+  release(shared.dq_full[group]);
+}
+
+// dQ from its sums, and targets' own groups: a block a tile of queries of one head.
+template <typename T, int kDim, bool kBias>
+__global__ void __launch_bounds__(256) finish_sm90_kernel(const Call<T> p, const Gradients<T> g) {
+  using S = Shape<kDim>;
+  constexpr int kCount = S::kPart / 128;
+  constexpr bool kByColumns = S::kQueries == 64;
+  int b = int(blockIdx.x) / g.most_query_tiles, tile = int(blockIdx.x) % g.most_query_tiles, first = tile * S::kQueries, head = blockIdx.y;
+  Sequence s = sequence_of(p, b);
+  int rows = s.queries - first, group = threadIdx.x / 128, thread = threadIdx.x % 128, lane = threadIdx.x % 32;
+  if (rows <= 0) return;
+  bool some = !g.deterministic || g.query_tiles[blockIdx.x].tiles(S::kKeys).last > 0;
+  float unit = g.unit_of(p, b, false), c[kCount];
+  const float* sums = sums_of<T, kDim>(p, g, s, tile, head) + group * S::kPart;
+#pragma unroll
+  for (int x = 0; x < kCount / 4; ++x) {
+    float4 four = some ? *reinterpret_cast<const float4*>(sums + (x * 128 + thread) * 4) : float4{0, 0, 0, 0};
+    c[4 * x] = four.x, c[4 * x + 1] = four.y, c[4 * x + 2] = four.z, c[4 * x + 3] = four.w;
+  }
+  int column = kByColumns ? 64 * group : 0, row0 = (kByColumns ? 0 : 64 * group) + thread / 32 * 16 + lane / 4;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    int r = row0 + 8 * half, i = s.shift + first + r, count = 0;
+    if (r < rows && i >= s.history) count = (i - s.history) % p.group + 1;
+    int64_t row = s.query + first + (r < rows ? r : 0), at = row * p.heads + head;
+    float scale = p.scales ? p.scales[row] / unit : 1.f;
+#pragma unroll 1
+    for (int x = 0, longest = __reduce_max_sync(kFullWarp, count); x < longest; ++x) {
+      bool active = x < count;
+      int64_t j = s.key + (active ? i - count + 1 + x : 0);
+      const T *key = row_of(p.k, p, j, head, p.key_dim), *value = row_of(p.v, p, j, head, p.value_dim);
+      float score = p.unit * p.alpha * dot(p.q + at * p.key_dim, key, p.key_dim, active);
+      float dweight = dot(g.dout + at * p.value_dim, value, p.value_dim, active);
+      if (kBias && active && p.positions) score += p.unit * p.pos_w.at(p.pos_per_head ? int64_t(head) * p.positions : 0);
+      if (kBias && active && p.last_bucket >= 0)
+        score += time_term(p, head, bucket_of(p.query_time[row], p.key_time[s.time + j - s.key], p.last_bucket));
+      if (active) add_to_row(c, half, 2 * scale * pair_of<T, false>(score, dweight, true, 1.f, 0.f, 0.f).ds, key, column + lane % 4 * 2, p.key_dim);
+    }
+    store_row(g.dq + at * p.key_dim, c, half, 0.5f * p.alpha * unit, column, p.key_dim, r < rows);
+  }
+}
+
+constexpr int64_t kTableScratch = 1 << 26;  // floats for private sums of the tables
+
+// Whether `run` takes a call: silu, D and V multiples of 8 up to 128, rows of 16-byte pieces, something to do. value_piece is that of dout too.
+template <typename T>
+bool takes(const Call<T>& p, const Gradients<T>& g, int64_t rows, int64_t keys) {
+  auto whole = [](const T* data, int dim) { return piece_of(data, dim) == 16; };
+  return kIsHalf<T> && std::max(p.key_dim, p.value_dim) <= 128 && p.key_piece == 16 && p.value_piece == 16 && whole(g.dq, p.key_dim) && whole(g.dk, p.key_dim) &&
+         whole(g.dv, p.value_dim) && rows > 0 && keys > 0;
+}
+
+// kDim is the smallest of 32, 64, 128 that holds both head dims.
+template <typename T, int kDim, Mode kMode>
+void run(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int64_t rows, int64_t keys, int64_t longest, Stream stream) {
+  using S = Shape<kDim>;
+  int device = 0, multiprocessors = 0;
+  CUDA_CHECK(cudaGetDevice(&device));
+  CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
+  int64_t tiles = ceil_div(longest, S::kQueries), query_tiles = tiles * p.sequences;
+  int64_t key_tiles = std::min<int64_t>(ceil_div(int64_t(p.max_seq_len), S::kKeys) * p.sequences, keys / S::kKeys + p.sequences);
+  HSTU_CHECK(query_tiles <= INT_MAX - 4 && key_tiles * p.heads <= INT_MAX / 2, kInvalidArgument, "hstu_attention_backward: ", p.sequences, " sequences of ",
+             p.max_seq_len, " rows are too many for one call");
+  // Which items a block gets depends on time, so for the same bits each item has its own sums of the tables, or, where these would be too
+  // large, items are dealt out.
+  int64_t blocks = std::min<int64_t>(multiprocessors, key_tiles * p.heads), entries = ((dpos_w ? p.positions : 0) + (dtime_w ? p.last_bucket + 1 : 0)) * p.heads;
+  g.private_items = entries * key_tiles <= kTableScratch, g.copies = key_tiles;
+  if (!g.private_items) g.copies = blocks = std::clamp<int64_t>(kTableScratch / entries, 1, blocks);
+
+  Scratch<float> pos_sums(dpos_w ? p.heads * g.copies * p.positions : 0, stream), time_sums(dtime_w ? p.heads * g.copies * (p.last_bucket + 1) : 0, stream);
+  Scratch<float> dq_sums((rows / S::kQueries + p.sequences) * p.heads * 2 * S::kPart, stream);
+  Scratch<QueryTile> seen(query_tiles, stream);
+  Scratch<int> turns(query_tiles * p.heads + 2, stream);
+  Scratch<int2> key_list(key_tiles, stream);
+  Scratch<unsigned> largest(p.scales ? p.sequences : 0, stream);
+  if (dpos_w) pos_sums.zero();
+  if (dtime_w) time_sums.zero();
+  if (p.scales) largest.zero();
+  if (!g.deterministic) dq_sums.zero();
+  g.pos_sums = pos_sums, g.time_sums = time_sums, g.dq_sums = dq_sums, g.query_tiles = seen, g.turns = turns + 2, g.tiles = turns;
+  g.ticket = turns + 1, g.key_tiles = key_list, g.largest = largest, g.most_query_tiles = int(tiles);
+  for (g.group = 32; g.group > 1 && g.group * int64_t(p.max_seq_len) > (1 << 14);) g.group /= 2;
+  CUtensorMap q_map = tensor_map<T, kDim>(p.q, rows, p.heads, p.key_dim, S::kQueries), k_map = tensor_map<T, kDim>(p.k, keys, p.heads, p.key_dim, S::kKeys);
+  CUtensorMap v_map = tensor_map<T, kDim>(p.v, keys, p.heads, p.value_dim, S::kKeys);
+  CUtensorMap dout_map = tensor_map<T, kDim>(g.dout, rows, p.heads, p.value_dim, S::kQueries);
+  launch(prepare_kernel<T, S::kQueries, S::kKeys>, dim3(unsigned(ceil_div(query_tiles, 4) + 1)), dim3(128), 0, stream, p, g);
+  launch(hstu_attention_backward_sm90_kernel<T, kDim, kMode>, dim3(unsigned(blocks)), dim3(S::kThreads),
+         kMode == Mode::kSilu ? sizeof(Shared<T, kDim>) : sizeof(SharedWithBias<T, kDim>), stream, q_map, k_map, v_map, dout_map, p, g, p.unit * p.alpha);
+  launch(finish_sm90_kernel<T, kDim, kMode != Mode::kSilu>, dim3(unsigned(query_tiles), unsigned(p.heads)), dim3(256), 0, stream, p, g);
+  if (dpos_w) reduce_table(*dpos_w, pos_sums, g.copies, p.heads, p.positions, stream);
+  if (dtime_w) reduce_table(*dtime_w, time_sums, g.copies, p.heads, p.last_bucket + 1, stream);
+}
+
+}  // namespace backward_sm90
+}  // namespace hstu::cuda::attention
