@@ -1,6 +1,7 @@
 // HSTU attention, backward, in one pass: a block owns a tile of keys, keeps dK and dV in registers and adds its part of dQ to float32 sums,
 // in a fixed order where the call is deterministic.
 #include "hstu_attention_bwd.cuh"
+#include "hstu_attention_choice.cuh"
 
 namespace hstu::cuda {
 namespace attention {
@@ -486,6 +487,8 @@ void hstu_attention_backward(Tensor& dq, Tensor& dk, Tensor& dv, Tensor* dpos_w,
       launch(delta_kernel<T>, dim3(unsigned(ceil_div(rows * q.shape[1], 8))), dim3(256), 0, stream, delta.get(), dout.as<T>(), out->as<T>(),
              rows * q.shape[1], int(v.shape[2]));
     }
+    if constexpr (std::is_same_v<T, __nv_bfloat16>)
+      if (!softmax && !pos_w && !time_w && backward_on_hopper(call, gradients, rows, k.shape[0], longest, stream)) return;
     pick_dim(q.shape[2], v.shape[2], [&](auto dim) {
       constexpr int kDim = decltype(dim)::value;
       auto go = [&](auto mode) {

@@ -22,8 +22,6 @@ struct Item {
   bool any;    // whether some query sees a key of the tile
   int parity;  // of K and V
   float unit, inverse_unit;
-  float *pos_sums, *time_sums;
-  int64_t base;  // of near times
 };
 struct Tile {
   float* sums;  // of dQ; null: no more
@@ -126,21 +124,21 @@ __device__ __forceinline__ float* sums_of(const Call<T>& p, const Gradients<T>& 
 // Whether a tile of queries sees tile n of keys; how many tiles before n it sees.
 template <int kDim>
 __device__ __forceinline__ bool sees(const QueryTile& queries, int n, int& turn) {
-  KeyTiles keys = queries.tiles(Shape<kDim>::kKeys);
+  KeyTiles keys = KeyTiles::of(queries.any, Shape<kDim>::kKeys);
   bool before = keys.gap >= 0 && n < keys.gap;
   turn = n - (before || keys.gap < 0 ? 0 : keys.resume - keys.gap);
   return n < keys.last && (before || keys.gap < 0 || n >= keys.resume);
 }
 
 // The thread that loads: tells the others which items and tiles come.
-template <typename T, int kDim, bool kBias>
+template <typename T, int kDim>
 __device__ __forceinline__ void produce(Shared<T, kDim>& shared, const CUtensorMap& q_map, const CUtensorMap& k_map, const CUtensorMap& v_map,
                                         const CUtensorMap& dout_map, const Call<T>& p, const Gradients<T>& g) {
   using S = Shape<kDim>;
   constexpr int kQ = S::kQueries, kK = S::kKeys, kTileBytes = kQ * kDim * int(sizeof(T));
   uint32_t count = 0;
   for (uint32_t turn = 0;; ++turn) {
-    uint32_t ticket = !kBias || g.private_items ? atomicAdd(g.ticket, 1) : blockIdx.x + turn * gridDim.x;
+    uint32_t ticket = atomicAdd(g.ticket, 1);
     Item &item = shared.item[turn % 2], &before = shared.item[turn % 2 ^ 1];
     shared.item_empty[turn % 2].wait(turn / 2 & 1 ^ 1);
     if (ticket >= uint32_t(*g.tiles * p.heads)) {
@@ -155,12 +153,7 @@ __device__ __forceinline__ void produce(Shared<T, kDim>& shared, const CUtensorM
     item.s = sequence_of(p, where.x);
     __threadfence_block();
     item.tile = (item.s.length - 1) / kK - item.tile;  // first to last: the longest first
-    if (kBias) {
-      int64_t copy = int64_t(item.head) * g.copies + (g.private_items ? ticket / uint32_t(p.heads) : blockIdx.x);
-      item.pos_sums = g.pos_sums + copy * p.positions, item.time_sums = g.time_sums + copy * (p.last_bucket + 1);
-      item.base = first_time(p, item.s);
-    }
-    item.unit = g.unit_of(p, where.x, false), item.inverse_unit = 1 / item.unit, item.parity = turn > 0 ? before.parity ^ int(before.any) : 0;
+    item.unit = g.units_of(p, where.x, false).weight, item.inverse_unit = 1 / item.unit, item.parity = turn > 0 ? before.parity ^ int(before.any) : 0;
     auto next_seen = [&](int m) {  // the first tile of queries from m on that sees the item's keys, -1: none
       int turn, tiles = item.tile * kK < item.s.history ? (item.s.queries + kQ - 1) / kQ : 0;
       for (; m < tiles; ++m)
@@ -204,8 +197,8 @@ __device__ __forceinline__ void produce(Shared<T, kDim>& shared, const CUtensorM
 }
 
 // The warp that tells which keys of a tile its queries see, and their scales. `more`(stage, tile, item) does what else a tile needs.
-template <typename T, int kDim, typename More>
-__device__ __forceinline__ void tell(Shared<T, kDim>& shared, const Call<T>& p, More&& more) {
+template <typename T, int kDim>
+__device__ __forceinline__ void tell(Shared<T, kDim>& shared, const Call<T>& p) {
   using S = Shape<kDim>;
   auto below = [](int n) { return n >= 32 ? ~0u : n <= 0 ? 0u : (1u << n) - 1; };
   for (uint32_t count = 0;; ++count) {
@@ -227,7 +220,6 @@ __device__ __forceinline__ void tell(Shared<T, kDim>& shared, const Call<T>& p, 
         }
         if (p.scales) shared.scale[stage][r] = there ? p.scales[item.s.query + tile.index * S::kQueries + r] * item.inverse_unit : 1.f;
       }
-    more(stage, tile, item);
     __syncwarp();
     if (thread_index() % 32 == 0) shared.q_full[stage].arrive();
   }

@@ -1,13 +1,14 @@
 // Which kernels a call of HSTU attention takes:
-//   sm_90a, bfloat16 and float16, silu, head dims that are multiples of 8   hstu_attention_sm90*: wgmma and TMA
-//   all else (other devices, float32, softmax, other head dims)             hstu_attention*: mma.sync
+//   forward:  sm_90a, bfloat16 and float16, silu, head dims that are multiples of 8                 hstu_attention_sm90: wgmma and TMA
+//   backward: sm_90a, bfloat16, silu without a bias, head dims that are multiples of 8 up to 128    hstu_attention_bwd_sm90
+//   all else (other devices, float32, softmax, other head dims)                                     hstu_attention, _bwd: mma.sync
 // HSTU_ATTENTION_KERNEL=mma takes mma.sync everywhere, for comparison.
 #pragma once
 #include <atomic>
 #include <cstdlib>
 #include <cstring>
 
-#include "hstu_attention.cuh"
+#include "hstu_attention_bwd.cuh"
 
 namespace hstu::cuda::attention {
 
@@ -45,5 +46,7 @@ bool takes_hopper(const Call<T>& p, int64_t query_rows, int64_t key_rows, const 
 // False where the call is for mma.sync.
 template <typename T>
 bool forward_on_hopper(const Call<T>& p, T* out, int64_t query_rows, int64_t key_rows, Stream stream);
+template <typename T>
+bool backward_on_hopper(const Call<T>& p, const Gradients<T>& g, int64_t rows, int64_t keys, int64_t longest, Stream stream);
 
 }  // namespace hstu::cuda::attention

@@ -54,12 +54,12 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
   Ring<kRing> ring;
   Ring<C::kBiasRing> bias_ring;
   Ring<C::kQueries> q_ring;
-  if (C::kTurns && group == 0) announce(kTurn, 256);
+  if (C::kTurns && group == 0) sm90::announce(kTurn, 256);
   auto my_turn = [&] {
     if constexpr (C::kTurns) meet(kTurn + group, 256);
   };
   auto your_turn = [&] {
-    if constexpr (C::kTurns) announce(kTurn + (group + 1) % kGroups, 256);
+    if constexpr (C::kTurns) sm90::announce(kTurn + (group + 1) % kGroups, 256);
   };
   auto release = [&](Barrier& barrier) {
     if (lane == 0) barrier.arrive();
@@ -108,21 +108,22 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
       if constexpr (kBias) {
       auto& bias = shared.bias;
       const float* time = bias.time[turn.stage];
-      int low = code & 255, high = code >> 8 & 255, kind = code >> 16;
+      int low = code & 255, high = code >> 8 & 255;
+      auto kind = TimeKind(code >> 16);
       const int* near = &bias.near[bias_ring.stage][c0 + column0];
       int fixed[2] = {bias.row_near[turn.stage][row0], bias.row_near[turn.stage][row0 + 8]};
       float factor = p.unit * p.alpha, first = time[low];
-      if (kind == TimePath::kOne) {
+      if (kind == TimeKind::kOne) {
 #pragma unroll
         for (int x = 0; x < 16; ++x) v[x] = fmaf(factor, v[x], first);
-      } else if (kind == TimePath::kMany) {
+      } else if (kind == TimeKind::kMany) {
 #pragma unroll
         for (int x = 0; x < 4; ++x) {
           int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
 #pragma unroll
           for (int y = 0; y < 4; ++y) v[4 * x + y] = fmaf(factor, v[4 * x + y], time[bias.near_bucket(bias.apart(fixed[y / 2], y % 2 ? at.y : at.x))]);
         }
-      } else if (kind == TimePath::kFew && high == low + 1) {
+      } else if (kind == TimeKind::kFew && high == low + 1) {
         int least = int(bias.threshold[low]), until[2] = {fixed[0] - least, fixed[1] - least};
         float second = time[high];
 #pragma unroll
@@ -168,7 +169,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
         int path[kKeys / 32];
         bool far = false;
 #pragma unroll
-        for (int c = 0; c < kKeys / 32; ++c) path[c] = shared.bias.path[bias_ring.stage][warp - 4][c], far |= path[c] >> 16 == TimePath::kFar;
+        for (int c = 0; c < kKeys / 32; ++c) path[c] = shared.bias.path[bias_ring.stage][warp - 4][c], far |= TimeKind(path[c] >> 16) == TimeKind::kFar;
         if (far) add_far_time(j0);
 #pragma unroll
         for (int c = 0; c < kKeys / 32; ++c) {

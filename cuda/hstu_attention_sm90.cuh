@@ -61,13 +61,14 @@ struct BiasStages {
     return guess + int(d >= threshold[guess]);
   }
   __device__ __forceinline__ int path_of(TimeSpan rows, TimeSpan keys, int last) const {
-    if (last < 0) return TimePath::kOne << 16;
+    auto coded = [](TimeKind kind, int low, int high) { return int(kind) << 16 | high << 8 | low; };
+    if (last < 0) return coded(TimeKind::kOne, 0, 0);
     int kinds = rows.kinds | keys.kinds;
-    if (kinds || rows.least > rows.most || keys.least > keys.most) return (kinds & kSomeFar ? TimePath::kFar : TimePath::kMany) << 16 | last << 8;
+    if (kinds || rows.least > rows.most || keys.least > keys.most) return coded(kinds & kSomeFar ? TimeKind::kFar : TimeKind::kMany, 0, last);
     int low = min(near_bucket(max(max(rows.least - keys.most, keys.least - rows.most), 0)), last);
     int high = min(near_bucket(max(rows.most - keys.least, keys.most - rows.least)), last);
-    int kind = low == high ? TimePath::kOne : keys.most <= rows.least && high - low <= kFewBuckets ? TimePath::kFew : TimePath::kMany;
-    return kind << 16 | high << 8 | low;
+    bool few = keys.most <= rows.least && high - low <= kFewBuckets;
+    return coded(low == high ? TimeKind::kOne : few ? TimeKind::kFew : TimeKind::kMany, low, high);
   }
 };
 

@@ -1,22 +1,24 @@
 // HSTU attention, backward, for Hopper (sm_90a): the kernel, dQ in its dtype, the launches. See docs/hstu_attention_sm90_bwd.md for a drawing.
-#pragma once
-#include "hstu_attention_bwd_sm90_bias.cuh"
+#include "hstu_attention_bwd_sm90.cuh"
+#include "hstu_attention_choice.cuh"
 
-namespace hstu::cuda::attention {
+namespace hstu::cuda {
+namespace attention {
 namespace backward_sm90 {
+namespace {
 
 // Scores and dP are made transposed, rows are keys, so that P^T and dS^T are operands from registers. Scores s / 2 in registers: with
 // th = tanh(s / 2), P = s / 2 (1 + th) and 2 dsilu = 1 + v, v = th + P (1 - th), which waits for dP in float16. dS is kept doubled.
-template <typename T, int kDim, Mode kMode>
+template <typename T, int kDim>
 __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
     hstu_attention_backward_sm90_kernel(const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap k_map,
                                         const __grid_constant__ CUtensorMap v_map, const __grid_constant__ CUtensorMap dout_map,
                                         const __grid_constant__ Call<T> p, const __grid_constant__ Gradients<T> g, float factor) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using S = Shape<kDim>;
   constexpr int kQ = S::kQueries, kK = S::kKeys, kBytes = kRowBytes<T, kDim>, kColumns = kBytes / int(sizeof(T));
   extern __shared__ __align__(1024) unsigned char memory[];
-  constexpr bool kBias = kMode != Mode::kSilu;
-  auto& shared = *reinterpret_cast<std::conditional_t<kBias, SharedWithBias<T, kDim>, Shared<T, kDim>>*>(memory);
+  auto& shared = *reinterpret_cast<Shared<T, kDim>*>(memory);
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4 - 1;
 
   if (threadIdx.x == 0) {
@@ -26,31 +28,23 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
     for (int x = 0; x < 2; ++x) shared.dq_full[x].init(4), shared.dq_empty[x].init(1), shared.item_full[x].init(1), shared.item_empty[x].init(8);
     fence_barriers();
   }
-  if constexpr (kBias)
-    for (int x = threadIdx.x; x < int(sizeof(shared.time_sums) / 4); x += S::kThreads) reinterpret_cast<int*>(shared.time_sums)[x] = 0;
   __syncthreads();
 
   if (group < 0) {
     give_registers<24>();
-    if (warp == 3)
-      tell<T, kDim>(shared, p, [&](int stage, const Tile& tile, const Item& item) {
-        if constexpr (kBias) stage_bias(shared, p, stage, tile, item);
-      });
+    if (warp == 3) tell<T, kDim>(shared, p);
     else if (lane > 0) return;
-    else if (warp == 0) produce<T, kDim, kBias>(shared, q_map, k_map, v_map, dout_map, p, g);
+    else if (warp == 0) produce<T, kDim>(shared, q_map, k_map, v_map, dout_map, p, g);
     else add_parts<T, kDim>(shared, warp - 1, g.deterministic);
     return;
   }
 
   take_registers<240>();
   group = __shfl_sync(kFullWarp, group, 0), warp = __shfl_sync(kFullWarp, warp, 0) % 4;
-  // With a bias registers are short: what depends on it is worked out anew.
-  auto own_group = [&] { return kBias ? int(__shfl_sync(kFullWarp, thread_index() / 128 - 1, 0)) : group; };
   auto release = [&](Barrier& barrier) {
     if (lane == 0) barrier.arrive();
   };
   uint32_t count = 0;  // tiles of queries so far
-  [[maybe_unused]] WarpBias<T, kDim> bias;
   for (uint32_t turn = 0;; ++turn) {
     shared.item_full[turn % 2].wait(turn / 2 & 1);
     const Item& item = shared.item[turn % 2];
@@ -59,7 +53,6 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
 #pragma unroll
     for (int x = 0; x < kDim / 2; ++x) dk[x] = dv[x] = 0.f;
 
-    if constexpr (kBias) bias.stage_keys(shared, p, item);
     if (item.any) {
       if (int valid = item.s.history - item.tile * kK; valid < kK) {
         shared.k_full.wait(item.parity), shared.v_full.wait(item.parity);
@@ -70,7 +63,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
       float scores[kQ / 2], gradient[kQ / 2], dq[S::kPart / 128];
       uint32_t weights[kQ / 4], slopes[kQ / 4], ds[kQ / 4];
       auto multiply = [&](float(&c)[kQ / 2], const T* keys_tile, const T* tile) {
-        uint64_t keys = by_rows<kBytes>(shared_address(keys_tile) + 64 * own_group() * kBytes), queries = by_rows<kBytes>(shared_address(tile));
+        uint64_t keys = by_rows<kBytes>(shared_address(keys_tile) + 64 * group * kBytes), queries = by_rows<kBytes>(shared_address(tile));
 #pragma unroll
         for (int d = 0; d < kDim; d += 16)
           wgmma<T, false>(c, moved(keys, d / kColumns * kK * kBytes + d % kColumns * 2), moved(queries, d / kColumns * kQ * kBytes + d % kColumns * 2), d > 0);
@@ -130,9 +123,8 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
       };
       auto weigh = [&] {
         bool all = shared.tile[count % 2].all;
-        if constexpr (kBias) bias.add(scores, shared, p, item, count % 2, factor);
-        if (!all) hide(kBias ? 1.f : factor);
-        float last = kBias || !all ? 1.f : factor;
+        if (!all) hide(factor);
+        float last = all ? factor : 1.f;
         if (p.scales) weigh_tile(last, std::true_type{});
         else weigh_tile(last, std::false_type{});
       };
@@ -150,9 +142,6 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
             float2 scale = *reinterpret_cast<const float2*>(&shared.scale[count % 2][8 * x + thread_index() % 4 * 2]);
             value[0] *= scale.x, value[1] *= scale.y, value[2] *= scale.x, value[3] *= scale.y;
           }
-          if constexpr (kBias)
-#pragma unroll
-            for (int e = 0; e < 4; ++e) gradient[4 * x + e] = value[e];
           ds[2 * x] = pack_pair<T>(value[0], value[1]), ds[2 * x + 1] = pack_pair<T>(value[2], value[3]);
         }
       };
@@ -160,13 +149,12 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         if (p.scales) differentiate_tile(std::true_type{});
         else differentiate_tile(std::false_type{});
         uint32_t thread = thread_index(), row = thread / 16 % 2 * 8 + thread % 8, unit = thread / 32 % 4 * 2 + thread / 8 % 2;
-        uint32_t to = shared_address(shared.ds[count % 2]) + (own_group() * kQ + row) * 128 + (unit ^ row % 8) * 16;
+        uint32_t to = shared_address(shared.ds[count % 2]) + (group * kQ + row) * 128 + (unit ^ row % 8) * 16;
 #pragma unroll
         for (int x = 0; x < kQ / 8; x += 2) store_matrices_transposed(to + x * 1024, ds + 2 * x);
         fence_async();
       };
       auto multiply_ds = [&] {
-        int group = own_group();
         constexpr bool kByColumns = kQ == 64;  // the warpgroups share dQ by columns, else by rows
         uint64_t a = by_rows<128>(shared_address(shared.ds[count % 2]) + (kByColumns ? 0 : 64 * group * 128));
         uint64_t b = by_columns<kBytes>(shared_address(shared.k) + (kByColumns ? group * kK * kBytes : 0), kK * kBytes);
@@ -175,7 +163,6 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         wgmma_commit();
       };
       auto leave = [&] {  // dQ of a tile is added by another warp
-        int group = own_group();
         shared.dq_empty[group].wait(count & 1 ^ 1);
         uint32_t thread = thread_index() % 128;
 #pragma unroll
@@ -194,7 +181,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
       wgmma_wait<1>(scores);
       weigh();
       wgmma_wait<0>(gradient);
-      for (bool first = true;; first = false) {
+      for (;;) {
         int stage = count % 2;
         if (shared.tile[stage].last) release(shared.v_empty);
         wgmma_fence();
@@ -202,19 +189,9 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         differentiate();
         meet(1, 256);  // dS of all keys is there; that of the tile before is read no more
         wgmma_fence();
-        if constexpr (kBias) {
-          accumulate(dk, ds, shared.q[stage]);
-          wgmma_wait<1>(dv);
-          if (g.pos_sums && !first) bias.add_diagonals_to(shared, p, item, stage ^ 1);
-          bias.add_gradient(gradient, shared, p, g, item, stage, stage);
-          wgmma_fence();
-          multiply_ds();
-          wgmma_wait<0>(dq);
-        } else {
-          multiply_ds();
-          accumulate(dk, ds, shared.q[stage]);
-          wgmma_wait<1>(dq);
-        }
+        multiply_ds();
+        accumulate(dk, ds, shared.q[stage]);
+        wgmma_wait<1>(dq);
         release(shared.dout_empty[stage]);
         leave();
         bool last = shared.tile[stage].last;
@@ -230,18 +207,12 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
       }
       wgmma_wait<0>(dv);
       release(shared.k_empty);
-      if constexpr (kBias)
-        if (g.pos_sums) {
-          meet(1, 256);
-          bias.add_diagonals_to(shared, p, item, count % 2);
-        }
       ++count;
     }
 
     // Targets' own groups, in float32, a quad a key. Then out.
     const Sequence& s = item.s;
     int j0 = item.tile * kK, head = item.head, row0 = int(thread_index() - 128) / 32 * 16 + thread_index() % 32 / 4, column0 = thread_index() % 4 * 2;
-    [[maybe_unused]] float own_sum = 0;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       int j = j0 + row0 + 8 * half, own = 0, from = max(j, s.shift);
@@ -256,31 +227,17 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         const T *query = row_of(p.q, p, row, head, p.key_dim), *dout = row_of(g.dout, p, row, head, p.value_dim);
         float score = factor * dot(query, row_of(p.k, p, s.key + j, head, p.key_dim), p.key_dim, active);
         float dweight = dot(dout, row_of(p.v, p, s.key + j, head, p.value_dim), p.value_dim, active);
-        float value = 0;
-        int bucket = -1;
         if (active) {
-          if constexpr (kBias) score += shared.bias[0].own(p, s, head, row, j, bucket);
           Pair pair = pair_of<T, false>(score, dweight, true, 1.f, 0.f, 0.f);
           float scale = p.scales ? p.scales[row] * item.inverse_unit : 1.f;
-          value = 2 * scale * pair.ds;
           add_to_row(dv, half, scale * pair.weight, dout, column0, p.value_dim);
-          add_to_row(dk, half, value, query, column0, p.key_dim);
-        }
-        if constexpr (kBias) {
-          if (column0 == 0) own_sum += value;
-          if (g.time_sums)
-            for (int quad = 0; quad < 8; ++quad) {
-              float more = __shfl_sync(kFullWarp, value, 4 * quad);
-              int where = __shfl_sync(kFullWarp, bucket, 4 * quad);
-              if (lane == 0 && where >= 0) shared.time_sums[warp + 4 * group].sum[where] += more;
-            }
+          add_to_row(dk, half, 2 * scale * pair.ds, query, column0, p.key_dim);
         }
       }
       int64_t at = (s.key + j) * p.heads + head;
       store_row(g.dk + at * p.key_dim, dk, half, 0.5f * p.alpha * item.unit, 0, p.key_dim, j < s.length);
       store_row(g.dv + at * p.value_dim, dv, half, item.unit, 0, p.value_dim, j < s.length);
     }
-    if constexpr (kBias) bias.finish(shared, p, g, item, own_sum);
     __syncwarp();
     release(shared.item_empty[turn % 2]);
   }
@@ -288,11 +245,12 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
   if (threadIdx.x % 128 == 0) shared.out[group].sums = nullptr;
   __syncwarp();
   release(shared.dq_full[group]);
+#endif
 }
 
 // dQ from its sums, and targets' own groups: a block a tile of queries of one head.
-template <typename T, int kDim, bool kBias>
-__global__ void __launch_bounds__(256) finish_sm90_kernel(const Call<T> p, const Gradients<T> g) {
+template <typename T, int kDim>
+__global__ void __launch_bounds__(256) dq_sm90_kernel(const Call<T> p, const Gradients<T> g) {
   using S = Shape<kDim>;
   constexpr int kCount = S::kPart / 128;
   constexpr bool kByColumns = S::kQueries == 64;
@@ -300,8 +258,8 @@ __global__ void __launch_bounds__(256) finish_sm90_kernel(const Call<T> p, const
   Sequence s = sequence_of(p, b);
   int rows = s.queries - first, group = threadIdx.x / 128, thread = threadIdx.x % 128, lane = threadIdx.x % 32;
   if (rows <= 0) return;
-  bool some = !g.deterministic || g.query_tiles[blockIdx.x].tiles(S::kKeys).last > 0;
-  float unit = g.unit_of(p, b, false), c[kCount];
+  bool some = !g.deterministic || KeyTiles::of(g.query_tiles[blockIdx.x].any, S::kKeys).last > 0;
+  float unit = g.units_of(p, b, false).weight, c[kCount];
   const float* sums = sums_of<T, kDim>(p, g, s, tile, head) + group * S::kPart;
 #pragma unroll
   for (int x = 0; x < kCount / 4; ++x) {
@@ -322,65 +280,57 @@ __global__ void __launch_bounds__(256) finish_sm90_kernel(const Call<T> p, const
       const T *key = row_of(p.k, p, j, head, p.key_dim), *value = row_of(p.v, p, j, head, p.value_dim);
       float score = p.unit * p.alpha * dot(p.q + at * p.key_dim, key, p.key_dim, active);
       float dweight = dot(g.dout + at * p.value_dim, value, p.value_dim, active);
-      if (kBias && active && p.positions) score += p.unit * p.pos_w.at(p.pos_per_head ? int64_t(head) * p.positions : 0);
-      if (kBias && active && p.last_bucket >= 0)
-        score += time_term(p, head, bucket_of(p.query_time[row], p.key_time[s.time + j - s.key], p.last_bucket));
       if (active) add_to_row(c, half, 2 * scale * pair_of<T, false>(score, dweight, true, 1.f, 0.f, 0.f).ds, key, column + lane % 4 * 2, p.key_dim);
     }
     store_row(g.dq + at * p.key_dim, c, half, 0.5f * p.alpha * unit, column, p.key_dim, r < rows);
   }
 }
 
-constexpr int64_t kTableScratch = 1 << 26;  // floats for private sums of the tables
-
-// Whether `run` takes a call: silu, D and V multiples of 8 up to 128, rows of 16-byte pieces, something to do. value_piece is that of dout too.
-template <typename T>
-bool takes(const Call<T>& p, const Gradients<T>& g, int64_t rows, int64_t keys) {
-  auto whole = [](const T* data, int dim) { return piece_of(data, dim) == 16; };
-  return kIsHalf<T> && std::max(p.key_dim, p.value_dim) <= 128 && p.key_piece == 16 && p.value_piece == 16 && whole(g.dq, p.key_dim) && whole(g.dk, p.key_dim) &&
-         whole(g.dv, p.value_dim) && rows > 0 && keys > 0;
-}
-
-// kDim is the smallest of 32, 64, 128 that holds both head dims.
-template <typename T, int kDim, Mode kMode>
-void run(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int64_t rows, int64_t keys, int64_t longest, Stream stream) {
+template <typename T, int kDim>
+void run(const Call<T>& p, Gradients<T> g, int64_t rows, int64_t keys, int64_t longest, Stream stream) {
   using S = Shape<kDim>;
-  int device = 0, multiprocessors = 0;
-  CUDA_CHECK(cudaGetDevice(&device));
-  CUDA_CHECK(cudaDeviceGetAttribute(&multiprocessors, cudaDevAttrMultiProcessorCount, device));
   int64_t tiles = ceil_div(longest, S::kQueries), query_tiles = tiles * p.sequences;
   int64_t key_tiles = std::min<int64_t>(ceil_div(int64_t(p.max_seq_len), S::kKeys) * p.sequences, keys / S::kKeys + p.sequences);
-  HSTU_CHECK(query_tiles <= INT_MAX - 4 && key_tiles * p.heads <= INT_MAX / 2, kInvalidArgument, "hstu_attention_backward: ", p.sequences, " sequences of ",
-             p.max_seq_len, " rows are too many for one call");
-  // Which items a block gets depends on time, so for the same bits each item has its own sums of the tables, or, where these would be too
-  // large, items are dealt out.
-  int64_t blocks = std::min<int64_t>(multiprocessors, key_tiles * p.heads), entries = ((dpos_w ? p.positions : 0) + (dtime_w ? p.last_bucket + 1 : 0)) * p.heads;
-  g.private_items = entries * key_tiles <= kTableScratch, g.copies = key_tiles;
-  if (!g.private_items) g.copies = blocks = std::clamp<int64_t>(kTableScratch / entries, 1, blocks);
-
-  Scratch<float> pos_sums(dpos_w ? p.heads * g.copies * p.positions : 0, stream), time_sums(dtime_w ? p.heads * g.copies * (p.last_bucket + 1) : 0, stream);
+  HSTU_CHECK(query_tiles <= INT_MAX - 4 && key_tiles * p.heads <= INT_MAX / 2, kInvalidArgument, "hstu_attention_backward: ", p.sequences,
+             " sequences of ", p.max_seq_len, " rows are too many for one call");
+  int64_t blocks = std::min<int64_t>(processors(), key_tiles * p.heads);
   Scratch<float> dq_sums((rows / S::kQueries + p.sequences) * p.heads * 2 * S::kPart, stream);
   Scratch<QueryTile> seen(query_tiles, stream);
   Scratch<int> turns(query_tiles * p.heads + 2, stream);
   Scratch<int2> key_list(key_tiles, stream);
-  Scratch<unsigned> largest(p.scales ? p.sequences : 0, stream);
-  if (dpos_w) pos_sums.zero();
-  if (dtime_w) time_sums.zero();
+  Scratch<Largest> largest(p.scales ? p.sequences : 0, stream);
   if (p.scales) largest.zero();
   if (!g.deterministic) dq_sums.zero();
-  g.pos_sums = pos_sums, g.time_sums = time_sums, g.dq_sums = dq_sums, g.query_tiles = seen, g.turns = turns + 2, g.tiles = turns;
-  g.ticket = turns + 1, g.key_tiles = key_list, g.largest = largest, g.most_query_tiles = int(tiles);
+  g.dq_sums = dq_sums, g.query_tiles = seen, g.turns = turns + 2, g.tiles = turns, g.ticket = turns + 1, g.key_tiles = key_list;
+  g.largest = largest, g.most_query_tiles = int(tiles);
   for (g.group = 32; g.group > 1 && g.group * int64_t(p.max_seq_len) > (1 << 14);) g.group /= 2;
-  CUtensorMap q_map = tensor_map<T, kDim>(p.q, rows, p.heads, p.key_dim, S::kQueries), k_map = tensor_map<T, kDim>(p.k, keys, p.heads, p.key_dim, S::kKeys);
+  CUtensorMap q_map = tensor_map<T, kDim>(p.q, rows, p.heads, p.key_dim, S::kQueries);
+  CUtensorMap k_map = tensor_map<T, kDim>(p.k, keys, p.heads, p.key_dim, S::kKeys);
   CUtensorMap v_map = tensor_map<T, kDim>(p.v, keys, p.heads, p.value_dim, S::kKeys);
   CUtensorMap dout_map = tensor_map<T, kDim>(g.dout, rows, p.heads, p.value_dim, S::kQueries);
   launch(prepare_kernel<T, S::kQueries, S::kKeys>, dim3(unsigned(ceil_div(query_tiles, 4) + 1)), dim3(128), 0, stream, p, g);
-  launch(hstu_attention_backward_sm90_kernel<T, kDim, kMode>, dim3(unsigned(blocks)), dim3(S::kThreads),
-         kMode == Mode::kSilu ? sizeof(Shared<T, kDim>) : sizeof(SharedWithBias<T, kDim>), stream, q_map, k_map, v_map, dout_map, p, g, p.unit * p.alpha);
-  launch(finish_sm90_kernel<T, kDim, kMode != Mode::kSilu>, dim3(unsigned(query_tiles), unsigned(p.heads)), dim3(256), 0, stream, p, g);
-  if (dpos_w) reduce_table(*dpos_w, pos_sums, g.copies, p.heads, p.positions, stream);
-  if (dtime_w) reduce_table(*dtime_w, time_sums, g.copies, p.heads, p.last_bucket + 1, stream);
+  launch(hstu_attention_backward_sm90_kernel<T, kDim>, dim3(unsigned(blocks)), dim3(S::kThreads), sizeof(Shared<T, kDim>), stream, q_map, k_map,
+         v_map, dout_map, p, g, p.unit * p.alpha);
+  launch(dq_sm90_kernel<T, kDim>, dim3(unsigned(query_tiles), unsigned(p.heads)), dim3(256), 0, stream, p, g);
 }
 
+}  // namespace
 }  // namespace backward_sm90
-}  // namespace hstu::cuda::attention
+
+template <typename T>
+bool backward_on_hopper(const Call<T>& p, const Gradients<T>& g, int64_t rows, int64_t keys, int64_t longest, Stream stream) {
+  using namespace backward_sm90;
+  auto whole = [](const T* data, int dim) { return piece_of(data, dim) == 16; };
+  int dim = std::max(p.key_dim, p.value_dim);
+  if (dim > 128 || rows == 0 || keys == 0 || !whole(g.dq, p.key_dim) || !whole(g.dk, p.key_dim) || !whole(g.dv, p.value_dim) ||
+      !takes_hopper(p, rows, keys, reinterpret_cast<const void*>(hstu_attention_backward_sm90_kernel<T, 64>)))
+    return false;
+  pick<32, 64, 128>("head_dim", dim <= 32 ? 32 : dim <= 64 ? 64 : 128, [&](auto bucket) {
+    run<T, decltype(bucket)::value>(p, g, rows, keys, longest, stream);
+  });
+  return true;
+}
+template bool backward_on_hopper(const Call<__nv_bfloat16>&, const Gradients<__nv_bfloat16>&, int64_t, int64_t, int64_t, Stream);
+
+}  // namespace attention
+}  // namespace hstu::cuda
