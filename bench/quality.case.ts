@@ -26,7 +26,7 @@ const sources: Record<string, { preset: string; data: Record<string, string>; mo
   beauty: {
     preset: 'amazon',
     data: { data: 'amazon/beauty.txt', times: 'amazon/beauty_time.txt' },
-    ...{ models: ['hstu', 'hstu-large', 'sasrec'], seeds: [0] },
+    ...{ models: ['hstu', 'hstu-large', 'sasrec'], seeds: [0, 1, 2] },
   },
   toys: { preset: 'amazon', data: { data: 'amazon/toys.txt' }, models: ['hstu', 'sasrec'], seeds: [0] },
 }

@@ -1,4 +1,4 @@
-// HSTU attention, backward, for Hopper (sm_90a): the kernel, dQ in its dtype, the launches. See docs/hstu_attention_sm90_bwd.md for a drawing.
+// HSTU attention, backward, for Hopper (sm_90a): the kernel, dQ in its dtype, the launches. See docs/hstu_attention.md for a drawing.
 #include "hstu_attention_bwd_sm90.cuh"
 #include "hstu_attention_choice.cuh"
 

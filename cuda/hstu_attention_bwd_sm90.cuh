@@ -1,4 +1,4 @@
-// HSTU attention, backward, for Hopper (sm_90a): shared memory, the warps that load, tell what is seen and add to dQ. See docs/hstu_attention_sm90_bwd.md.
+// HSTU attention, backward, for Hopper (sm_90a): shared memory, the warps that load, tell what is seen and add to dQ. See docs/hstu_attention.md.
 #pragma once
 #include "hstu_attention_bwd.cuh"
 #include "sm90/bulk.cuh"
