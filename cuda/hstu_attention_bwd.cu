@@ -19,8 +19,7 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim, kSmall>::kThreads, 1)
     hstu_attention_backward_kernel(const Call<T> p, const Gradients<T> g) {
   using S = BackwardShape<T, kDim, kSmall>;
   constexpr int kThreads = S::kThreads, kQ = S::kQueryTile, kK = S::kKeyTile, kX = kDim / 8;
-  // kColumns: queries whose scores are in registers at once
-  constexpr int kColumns = kIsHalf<T> && (kDim >= 128 || kMode == Mode::kSoftmax) ? 32 : kQ, kN = kColumns / 8;
+  constexpr int kColumns = kIsHalf<T> && (kDim >= 128 || kMode == Mode::kSoftmax) ? 32 : kQ, kN = kColumns / 8;  // scores in registers at once
   constexpr bool kSoftmax = kMode == Mode::kSoftmax, kBias = kMode != Mode::kSilu;
   using WithBias = BackwardSharedWithBias<T, kDim, kSmall>;
   auto& shared = shared_as<std::conditional_t<kBias, WithBias, BackwardShared<T, kDim, kSmall>>>();
@@ -491,10 +490,9 @@ void hstu_attention_backward(Tensor& dq, Tensor& dk, Tensor& dv, Tensor* dpos_w,
       if (!softmax && !pos_w && !time_w && backward_on_hopper(call, gradients, rows, k.shape[0], longest, stream)) return;
     pick_dim(q.shape[2], v.shape[2], [&](auto dim) {
       constexpr int kDim = decltype(dim)::value;
-      auto go = [&](auto mode) {
+      pick_mode<T, kDim>(softmax, pos_w || time_w, [&](auto mode) {
         launch_backward<T, kDim, decltype(mode)::value>(call, gradients, dpos_w, dtime_w, rows, k.shape[0], longest, stream);
-      };
-      pick_mode<T, kDim>(softmax, pos_w || time_w, go);
+      });
     });
   });
 }

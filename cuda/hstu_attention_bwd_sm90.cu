@@ -24,18 +24,25 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
   if (threadIdx.x == 0) {
     prefetch(q_map), prefetch(k_map), prefetch(v_map), prefetch(dout_map);
     shared.k_full.init(1), shared.k_empty.init(8), shared.v_full.init(1), shared.v_empty.init(8);
-    for (int x = 0; x < S::kStages; ++x) shared.told[x].init(1), shared.q_full[x].init(2), shared.q_empty[x].init(8), shared.dout_full[x].init(1), shared.dout_empty[x].init(8);
-    for (int x = 0; x < 2; ++x) shared.dq_full[x].init(4), shared.dq_empty[x].init(1), shared.item_full[x].init(1), shared.item_empty[x].init(8);
+    for (int x = 0; x < S::kStages; ++x)
+      shared.told[x].init(1), shared.q_full[x].init(2), shared.q_empty[x].init(8), shared.dout_full[x].init(1),
+          shared.dout_empty[x].init(8);
+    for (int x = 0; x < 2; ++x)
+      shared.dq_full[x].init(4), shared.dq_empty[x].init(1), shared.item_full[x].init(1), shared.item_empty[x].init(8);
     fence_barriers();
   }
   __syncthreads();
 
   if (group < 0) {
     give_registers<24>();
-    if (warp == 3) tell<T, kDim>(shared, p);
-    else if (lane > 0) return;
-    else if (warp == 0) produce<T, kDim>(shared, q_map, k_map, v_map, dout_map, p, g);
-    else add_parts<T, kDim>(shared, warp - 1, g.deterministic);
+    if (warp == 3)
+      tell<T, kDim>(shared, p);
+    else if (lane > 0)
+      return;
+    else if (warp == 0)
+      produce<T, kDim>(shared, q_map, k_map, v_map, dout_map, p, g);
+    else
+      add_parts<T, kDim>(shared, warp - 1, g.deterministic);
     return;
   }
 
@@ -66,7 +73,8 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         uint64_t keys = by_rows<kBytes>(shared_address(keys_tile) + 64 * group * kBytes), queries = by_rows<kBytes>(shared_address(tile));
 #pragma unroll
         for (int d = 0; d < kDim; d += 16)
-          wgmma<T, false>(c, moved(keys, d / kColumns * kK * kBytes + d % kColumns * 2), moved(queries, d / kColumns * kQ * kBytes + d % kColumns * 2), d > 0);
+          wgmma<T, false>(c, moved(keys, d / kColumns * kK * kBytes + d % kColumns * 2),
+                          moved(queries, d / kColumns * kQ * kBytes + d % kColumns * 2), d > 0);
         wgmma_commit();
       };
       auto accumulate = [&](float(&c)[kDim / 2], const uint32_t* a, const T* tile) {
@@ -99,7 +107,8 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         for (int x = 0; x < kQ / 8; ++x) {
           uint2 bits = *reinterpret_cast<const uint2*>(seen + 8 * x);
 #pragma unroll
-          for (int e = 0; e < 4; ++e) scores[4 * x + e] = (e % 2 ? bits.y : bits.x) >> (key + e / 2 * 8) & 1 ? factor * scores[4 * x + e] : -128.f;
+          for (int e = 0; e < 4; ++e)
+            scores[4 * x + e] = (e % 2 ? bits.y : bits.x) >> (key + e / 2 * 8) & 1 ? factor * scores[4 * x + e] : -128.f;
         }
       };
       auto weigh_tile = [&](float factor, auto scaled) {
@@ -125,8 +134,10 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         bool all = shared.tile[count % 2].all;
         if (!all) hide(factor);
         float last = all ? factor : 1.f;
-        if (p.scales) weigh_tile(last, std::true_type{});
-        else weigh_tile(last, std::false_type{});
+        if (p.scales)
+          weigh_tile(last, std::true_type{});
+        else
+          weigh_tile(last, std::false_type{});
       };
       auto differentiate_tile = [&](auto scaled) {
 #pragma unroll
@@ -146,8 +157,10 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         }
       };
       auto differentiate = [&] {
-        if (p.scales) differentiate_tile(std::true_type{});
-        else differentiate_tile(std::false_type{});
+        if (p.scales)
+          differentiate_tile(std::true_type{});
+        else
+          differentiate_tile(std::false_type{});
         uint32_t thread = thread_index(), row = thread / 16 % 2 * 8 + thread % 8, unit = thread / 32 % 4 * 2 + thread / 8 % 2;
         uint32_t to = shared_address(shared.ds[count % 2]) + (group * kQ + row) * 128 + (unit ^ row % 8) * 16;
 #pragma unroll
@@ -167,7 +180,8 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         uint32_t thread = thread_index() % 128;
 #pragma unroll
         for (int x = 0; x < S::kPart / 512; ++x)
-          *reinterpret_cast<float4*>(&shared.dq[group][(x * 128 + thread) * 4]) = float4{dq[4 * x], dq[4 * x + 1], dq[4 * x + 2], dq[4 * x + 3]};
+          *reinterpret_cast<float4*>(&shared.dq[group][(x * 128 + thread) * 4]) =
+              float4{dq[4 * x], dq[4 * x + 1], dq[4 * x + 2], dq[4 * x + 3]};
         if (thread == 0) shared.out[group] = shared.tile[count % 2];
         fence_async();
         __syncwarp();
@@ -212,7 +226,8 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
 
     // Targets' own groups, in float32, a quad a key. Then out.
     const Sequence& s = item.s;
-    int j0 = item.tile * kK, head = item.head, row0 = int(thread_index() - 128) / 32 * 16 + thread_index() % 32 / 4, column0 = thread_index() % 4 * 2;
+    int j0 = item.tile * kK, head = item.head, row0 = int(thread_index() - 128) / 32 * 16 + thread_index() % 32 / 4,
+        column0 = thread_index() % 4 * 2;
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       int j = j0 + row0 + 8 * half, own = 0, from = max(j, s.shift);
@@ -280,7 +295,8 @@ __global__ void __launch_bounds__(256) dq_sm90_kernel(const Call<T> p, const Gra
       const T *key = row_of(p.k, p, j, head, p.key_dim), *value = row_of(p.v, p, j, head, p.value_dim);
       float score = p.unit * p.alpha * dot(p.q + at * p.key_dim, key, p.key_dim, active);
       float dweight = dot(g.dout + at * p.value_dim, value, p.value_dim, active);
-      if (active) add_to_row(c, half, 2 * scale * pair_of<T, false>(score, dweight, true, 1.f, 0.f, 0.f).ds, key, column + lane % 4 * 2, p.key_dim);
+      if (active)
+        add_to_row(c, half, 2 * scale * pair_of<T, false>(score, dweight, true, 1.f, 0.f, 0.f).ds, key, column + lane % 4 * 2, p.key_dim);
     }
     store_row(g.dq + at * p.key_dim, c, half, 0.5f * p.alpha * unit, column, p.key_dim, r < rows);
   }
@@ -309,8 +325,8 @@ void run(const Call<T>& p, Gradients<T> g, int64_t rows, int64_t keys, int64_t l
   CUtensorMap v_map = tensor_map<T, kDim>(p.v, keys, p.heads, p.value_dim, S::kKeys);
   CUtensorMap dout_map = tensor_map<T, kDim>(g.dout, rows, p.heads, p.value_dim, S::kQueries);
   launch(prepare_kernel<T, S::kQueries, S::kKeys>, dim3(unsigned(ceil_div(query_tiles, 4) + 1)), dim3(128), 0, stream, p, g);
-  launch(hstu_attention_backward_sm90_kernel<T, kDim>, dim3(unsigned(blocks)), dim3(S::kThreads), sizeof(Shared<T, kDim>), stream, q_map, k_map,
-         v_map, dout_map, p, g, p.unit * p.alpha);
+  launch(hstu_attention_backward_sm90_kernel<T, kDim>, dim3(unsigned(blocks)), dim3(S::kThreads), sizeof(Shared<T, kDim>), stream, q_map,
+         k_map, v_map, dout_map, p, g, p.unit * p.alpha);
   launch(dq_sm90_kernel<T, kDim>, dim3(unsigned(query_tiles), unsigned(p.heads)), dim3(256), 0, stream, p, g);
 }
 
@@ -325,9 +341,11 @@ bool backward_on_hopper(const Call<T>& p, const Gradients<T>& g, int64_t rows, i
   if (dim > 128 || rows == 0 || keys == 0 || !whole(g.dq, p.key_dim) || !whole(g.dk, p.key_dim) || !whole(g.dv, p.value_dim) ||
       !takes_hopper(p, rows, keys, reinterpret_cast<const void*>(hstu_attention_backward_sm90_kernel<T, 64>)))
     return false;
-  pick<32, 64, 128>("head_dim", dim <= 32 ? 32 : dim <= 64 ? 64 : 128, [&](auto bucket) {
-    run<T, decltype(bucket)::value>(p, g, rows, keys, longest, stream);
-  });
+  pick<32, 64, 128>("head_dim",
+                    dim <= 32   ? 32
+                    : dim <= 64 ? 64
+                                : 128,
+                    [&](auto bucket) { run<T, decltype(bucket)::value>(p, g, rows, keys, longest, stream); });
   return true;
 }
 template bool backward_on_hopper(const Call<__nv_bfloat16>&, const Gradients<__nv_bfloat16>&, int64_t, int64_t, int64_t, Stream);

@@ -19,8 +19,8 @@ struct Shape {
 struct Item {
   Sequence s;
   int head, tile;  // tile -1: no more
-  bool any;    // whether some query sees a key of the tile
-  int parity;  // of K and V
+  bool any;        // whether some query sees a key of the tile
+  int parity;      // of K and V
   float unit, inverse_unit;
 };
 struct Tile {
@@ -41,7 +41,8 @@ struct Shared {
   alignas(128) float dq[2][S::kPart];             // a warpgroup's accumulators, [four of them][thread]
   uint32_t seen[S::kStages][S::kKeys / 32][S::kQueries];
   float scale[S::kStages][S::kQueries];
-  Barrier k_full, k_empty, v_full, v_empty, told[S::kStages], q_full[S::kStages], q_empty[S::kStages], dout_full[S::kStages], dout_empty[S::kStages];
+  Barrier k_full, k_empty, v_full, v_empty, told[S::kStages], q_full[S::kStages], q_empty[S::kStages], dout_full[S::kStages],
+      dout_empty[S::kStages];
   Barrier dq_full[2], dq_empty[2], item_full[2], item_empty[2];
   Tile tile[S::kStages], out[2];
   Item item[2];
@@ -54,26 +55,12 @@ __device__ __forceinline__ uint32_t thread_index() {
   return x;
 }
 
-template <typename T, int kDim>
-__device__ __forceinline__ uint32_t swizzled(int rows, int row, int d) {  // byte of element (row, d) of a tile of `rows` rows
-  constexpr int kBytes = kRowBytes<T, kDim>;
-  int byte = d * int(sizeof(T)), chunk = byte / kBytes, unit = byte % kBytes / 16;
-  int swizzle = kBytes == 128 ? row & 7 : row >> 1 & 3;
-  return (chunk * rows + row) * kBytes + (unit ^ swizzle) * 16 + byte % 16;
-}
-
-template <typename T, int kDim, int kRows>
-__device__ __forceinline__ void load(T* tile, const CUtensorMap& map, int head, int64_t row, Barrier& full) {
-  constexpr int kBytes = kRowBytes<T, kDim>, kColumns = kBytes / int(sizeof(T));
-#pragma unroll
-  for (int d = 0; d < kDim; d += kColumns) load_box(shared_address(tile) + d / kColumns * kRows * kBytes, map, d, head, int(row), full);
-}
-
 // Rows from `valid` on belong to others: they may be anything, and 0 times NaN is NaN. By all 256 threads.
 template <typename T, int kDim, int kRows>
 __device__ __forceinline__ void clear_tail(T* tile, int valid) {
   for (int x = valid * (kDim / 8) + threadIdx.x - 128; x < kRows * (kDim / 8); x += 256)
-    *reinterpret_cast<uint4*>(reinterpret_cast<unsigned char*>(tile) + swizzled<T, kDim>(kRows, x / (kDim / 8), x % (kDim / 8) * 8)) = uint4{0, 0, 0, 0};
+    *reinterpret_cast<uint4*>(reinterpret_cast<unsigned char*>(tile) + swizzled<T, kDim>(kRows, x / (kDim / 8), x % (kDim / 8) * 8)) =
+        uint4{0, 0, 0, 0};
 }
 
 // <a, b> in float32 by the four lanes of a quad, as quad_dot, for rows of 16-byte pieces.
@@ -85,7 +72,8 @@ __device__ __forceinline__ float dot(const T* a, const T* b, int n, bool active)
     for (int d = thread_index() % 4 * 8; d < n; d += 32) {
       uint4 left = *reinterpret_cast<const uint4*>(a + d), right = *reinterpret_cast<const uint4*>(b + d);
 #pragma unroll
-      for (int e = 0; e < 8; ++e) sum = fmaf(to_float(reinterpret_cast<const T*>(&left)[e]), to_float(reinterpret_cast<const T*>(&right)[e]), sum);
+      for (int e = 0; e < 8; ++e)
+        sum = fmaf(to_float(reinterpret_cast<const T*>(&left)[e]), to_float(reinterpret_cast<const T*>(&right)[e]), sum);
     }
   sum += __shfl_xor_sync(kFullWarp, sum, 1);
   return sum + __shfl_xor_sync(kFullWarp, sum, 2);
@@ -132,8 +120,8 @@ __device__ __forceinline__ bool sees(const QueryTile& queries, int n, int& turn)
 
 // The thread that loads: tells the others which items and tiles come.
 template <typename T, int kDim>
-__device__ __forceinline__ void produce(Shared<T, kDim>& shared, const CUtensorMap& q_map, const CUtensorMap& k_map, const CUtensorMap& v_map,
-                                        const CUtensorMap& dout_map, const Call<T>& p, const Gradients<T>& g) {
+__device__ __forceinline__ void produce(Shared<T, kDim>& shared, const CUtensorMap& q_map, const CUtensorMap& k_map,
+                                        const CUtensorMap& v_map, const CUtensorMap& dout_map, const Call<T>& p, const Gradients<T>& g) {
   using S = Shape<kDim>;
   constexpr int kQ = S::kQueries, kK = S::kKeys, kTileBytes = kQ * kDim * int(sizeof(T));
   uint32_t count = 0;
@@ -153,7 +141,8 @@ __device__ __forceinline__ void produce(Shared<T, kDim>& shared, const CUtensorM
     item.s = sequence_of(p, where.x);
     __threadfence_block();
     item.tile = (item.s.length - 1) / kK - item.tile;  // first to last: the longest first
-    item.unit = g.units_of(p, where.x, false).weight, item.inverse_unit = 1 / item.unit, item.parity = turn > 0 ? before.parity ^ int(before.any) : 0;
+    item.unit = g.units_of(p, where.x, false).weight, item.inverse_unit = 1 / item.unit,
+    item.parity = turn > 0 ? before.parity ^ int(before.any) : 0;
     auto next_seen = [&](int m) {  // the first tile of queries from m on that sees the item's keys, -1: none
       int turn, tiles = item.tile * kK < item.s.history ? (item.s.queries + kQ - 1) / kQ : 0;
       for (; m < tiles; ++m)
@@ -168,19 +157,19 @@ __device__ __forceinline__ void produce(Shared<T, kDim>& shared, const CUtensorM
       int stage = count % 2;
       shared.q_empty[stage].wait(count / 2 & 1 ^ 1);
       shared.q_full[stage].expect(kTileBytes);
-      load<T, kDim, kQ>(shared.q[stage], q_map, item.head, item.s.query + m * kQ, shared.q_full[stage]);
+      load_tile<T, kDim, kQ>(shared.q[stage], q_map, item.head, item.s.query + m * kQ, shared.q_full[stage]);
       if (first) {
         shared.v_empty.wait(item.parity ^ 1);
         shared.v_full.expect(kK * kDim * int(sizeof(T)));
-        load<T, kDim, kK>(shared.v, v_map, item.head, item.s.key + item.tile * kK, shared.v_full);
+        load_tile<T, kDim, kK>(shared.v, v_map, item.head, item.s.key + item.tile * kK, shared.v_full);
       }
       shared.dout_empty[stage].wait(count / 2 & 1 ^ 1);
       shared.dout_full[stage].expect(kTileBytes);
-      load<T, kDim, kQ>(shared.dout[stage], dout_map, item.head, item.s.query + m * kQ, shared.dout_full[stage]);
+      load_tile<T, kDim, kQ>(shared.dout[stage], dout_map, item.head, item.s.query + m * kQ, shared.dout_full[stage]);
       if (first) {
         shared.k_empty.wait(item.parity ^ 1);
         shared.k_full.expect(kK * kDim * int(sizeof(T)));
-        load<T, kDim, kK>(shared.k, k_map, item.head, item.s.key + item.tile * kK, shared.k_full);
+        load_tile<T, kDim, kK>(shared.k, k_map, item.head, item.s.key + item.tile * kK, shared.k_full);
       }
       Tile& tile = shared.tile[stage];
       const QueryTile& queries = g.query_tiles[int64_t(item.s.index) * g.most_query_tiles + m];
@@ -238,8 +227,10 @@ __device__ __forceinline__ void add_parts(Shared<T, kDim>& shared, int group, bo
       for (int done = 0; done < out.turn; done = done >> 16 * group & 0xffff)
         asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(done) : "l"(out.turns) : "memory");
     }
-    if (deterministic && out.turn == 0) store_bulk(out.sums, shared_address(shared.dq[group]), kBytes);
-    else add_bulk(out.sums, shared_address(shared.dq[group]), kBytes);
+    if (deterministic && out.turn == 0)
+      store_bulk(out.sums, shared_address(shared.dq[group]), kBytes);
+    else
+      add_bulk(out.sums, shared_address(shared.dq[group]), kBytes);
     bulk_commit();
     bulk_wait_read();
     shared.dq_empty[group].arrive();

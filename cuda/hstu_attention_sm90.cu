@@ -42,9 +42,12 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
   __syncthreads();
   if (group < 0) {
     give_registers<C::kLoading>();
-    if (warp == 0) load_tiles(shared, q_map, k_map, v_map, p);
-    else if (warp == 1) draw_items(shared, p, plan);
-    else if constexpr (kBias) stage_bias(shared, p);
+    if (warp == 0)
+      load_tiles(shared, q_map, k_map, v_map, p);
+    else if (warp == 1)
+      draw_items(shared, p, plan);
+    else if constexpr (kBias)
+      stage_bias(shared, p);
     return;
   }
 
@@ -106,51 +109,52 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
     // v[16] = factor v + the time's bias, of 32 keys from column c0 on.
     [[maybe_unused]] auto add_time = [&](float* v, int code, int c0) {
       if constexpr (kBias) {
-      auto& bias = shared.bias;
-      const float* time = bias.time[turn.stage];
-      int low = code & 255, high = code >> 8 & 255;
-      auto kind = TimeKind(code >> 16);
-      const int* near = &bias.near[bias_ring.stage][c0 + column0];
-      int fixed[2] = {bias.row_near[turn.stage][row0], bias.row_near[turn.stage][row0 + 8]};
-      float factor = p.unit * p.alpha, first = time[low];
-      if (kind == TimeKind::kOne) {
+        auto& bias = shared.bias;
+        const float* time = bias.time[turn.stage];
+        int low = code & 255, high = code >> 8 & 255;
+        auto kind = TimeKind(code >> 16);
+        const int* near = &bias.near[bias_ring.stage][c0 + column0];
+        int fixed[2] = {bias.row_near[turn.stage][row0], bias.row_near[turn.stage][row0 + 8]};
+        float factor = p.unit * p.alpha, first = time[low];
+        if (kind == TimeKind::kOne) {
 #pragma unroll
-        for (int x = 0; x < 16; ++x) v[x] = fmaf(factor, v[x], first);
-      } else if (kind == TimeKind::kMany) {
-#pragma unroll
-        for (int x = 0; x < 4; ++x) {
-          int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
-#pragma unroll
-          for (int y = 0; y < 4; ++y) v[4 * x + y] = fmaf(factor, v[4 * x + y], time[bias.near_bucket(bias.apart(fixed[y / 2], y % 2 ? at.y : at.x))]);
-        }
-      } else if (kind == TimeKind::kFew && high == low + 1) {
-        int least = int(bias.threshold[low]), until[2] = {fixed[0] - least, fixed[1] - least};
-        float second = time[high];
-#pragma unroll
-        for (int x = 0; x < 4; ++x) {
-          int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
-#pragma unroll
-          for (int y = 0; y < 4; ++y) v[4 * x + y] = fmaf(factor, v[4 * x + y], (y % 2 ? at.y : at.x) <= until[y / 2] ? second : first);
-        }
-      } else {
-        float term[16];
-#pragma unroll
-        for (int x = 0; x < 16; ++x) term[x] = first;
-#pragma unroll 1
-        for (int bucket = low + 1; bucket <= high; ++bucket) {
-          int least = int(bias.threshold[bucket - 1]), until[2] = {fixed[0] - least, fixed[1] - least};
-          float value = time[bucket];
+          for (int x = 0; x < 16; ++x) v[x] = fmaf(factor, v[x], first);
+        } else if (kind == TimeKind::kMany) {
 #pragma unroll
           for (int x = 0; x < 4; ++x) {
             int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
 #pragma unroll
             for (int y = 0; y < 4; ++y)
-              if ((y % 2 ? at.y : at.x) <= until[y / 2]) term[4 * x + y] = value;
+              v[4 * x + y] = fmaf(factor, v[4 * x + y], time[bias.near_bucket(bias.apart(fixed[y / 2], y % 2 ? at.y : at.x))]);
           }
-        }
+        } else if (kind == TimeKind::kFew && high == low + 1) {
+          int least = int(bias.threshold[low]), until[2] = {fixed[0] - least, fixed[1] - least};
+          float second = time[high];
 #pragma unroll
-        for (int x = 0; x < 16; ++x) v[x] = fmaf(factor, v[x], term[x]);
-      }
+          for (int x = 0; x < 4; ++x) {
+            int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
+#pragma unroll
+            for (int y = 0; y < 4; ++y) v[4 * x + y] = fmaf(factor, v[4 * x + y], (y % 2 ? at.y : at.x) <= until[y / 2] ? second : first);
+          }
+        } else {
+          float term[16];
+#pragma unroll
+          for (int x = 0; x < 16; ++x) term[x] = first;
+#pragma unroll 1
+          for (int bucket = low + 1; bucket <= high; ++bucket) {
+            int least = int(bias.threshold[bucket - 1]), until[2] = {fixed[0] - least, fixed[1] - least};
+            float value = time[bucket];
+#pragma unroll
+            for (int x = 0; x < 4; ++x) {
+              int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
+#pragma unroll
+              for (int y = 0; y < 4; ++y)
+                if ((y % 2 ? at.y : at.x) <= until[y / 2]) term[4 * x + y] = value;
+            }
+          }
+#pragma unroll
+          for (int x = 0; x < 16; ++x) v[x] = fmaf(factor, v[x], term[x]);
+        }
       }
     };
     // The same from whole times, for all keys of the tile.
@@ -169,7 +173,8 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
         int path[kKeys / 32];
         bool far = false;
 #pragma unroll
-        for (int c = 0; c < kKeys / 32; ++c) path[c] = shared.bias.path[bias_ring.stage][warp - 4][c], far |= TimeKind(path[c] >> 16) == TimeKind::kFar;
+        for (int c = 0; c < kKeys / 32; ++c)
+          path[c] = shared.bias.path[bias_ring.stage][warp - 4][c], far |= TimeKind(path[c] >> 16) == TimeKind::kFar;
         if (far) add_far_time(j0);
 #pragma unroll
         for (int c = 0; c < kKeys / 32; ++c) {
@@ -313,7 +318,8 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
         int j = active ? own + x : 0;
         int64_t key = s.key + j - s.paged;
         float score = p.unit * p.alpha *
-                      quad_dot(p.q + ((query + (active ? r : 0)) * p.heads + head) * p.key_dim, p.k + (key * p.heads + head) * p.key_dim, p.key_dim, active);
+                      quad_dot(p.q + ((query + (active ? r : 0)) * p.heads + head) * p.key_dim, p.k + (key * p.heads + head) * p.key_dim,
+                               p.key_dim, active);
         if (!active) continue;
         if constexpr (kBias) score += own_bias(p, s, head, query + r, j);
         float weight = weight_of<T>(score);
@@ -322,7 +328,8 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
         for (int d = 0; d < kDim / 8; ++d)
           if (8 * d < p.value_dim)
 #pragma unroll
-            for (int e = 0; e < 2; ++e) sums[4 * d + 2 * half + e] = fmaf(weight, to_float(value[8 * d + column0 + e]), sums[4 * d + 2 * half + e]);
+            for (int e = 0; e < 2; ++e)
+              sums[4 * d + 2 * half + e] = fmaf(weight, to_float(value[8 * d + column0 + e]), sums[4 * d + 2 * half + e]);
       }
     }
     // Rows leave through this warpgroup's part of the query tile.
@@ -352,12 +359,12 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
 #endif
 }
 
-
 template <typename T, int kDim, Mode kMode>
 void run(const Call<T>& p, T* out, int64_t query_rows, int64_t key_rows, Stream stream) {
   using C = Config<kDim, kMode>;
   int64_t most = (query_rows / C::kRows + p.sequences) * p.heads;
-  HSTU_CHECK(most <= INT_MAX / 2, kInvalidArgument, "hstu_attention: ", query_rows, " rows of ", p.heads, " heads are too many for one call");
+  HSTU_CHECK(most <= INT_MAX / 2, kInvalidArgument, "hstu_attention: ", query_rows, " rows of ", p.heads,
+             " heads are too many for one call");
   CUtensorMap q_map = tensor_map<T, kDim>(p.q, query_rows, p.heads, p.key_dim, C::kRows), k_map = q_map, v_map = q_map;
   if (key_rows > 0) {  // else all keys stand in pages
     k_map = tensor_map<T, kDim>(p.k, key_rows, p.heads, p.key_dim, C::kKeys);
@@ -381,11 +388,17 @@ bool forward_on_hopper(const Call<T>& p, T* out, int64_t query_rows, int64_t key
   if (bias && !(std::fabs(p.alpha) > 1e-20f && std::fabs(p.alpha) < 1e20f)) return false;  // scores begin as bias / alpha
   if (query_rows == 0) return true;
   int dim = std::max(p.key_dim, p.value_dim);
-  pick<64, 128, 256>("head_dim", dim <= 64 ? 64 : dim <= 128 ? 128 : 256, [&](auto bucket) {
-    constexpr int kDim = decltype(bucket)::value;
-    if (bias) run<T, kDim, Mode::kSiluBias>(p, out, query_rows, key_rows, stream);
-    else run<T, kDim, Mode::kSilu>(p, out, query_rows, key_rows, stream);
-  });
+  pick<64, 128, 256>("head_dim",
+                     dim <= 64    ? 64
+                     : dim <= 128 ? 128
+                                  : 256,
+                     [&](auto bucket) {
+                       constexpr int kDim = decltype(bucket)::value;
+                       if (bias)
+                         run<T, kDim, Mode::kSiluBias>(p, out, query_rows, key_rows, stream);
+                       else
+                         run<T, kDim, Mode::kSilu>(p, out, query_rows, key_rows, stream);
+                     });
   return true;
 }
 template bool forward_on_hopper(const Call<__nv_bfloat16>&, __nv_bfloat16*, int64_t, int64_t, Stream);

@@ -19,14 +19,14 @@ struct Config {
   static constexpr int kRows = 64 * kGroups;
   static constexpr int kKeys = kBias || kDim > 128 ? 64 : 128;  // of a tile
   static constexpr int kRing = kBias && kDim <= 128 ? 3 : 2;    // tiles of K and of V in shared memory
-  static constexpr int kQueries = kDim <= 128 ? 2 : 1;            // tiles of Q
+  static constexpr int kQueries = kDim <= 128 ? 2 : 1;          // tiles of Q
   static constexpr int kBiasRing = 2;
   static constexpr bool kTurns = !kBias && kDim == 128;  // warpgroups start their products in turns
   static constexpr int kThreads = 128 * (kGroups + 1);
   static constexpr int kLoading = kGroups == 3 && !kBias ? 32 : 56;  // registers a thread
   static constexpr int kComputing = kGroups == 2 ? 224 : kBias ? 152 : 160;
 };
-constexpr int kSlots = 3;  // items under way
+constexpr int kSlots = 3;                                   // items under way
 enum NamedBarrier { kTurn = 1, kGroup = 4, kStagers = 7 };  // the first two: of one warpgroup each
 
 // One head of up to kRows rows of one sequence.
@@ -64,7 +64,8 @@ struct BiasStages {
     auto coded = [](TimeKind kind, int low, int high) { return int(kind) << 16 | high << 8 | low; };
     if (last < 0) return coded(TimeKind::kOne, 0, 0);
     int kinds = rows.kinds | keys.kinds;
-    if (kinds || rows.least > rows.most || keys.least > keys.most) return coded(kinds & kSomeFar ? TimeKind::kFar : TimeKind::kMany, 0, last);
+    if (kinds || rows.least > rows.most || keys.least > keys.most)
+      return coded(kinds & kSomeFar ? TimeKind::kFar : TimeKind::kMany, 0, last);
     int low = min(near_bucket(max(max(rows.least - keys.most, keys.least - rows.most), 0)), last);
     int high = min(near_bucket(max(rows.most - keys.least, keys.most - rows.least)), last);
     bool few = keys.most <= rows.least && high - low <= kFewBuckets;
@@ -79,11 +80,12 @@ struct Shared {
   alignas(1024) T q[C::kQueries][C::kRows * kDim];
   alignas(1024) T k[C::kRing][C::kKeys * kDim];
   alignas(1024) T v[C::kRing][C::kKeys * kDim];
-  Barrier q_full[C::kQueries], q_empty[C::kQueries], k_full[C::kRing], k_empty[C::kRing], v_full[C::kRing], v_empty[C::kRing], work_full[kSlots], work_empty[kSlots];
+  Barrier q_full[C::kQueries], q_empty[C::kQueries], k_full[C::kRing], k_empty[C::kRing], v_full[C::kRing], v_empty[C::kRing],
+      work_full[kSlots], work_empty[kSlots];
   Work work[kSlots];
-  VisibleKeys seen[kSlots][C::kRows];           // of a row
-  VisibleKeys some[kSlots][C::kGroups];         // what some row of a warpgroup sees
-  VisibleKeys every[kSlots][4 * C::kGroups];    // what every row of a warp sees
+  VisibleKeys seen[kSlots][C::kRows];         // of a row
+  VisibleKeys some[kSlots][C::kGroups];       // what some row of a warpgroup sees
+  VisibleKeys every[kSlots][4 * C::kGroups];  // what every row of a warp sees
   std::conditional_t<C::kBias, BiasStages<C::kRows, C::kKeys, C::kBiasRing>, None> bias;
 
   __device__ __forceinline__ void init() {
@@ -116,7 +118,8 @@ __device__ __forceinline__ void stage_masks(Shared& shared, int slot, const Call
                min(every.end, __shfl_xor_sync(kFullWarp, every.end, x)), 0};
     if (lane % 16 == 0) shared.every[slot][r / 16] = every;
     bool empty = keys.begin >= keys.end;
-    some = {max(some.prefix, __reduce_max_sync(kFullWarp, keys.prefix)), min(some.begin, __reduce_min_sync(kFullWarp, empty ? INT_MAX : keys.begin)),
+    some = {max(some.prefix, __reduce_max_sync(kFullWarp, keys.prefix)),
+            min(some.begin, __reduce_min_sync(kFullWarp, empty ? INT_MAX : keys.begin)),
             max(some.end, __reduce_max_sync(kFullWarp, empty ? 0 : keys.end)), 0};
     if (r0 % 64 == 0) continue;
     if (lane == 0) shared.some[slot][r0 / 64] = some;
@@ -127,21 +130,11 @@ __device__ __forceinline__ void stage_masks(Shared& shared, int slot, const Call
   if (work.tiles.gap >= work.tiles.resume) work.tiles.gap = -1;
 }
 
-template <typename T, int kDim>
-__device__ __forceinline__ uint32_t swizzled(int rows, int row, int d) {  // byte of element (row, d) of a tile of `rows` rows
-  constexpr int kBytes = kRowBytes<T, kDim>;
-  int byte = d * int(sizeof(T)), chunk = byte / kBytes, unit = byte % kBytes / 16;
-  int swizzle = kBytes == 128 ? row & 7 : row >> 1 & 3;
-  return (chunk * rows + row) * kBytes + (unit ^ swizzle) * 16 + byte % 16;
-}
-
 // A tile of one head from row `row` on, by the copy engine; one thread.
 template <typename T, int kDim, int kTileRows>
 __device__ __forceinline__ void load(T* tile, const CUtensorMap& map, int head, int64_t row, Barrier& full) {
-  constexpr int kBytes = kRowBytes<T, kDim>, kColumns = kBytes / int(sizeof(T));
   full.expect(kTileRows * kDim * int(sizeof(T)));
-#pragma unroll
-  for (int d = 0; d < kDim; d += kColumns) load_box(shared_address(tile) + d / kColumns * kTileRows * kBytes, map, d, head, int(row), full);
+  load_tile<T, kDim, kTileRows>(tile, map, head, row, full);
 }
 // The same of keys j0 .. of which `valid` are there, some of them in pages, by a warp; whoever waits for the copies announces them.
 template <typename T, int kDim, int kTileRows>
@@ -211,7 +204,8 @@ __device__ __forceinline__ void load_tiles(Shared<T, kDim, kMode>& shared, const
     bool q_to_come = true;
     auto bring_q = [&] {
       shared.q_empty[q_ring.stage].wait(q_ring.parity ^ 1);
-      if (lane == 0) load<T, kDim, C::kRows>(shared.q[q_ring.stage], q_map, work.head, work.s.query + work.first, shared.q_full[q_ring.stage]);
+      if (lane == 0)
+        load<T, kDim, C::kRows>(shared.q[q_ring.stage], q_map, work.head, work.s.query + work.first, shared.q_full[q_ring.stage]);
       q_ring.next(), q_to_come = false;
     };
     if (C::kQueries > 1) bring_q();
@@ -266,9 +260,7 @@ __device__ __forceinline__ void stage_bias(Shared<T, kDim, kMode>& shared, const
       bool timed = p.last_bucket >= 0 && j0 + thread < s.history;
       NearTime time{kNoMovingTime, kSomeUntimed};
       if (timed && j0 + thread >= s.contextual) time = near_time(p.key_time[s.time + j0 + thread], base);
-      auto entry = [&](int x) {
-        return p.positions ? up * p.pos_w.at(position_row + min(abs(nearest + x), p.positions - 1)) : 0.f;
-      };
+      auto entry = [&](int x) { return p.positions ? up * p.pos_w.at(position_row + min(abs(nearest + x), p.positions - 1)) : 0.f; };
       float first = entry(thread);
       bias.empty[ring.stage].wait(ring.parity ^ 1);
       if (fresh > kKeys) part ^= 1;
@@ -283,7 +275,8 @@ __device__ __forceinline__ void stage_bias(Shared<T, kDim, kMode>& shared, const
       if (lane == 0) bias.span[thread / 32] = span;
       if (thread == 0) bias.part[ring.stage] = part;
       meet(kStagers, kThreads);
-      if (thread < C::kRows / 16 * 2) bias.path[ring.stage][thread / 2][thread % 2] = bias.path_of(bias.row_span[thread / 2], bias.span[thread % 2], p.last_bucket);
+      if (thread < C::kRows / 16 * 2)
+        bias.path[ring.stage][thread / 2][thread % 2] = bias.path_of(bias.row_span[thread / 2], bias.span[thread % 2], p.last_bucket);
       meet(kStagers, kThreads);
       if (lane == 0) bias.full[ring.stage].arrive();
     }

@@ -7,7 +7,9 @@ namespace hstu::cuda::sm90 {
 // A phase ends when all arrivals, and all bytes that were announced, have come; then the next one begins. Phases alternate 0, 1.
 struct Barrier {
   uint64_t state;
-  __device__ __forceinline__ void init(int arrivals) { asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address()), "r"(arrivals) : "memory"); }
+  __device__ __forceinline__ void init(int arrivals) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address()), "r"(arrivals) : "memory");
+  }
   __device__ __forceinline__ void arrive() { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address()) : "memory"); }
   // Arrives, and lets the phase wait for `bytes` of copies that complete on this barrier.
   __device__ __forceinline__ void expect(int bytes) {

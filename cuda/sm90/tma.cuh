@@ -11,7 +11,7 @@ namespace hstu::cuda::sm90 {
 // Bytes of a row in shared memory, and the swizzle that goes with it: 16-byte pieces of a row are permuted by the row's index mod 8
 // (128 bytes) or by half of it mod 4 (64 bytes), so that a column of eight rows meets all banks.
 template <typename T, int kDim>
-constexpr int kRowBytes = kDim * int(sizeof(T)) >= 128 ? 128 : 64;
+constexpr int kRowBytes = kDim* int(sizeof(T)) >= 128 ? 128 : 64;
 
 // x [rows, heads, dim] in boxes of box_rows rows of one head by kRowBytes: zeros where a box reaches beyond the tensor.
 template <typename T, int kDim>
@@ -29,11 +29,12 @@ CUtensorMap tensor_map(const T* data, int64_t rows, int heads, int dim, int box_
   cuuint64_t sizes[3] = {cuuint64_t(dim), cuuint64_t(heads), cuuint64_t(rows)};
   cuuint64_t strides[2] = {cuuint64_t(dim) * sizeof(T), cuuint64_t(heads) * dim * sizeof(T)};
   cuuint32_t box[3] = {kBytes / sizeof(T), 1, cuuint32_t(box_rows)}, steps[3] = {1, 1, 1};
-  CUresult status =
-      encode(&map, std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3, const_cast<T*>(data),
-             sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE, kBytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B,
-             CU_TENSOR_MAP_L2_PROMOTION_L2_256B, CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
-  HSTU_CHECK(status == CUDA_SUCCESS, kDevice, "cuTensorMapEncodeTiled: error ", int(status), " for ", rows, " rows, ", heads, " heads of ", dim);
+  CUresult status = encode(&map, std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3,
+                           const_cast<T*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
+                           kBytes == 128 ? CU_TENSOR_MAP_SWIZZLE_128B : CU_TENSOR_MAP_SWIZZLE_64B, CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+                           CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE);
+  HSTU_CHECK(status == CUDA_SUCCESS, kDevice, "cuTensorMapEncodeTiled: error ", int(status), " for ", rows, " rows, ", heads, " heads of ",
+             dim);
   return map;
 }
 
@@ -45,6 +46,23 @@ __device__ __forceinline__ void load_box(uint32_t to, const CUtensorMap& map, in
   asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes [%0], [%1, {%2, %3, %4}], [%5];" ::"r"(to),
                "l"(reinterpret_cast<uint64_t>(&map)), "r"(d), "r"(head), "r"(row), "r"(barrier.address())
                : "memory");
+}
+
+// A tile in shared memory: chunks of columns, [chunk][row][kRowBytes], swizzled. The byte of element (row, d) of a tile of `rows` rows.
+template <typename T, int kDim>
+__device__ __forceinline__ uint32_t swizzled(int rows, int row, int d) {
+  constexpr int kBytes = kRowBytes<T, kDim>;
+  int byte = d * int(sizeof(T)), chunk = byte / kBytes, unit = byte % kBytes / 16;
+  int swizzle = kBytes == 128 ? row & 7 : row >> 1 & 3;
+  return (chunk * rows + row) * kBytes + (unit ^ swizzle) * 16 + byte % 16;
+}
+
+// A tile of kTileRows rows of one head from row `row` on; one thread. `full` has to expect its bytes.
+template <typename T, int kDim, int kTileRows>
+__device__ __forceinline__ void load_tile(T* tile, const CUtensorMap& map, int head, int64_t row, Barrier& full) {
+  constexpr int kBytes = kRowBytes<T, kDim>, kColumns = kBytes / int(sizeof(T));
+#pragma unroll
+  for (int d = 0; d < kDim; d += kColumns) load_box(shared_address(tile) + d / kColumns * kTileRows * kBytes, map, d, head, int(row), full);
 }
 
 }  // namespace hstu::cuda::sm90
