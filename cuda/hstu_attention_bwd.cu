@@ -19,7 +19,7 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim, kSmall>::kThreads, 1)
     hstu_attention_backward_kernel(const Call<T> p, const Gradients<T> g) {
   using S = BackwardShape<T, kDim, kSmall>;
   constexpr int kThreads = S::kThreads, kQ = S::kQueryTile, kK = S::kKeyTile, kX = kDim / 8;
-  constexpr int kColumns = kIsHalf<T> && (kDim >= 128 || kMode == Mode::kSoftmax) ? 32 : kQ, kN = kColumns / 8;  // scores in registers at once
+  constexpr int kColumns = kIsHalf<T> && (kDim >= 128 || kMode == Mode::kSoftmax) ? 32 : kQ, kN = kColumns / 8;  // scores in registers
   constexpr bool kSoftmax = kMode == Mode::kSoftmax, kBias = kMode != Mode::kSilu;
   using WithBias = BackwardSharedWithBias<T, kDim, kSmall>;
   auto& shared = shared_as<std::conditional_t<kBias, WithBias, BackwardShared<T, kDim, kSmall>>>();
