@@ -197,7 +197,7 @@ __global__ void __launch_bounds__(BackwardShape<T, kDim, kSmall>::kThreads, 1)
       if (S::kStages == 2 && next.tile >= 0) load_queries(1, next.tile), copy_async_wait<1>();
       else copy_async_wait<0>();
       if (next.tile >= 0) fetch(next.tile);
-    }
+    } else copy_async_commit(), copy_async_wait<0>();  // K and V, for slabs take their place
     __syncthreads();
     for (; seen.tile >= 0; buffer ^= 1, ++step) {
       int m = seen.tile, stage = S::kStages == 2 ? buffer : 0, i0 = s.shift + m * kQ;

@@ -338,6 +338,7 @@ bool backward_on_hopper(const Call<T>& p, const Gradients<T>& g, int64_t rows, i
   using namespace backward_sm90;
   auto whole = [](const T* data, int dim) { return piece_of(data, dim) == 16; };
   int dim = std::max(p.key_dim, p.value_dim);
+  if (g.deterministic && p.max_seq_len / Shape<32>::kKeys > 65535) return false;  // turns are counted in 16 bits
   if (dim > 128 || rows == 0 || keys == 0 || !whole(g.dq, p.key_dim) || !whole(g.dk, p.key_dim) || !whole(g.dv, p.value_dim) ||
       !takes_hopper(p, rows, keys, reinterpret_cast<const void*>(hstu_attention_backward_sm90_kernel<T, 64>)))
     return false;

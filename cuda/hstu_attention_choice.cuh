@@ -19,7 +19,8 @@ inline int processors() {
   return count;
 }
 
-// Whether this build and device run machine code of sm_90a. Elsewhere, also where PTX of another architecture is compiled, those kernels are empty.
+// Whether this build and device run machine code of sm_90a. Elsewhere, also where PTX of another architecture is compiled, those kernels
+// are empty.
 inline bool runs_hopper(const void* kernel) {
   static std::atomic<int8_t> known[64];
   int device = 0, major = 0;
@@ -30,7 +31,7 @@ inline bool runs_hopper(const void* kernel) {
   if (major == 9) {
     cudaFuncAttributes attributes{};
     CUDA_CHECK(cudaFuncGetAttributes(&attributes, kernel));
-    runs = attributes.binaryVersion == 90 && attributes.ptxVersion == 90;
+    runs = attributes.binaryVersion == 90 && attributes.ptxVersion == 90 && attributes.numRegs > 64;  // sm_90 without the a: empty, too
   }
   if (device < 64) known[device] = runs ? 1 : -1;
   return runs;
@@ -40,7 +41,8 @@ template <typename T>
 bool takes_hopper(const Call<T>& p, int64_t query_rows, int64_t key_rows, const void* kernel) {
   const char* asked = std::getenv("HSTU_ATTENTION_KERNEL");
   if (asked && std::strcmp(asked, "mma") == 0) return false;
-  return kIsHalf<T> && p.key_piece == 16 && p.value_piece == 16 && query_rows <= INT_MAX && key_rows <= INT_MAX && runs_hopper(kernel);
+  bool fits = p.heads > 0 && p.heads <= 65535 && p.key_dim > 0 && p.value_dim > 0 && query_rows <= INT_MAX && key_rows <= INT_MAX;
+  return kIsHalf<T> && p.key_piece == 16 && p.value_piece == 16 && fits && runs_hopper(kernel);
 }
 
 // False where the call is for mma.sync.

@@ -309,6 +309,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
     // Targets' own groups, in float32, a quad a row.
     int64_t query = s.query + work.first;
     int head = work.head, rows = work.rows;
+    Rows<T> keys = rows_of(p, s, head, p.k, p.key_dim, false), values = rows_of(p, s, head, p.v, p.value_dim, true);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       int r = row0 + 8 * half, i = s.shift + work.first + r, own = shared.seen[turn.stage][r].own, count = r < rows ? i + 1 - own : 0;
@@ -316,14 +317,12 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
       for (int x = 0, longest = __reduce_max_sync(kFullWarp, count); x < longest; ++x) {
         bool active = x < count;
         int j = active ? own + x : 0;
-        int64_t key = s.key + j - s.paged;
-        float score = p.unit * p.alpha *
-                      quad_dot(p.q + ((query + (active ? r : 0)) * p.heads + head) * p.key_dim, p.k + (key * p.heads + head) * p.key_dim,
-                               p.key_dim, active);
+        const T* row = p.q + ((query + (active ? r : 0)) * p.heads + head) * p.key_dim;
+        float score = p.unit * p.alpha * quad_dot(row, active ? keys.at(j) : nullptr, p.key_dim, active);
         if (!active) continue;
         if constexpr (kBias) score += own_bias(p, s, head, query + r, j);
         float weight = weight_of<T>(score);
-        const T* value = p.v + (key * p.heads + head) * p.value_dim;
+        const T* value = values.at(j);
 #pragma unroll
         for (int d = 0; d < kDim / 8; ++d)
           if (8 * d < p.value_dim)
@@ -385,6 +384,7 @@ bool forward_on_hopper(const Call<T>& p, T* out, int64_t query_rows, int64_t key
   using namespace forward_sm90;
   bool bias = p.positions || p.last_bucket >= 0;
   if (!takes_hopper(p, query_rows, key_rows, reinterpret_cast<const void*>(hstu_attention_sm90_kernel<T, 64, Mode::kSilu>))) return false;
+  if (piece_of(out, p.value_dim) != 16) return false;
   if (bias && !(std::fabs(p.alpha) > 1e-20f && std::fabs(p.alpha) < 1e20f)) return false;  // scores begin as bias / alpha
   if (query_rows == 0) return true;
   int dim = std::max(p.key_dim, p.value_dim);

@@ -280,6 +280,7 @@ __device__ __forceinline__ void stage_bias(Shared<T, kDim, kMode>& shared, const
       meet(kStagers, kThreads);
       if (lane == 0) bias.full[ring.stage].arrive();
     }
+    __syncwarp();
     if (lane == 0) shared.work_empty[turn.stage].arrive();
   }
 }
