@@ -63,7 +63,11 @@ async function exportRanker(run: string, requests: string, out: string): Promise
     if (checkpoint.kind !== 'ranking') throw fail(`holds a '${checkpoint.kind}' checkpoint, not a ranking run's`)
     if (records !== createHash('sha256').update(JSON.stringify(reader.manifest)).digest('hex'))
       throw fail(`the run was trained on other records than those in ${requests}`)
-    const { precision = 'float32', maxHistory = 256, seed = 0 } = setting.options ?? {}
+    const { precision = 'float32', maxHistory = 256, seed = 0, baseRateWindow = 0 } = setting.options ?? {}
+    if (baseRateWindow > 0)
+      throw fail(
+        'its logits stand on base rates that drift (baseRateWindow), which a bundle does not hold: train without',
+      )
     // A trainer knows what model a setting makes; its optimiser is not read.
     const trainer = new RankTrainer(reader, {
       ...setting,

@@ -32,6 +32,44 @@ describe('export', () => {
     expect(json.table === null).toBe(embeddings === 'dense')
   })
 
+  it('refuses a run whose logits stand on base rates, and writes nothing', async () => {
+    const train = [
+      'rank',
+      'train',
+      '--preset',
+      'ranking/synthetic',
+      '--requests',
+      at('requests'),
+      '--out',
+      at('drifting'),
+    ]
+    const options = [
+      '--model-set',
+      'layers=1',
+      '--set',
+      'baseRateWindow=100',
+      '--batch-size',
+      '16',
+      '--task',
+      'like = LIKE',
+    ]
+    expect(await hstu([...train, ...options, '--device', 'cpu'])).toMatchObject({ code: 0 })
+    const refused = await hstu([
+      'export',
+      '--checkpoint',
+      at('drifting'),
+      '--requests',
+      at('requests'),
+      '--out',
+      at('none'),
+    ])
+    expect(refused).toMatchObject({
+      code: 1,
+      stderr: expect.stringMatching(/base rates that drift \(baseRateWindow\)/),
+    })
+    expect(readdirSync(folder)).not.toContain('none')
+  })
+
   it('makes a bundle of a retrieval run', async () => {
     const { data } = writeActions(folder)
     const train = ['train', '--data', data, '--preset', 'ml-100k/hstu', '--epochs', '1', '--out', at('retrieval')]
