@@ -85,9 +85,9 @@ export function qualityTable(folders: readonly string[]): string {
       const [hr, ndcg] = ['hr@10', 'ndcg@10'].map(key => rows.map(row => Number(row[key])))
       const mean = (values: readonly number[]) => fraction(values.reduce((a, b) => a + b, 0) / values.length)
       const each = rows.map((_, i) => `${fraction(hr![i])} / ${fraction(ndcg![i])}`).join(', ')
-      const seconds = rows.map(row => Number(row.seconds))
-      const [least, most] = [Math.min(...seconds), Math.max(...seconds)].map(Math.round)
-      const range = least === most ? `${least}` : `${least} to ${most}`
+      const alone = rows.flatMap(row => (row.seconds === undefined ? [] : [Number(row.seconds)])) // the others shared the device
+      const [least, most] = [Math.min(...alone), Math.max(...alone)].map(Math.round)
+      const range = alone.length === 0 ? '' : least === most ? `${least}` : `${least} to ${most}`
       lines.push(`| ${name} | ${result.device} | ${each} | ${mean(hr!)} / ${mean(ndcg!)} | ${range} |`)
       for (const row of rows) commits.add(String(row.commit).slice(0, 12))
     }
