@@ -1,8 +1,8 @@
 import { hstuAttention } from '#lib/ops/hstu_attention.js'
 import { Random } from '#lib/random.js'
-import { type Device, scope, Tensor } from '#lib/tensor.js'
+import { scope, Tensor } from '#lib/tensor.js'
 import { noise } from './ceilings.js'
-import { benchCase, type Measured, type Row, type Run, rowOf, timePair } from './harness.js'
+import { benchCase, lognormalTimes, type Measured, type Row, type Run, rowOf, timePair } from './harness.js'
 
 const H = 4
 const kTokens = 131072
@@ -32,16 +32,6 @@ function lengthsOf({ case: name, N, B }: Case): number[] {
 
 const sum = (values: readonly number[]) => values.reduce((a, b) => a + b, 0)
 
-/** Times with lognormal gaps, median 600 s, sigma 2. */
-function timesOf(tokens: number, device: Device): Tensor {
-  const random = new Random(1)
-  let time = 1_600_000_000
-  const times = BigInt64Array.from({ length: tokens }, () =>
-    BigInt((time += Math.floor(600 * Math.exp(2 * random.normal())))),
-  )
-  return Tensor.from(times, [tokens], { device })
-}
-
 /** With the bias from tables and times computed inside, and without. */
 function rowsOf(c: Case, run: Run): Row[] {
   const { D, N, B } = c
@@ -57,7 +47,7 @@ function rowsOf(c: Case, run: Run): Row[] {
   ]
   const offsets = [0n]
   for (const length of lengths) offsets.push(offsets.at(-1)! + BigInt(length))
-  const times = timesOf(tokens, device)
+  const times = lognormalTimes(tokens, device)
   const tables = { posW: noise(device, dtype, 4, 1, N), timeW: noise(device, dtype, 5, 1, 129) }
   const options = {
     seqOffsets: Tensor.from(BigInt64Array.from(offsets), [B + 1], { device }),

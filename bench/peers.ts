@@ -8,7 +8,10 @@ type Key = Record<string, number | string>
 /** A row of bench/peers/<gpu>.json, or a line of a script of bench/peers. */
 export type PeerRow = Record<string, Value | string | null>
 
-const names = ['fa2', 'fa2_nested', 'cudnn', 'fbgemm', 'meta', 'cublas', 'pytorch', 'value']
+const names = [
+  ...['fa2', 'fa2_nested', 'cudnn', 'fbgemm', 'meta', 'cublas', 'pytorch', 'value'],
+  ...['transformer_fa2', 'hstu_pytorch_full', 'hstu_pytorch_raw', 'hstu_pytorch_sl16'],
+]
 
 /** 'NVIDIA H200' is h200, 'NVIDIA GeForce RTX 4090' is geforce-rtx-4090. */
 export function gpuName(): string {
