@@ -16,7 +16,7 @@ const ITEMS = 2000
 /** Impressions a second of a whole training step (forward, backward, AdamW; losses on the candidates) on request batches, and on the same expanded. */
 function rowsOf({ device, dtype }: Run): Row[] {
   const small = device === 'cpu'
-  const sizes = small ? { B: 4, dim: 32, layers: 2, heads: 2 } : { B: 16, dim: 256, layers: 3, heads: 4 }
+  const sizes = small ? { B: 4, dim: 32, layers: 2, heads: 2 } : { B: 32, dim: 256, layers: 3, heads: 4 }
   return (small ? [64, 256] : [256, 1024]).map(history => {
     const { B, dim, layers, heads } = sizes
     const requests = randomRequests(new Random(1), {

@@ -62,7 +62,7 @@ interface Batches {
 
 function batchesOf(device: Device, B: number, N: number): Batches {
   const random = new Random(1)
-  const [count, rounds] = device === 'cpu' ? [3, 3] : [8, 5]
+  const [count, rounds] = device === 'cpu' ? [3, 3] : [6, 3]
   const batches = Array.from({ length: count }, (_, i) => {
     const candidates = Array<number>(B).fill(K)
     const histories = lengthsOf(random, B, N)
