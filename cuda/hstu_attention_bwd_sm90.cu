@@ -1,4 +1,4 @@
-// HSTU attention, backward, for Hopper (sm_90a): the kernel, dQ in its dtype, the launches. See docs/hstu_attention.md for a drawing.
+// HSTU attention, backward, for Hopper (sm_90a): the kernel, the launches. See docs/hstu_attention.md for a drawing.
 #include "hstu_attention_bwd_sm90.cuh"
 #include "hstu_attention_choice.cuh"
 
@@ -9,7 +9,8 @@ namespace {
 
 // Scores and dP are made transposed, rows are keys, so that P^T and dS^T are operands from registers. Scores s / 2 in registers: with
 // th = tanh(s / 2), P = s / 2 (1 + th) and 2 dsilu = 1 + v, v = th + P (1 - th), which waits for dP in float16. dS is kept doubled.
-template <typename T, int kDim>
+// Softmax: 2^14 P waits for dP in float16.
+template <typename T, int kDim, bool kSoftmax>
 __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
     hstu_attention_backward_sm90_kernel(const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap k_map,
                                         const __grid_constant__ CUtensorMap v_map, const __grid_constant__ CUtensorMap dout_map,
@@ -36,11 +37,11 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
   if (group < 0) {
     give_registers<24>();
     if (warp == 3)
-      tell<T, kDim>(shared, p);
+      tell<T, kDim>(shared, p, g);
     else if (lane > 0)
       return;
     else if (warp == 0)
-      produce<T, kDim>(shared, q_map, k_map, v_map, dout_map, p, g);
+      produce<T, kDim>(shared, q_map, k_map, v_map, dout_map, p, g, kSoftmax, false);
     else
       add_parts<T, kDim>(shared, warp - 1, g.deterministic);
     return;
@@ -99,7 +100,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         wgmma_fence();
         multiply(gradient, shared.v, shared.dout[stage]);
       };
-      // Hidden pairs get a score where P and dsilu are 0 in float32.
+      constexpr float kHidden = kSoftmax ? -1e30f : -128.f;  // a score where P and dsilu are 0 in float32
       auto hide = [&](float factor) {
         uint32_t thread = thread_index(), key = thread / 4 % 8 + thread / 32 % 2 * 16;
         const uint32_t* seen = &shared.seen[count % 2][thread / 64 - 2][thread % 4 * 2];
@@ -108,7 +109,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
           uint2 bits = *reinterpret_cast<const uint2*>(seen + 8 * x);
 #pragma unroll
           for (int e = 0; e < 4; ++e)
-            scores[4 * x + e] = (e % 2 ? bits.y : bits.x) >> (key + e / 2 * 8) & 1 ? factor * scores[4 * x + e] : -128.f;
+            scores[4 * x + e] = (e % 2 ? bits.y : bits.x) >> (key + e / 2 * 8) & 1 ? factor * scores[4 * x + e] : kHidden;
         }
       };
       auto weigh_tile = [&](float factor, auto scaled) {
@@ -116,11 +117,18 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         for (int x = 0; x < kQ / 8; ++x) {
           if (x == 8) part(count);
           float weight[4], slope[4];
+          if constexpr (kSoftmax) {
+            float2 lse = *reinterpret_cast<const float2*>(&shared.scale[count % 2][8 * x + thread_index() % 4 * 2]);
 #pragma unroll
-          for (int e = 0; e < 4; ++e) {
-            float t = factor * scores[4 * x + e], th = tanh_approx(t);
-            weight[e] = fmaf(t, th, t);
-            slope[e] = fmaf(weight[e], 1.f - th, th);
+            for (int e = 0; e < 4; ++e)
+              weight[e] = exp2_approx(fmaf(factor, scores[4 * x + e], e % 2 ? -lse.y : -lse.x)), slope[e] = weight[e] * 16384.f;
+          } else {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) {
+              float t = factor * scores[4 * x + e], th = tanh_approx(t);
+              weight[e] = fmaf(t, th, t);
+              slope[e] = fmaf(weight[e], 1.f - th, th);
+            }
           }
           slopes[2 * x] = pack_pair<__half>(slope[0], slope[1]), slopes[2 * x + 1] = pack_pair<__half>(slope[2], slope[3]);
           if (scaled) {
@@ -132,22 +140,30 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
       };
       auto weigh = [&] {
         bool all = shared.tile[count % 2].all;
-        if (!all) hide(factor);
-        float last = all ? factor : 1.f;
-        if (p.scales)
+        float whole = kSoftmax ? factor * kLog2E : factor, last = all ? whole : 1.f;
+        if (!all) hide(whole);
+        if (!kSoftmax && p.scales)
           weigh_tile(last, std::true_type{});
         else
           weigh_tile(last, std::false_type{});
       };
       auto differentiate_tile = [&](auto scaled) {
+        float unit = item.inverse_ds_unit * (kSoftmax ? 0x1p-14f : 0.5f);
 #pragma unroll
         for (int x = 0; x < kQ / 8; ++x) {
           float value[4];
+          float2 delta{0, 0};
+          if (kSoftmax) delta = *reinterpret_cast<const float2*>(&shared.delta[count % 2][8 * x + thread_index() % 4 * 2]);
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
             float2 slope = __half22float2(*reinterpret_cast<const __half2*>(&slopes[2 * x + half]));
-            const float* from = &gradient[4 * x + 2 * half];
-            value[2 * half] = fmaf(from[0], slope.x, from[0]), value[2 * half + 1] = fmaf(from[1], slope.y, from[1]);
+            float* from = &gradient[4 * x + 2 * half];
+            if (kSoftmax) {
+              value[2 * half] = slope.x * fmaf(from[0], unit, -delta.x), value[2 * half + 1] = slope.y * fmaf(from[1], unit, -delta.y);
+            } else {
+              if (kScalesGradient<T>) from[0] *= unit, from[1] *= unit;
+              value[2 * half] = fmaf(from[0], slope.x, from[0]), value[2 * half + 1] = fmaf(from[1], slope.y, from[1]);
+            }
           }
           if (scaled) {
             float2 scale = *reinterpret_cast<const float2*>(&shared.scale[count % 2][8 * x + thread_index() % 4 * 2]);
@@ -157,7 +173,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         }
       };
       auto differentiate = [&] {
-        if (p.scales)
+        if (!kSoftmax && p.scales)
           differentiate_tile(std::true_type{});
         else
           differentiate_tile(std::false_type{});
@@ -243,14 +259,16 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         float score = factor * dot(query, row_of(p.k, p, s.key + j, head, p.key_dim), p.key_dim, active);
         float dweight = dot(dout, row_of(p.v, p, s.key + j, head, p.value_dim), p.value_dim, active);
         if (active) {
-          Pair pair = pair_of<T, false>(score, dweight, true, 1.f, 0.f, 0.f);
-          float scale = p.scales ? p.scales[row] * item.inverse_unit : 1.f;
+          int64_t at = row * p.heads + head;
+          float lse = kSoftmax ? g.lse[at] : 0.f, delta = kSoftmax ? g.delta[at] : 0.f;
+          Pair pair = pair_of<T, kSoftmax>(score, dweight, true, 1.f, lse, delta);
+          float scale = !kSoftmax && p.scales ? p.scales[row] * item.inverse_unit : 1.f;
           add_to_row(dv, half, scale * pair.weight, dout, column0, p.value_dim);
-          add_to_row(dk, half, 2 * scale * pair.ds, query, column0, p.key_dim);
+          add_to_row(dk, half, scale * item.inverse_ds_unit * pair.ds, query, column0, p.key_dim);
         }
       }
       int64_t at = (s.key + j) * p.heads + head;
-      store_row(g.dk + at * p.key_dim, dk, half, 0.5f * p.alpha * item.unit, 0, p.key_dim, j < s.length);
+      store_row(g.dk + at * p.key_dim, dk, half, p.alpha * item.unit * item.ds_unit, 0, p.key_dim, j < s.length);
       store_row(g.dv + at * p.value_dim, dv, half, item.unit, 0, p.value_dim, j < s.length);
     }
     __syncwarp();
@@ -263,46 +281,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
 #endif
 }
 
-// dQ from its sums, and targets' own groups: a block a tile of queries of one head.
-template <typename T, int kDim>
-__global__ void __launch_bounds__(256) dq_sm90_kernel(const Call<T> p, const Gradients<T> g) {
-  using S = Shape<kDim>;
-  constexpr int kCount = S::kPart / 128;
-  constexpr bool kByColumns = S::kQueries == 64;
-  int b = int(blockIdx.x) / g.most_query_tiles, tile = int(blockIdx.x) % g.most_query_tiles, first = tile * S::kQueries, head = blockIdx.y;
-  Sequence s = sequence_of(p, b);
-  int rows = s.queries - first, group = threadIdx.x / 128, thread = threadIdx.x % 128, lane = threadIdx.x % 32;
-  if (rows <= 0) return;
-  bool some = !g.deterministic || KeyTiles::of(g.query_tiles[blockIdx.x].any, S::kKeys).last > 0;
-  float unit = g.units_of(p, b, false).weight, c[kCount];
-  const float* sums = sums_of<T, kDim>(p, g, s, tile, head) + group * S::kPart;
-#pragma unroll
-  for (int x = 0; x < kCount / 4; ++x) {
-    float4 four = some ? *reinterpret_cast<const float4*>(sums + (x * 128 + thread) * 4) : float4{0, 0, 0, 0};
-    c[4 * x] = four.x, c[4 * x + 1] = four.y, c[4 * x + 2] = four.z, c[4 * x + 3] = four.w;
-  }
-  int column = kByColumns ? 64 * group : 0, row0 = (kByColumns ? 0 : 64 * group) + thread / 32 * 16 + lane / 4;
-#pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    int r = row0 + 8 * half, i = s.shift + first + r, count = 0;
-    if (r < rows && i >= s.history) count = (i - s.history) % p.group + 1;
-    int64_t row = s.query + first + (r < rows ? r : 0), at = row * p.heads + head;
-    float scale = p.scales ? p.scales[row] / unit : 1.f;
-#pragma unroll 1
-    for (int x = 0, longest = __reduce_max_sync(kFullWarp, count); x < longest; ++x) {
-      bool active = x < count;
-      int64_t j = s.key + (active ? i - count + 1 + x : 0);
-      const T *key = row_of(p.k, p, j, head, p.key_dim), *value = row_of(p.v, p, j, head, p.value_dim);
-      float score = p.unit * p.alpha * dot(p.q + at * p.key_dim, key, p.key_dim, active);
-      float dweight = dot(g.dout + at * p.value_dim, value, p.value_dim, active);
-      if (active)
-        add_to_row(c, half, 2 * scale * pair_of<T, false>(score, dweight, true, 1.f, 0.f, 0.f).ds, key, column + lane % 4 * 2, p.key_dim);
-    }
-    store_row(g.dq + at * p.key_dim, c, half, 0.5f * p.alpha * unit, column, p.key_dim, r < rows);
-  }
-}
-
-template <typename T, int kDim>
+template <typename T, int kDim, bool kSoftmax>
 void run(const Call<T>& p, Gradients<T> g, int64_t rows, int64_t keys, int64_t longest, Stream stream) {
   using S = Shape<kDim>;
   int64_t tiles = ceil_div(longest, S::kQueries), query_tiles = tiles * p.sequences;
@@ -314,8 +293,8 @@ void run(const Call<T>& p, Gradients<T> g, int64_t rows, int64_t keys, int64_t l
   Scratch<QueryTile> seen(query_tiles, stream);
   Scratch<int> turns(query_tiles * p.heads + 2, stream);
   Scratch<int2> key_list(key_tiles, stream);
-  Scratch<Largest> largest(p.scales ? p.sequences : 0, stream);
-  if (p.scales) largest.zero();
+  Scratch<Largest> largest(p.scales || kScalesGradient<T> ? p.sequences : 0, stream);
+  if (largest) largest.zero();
   if (!g.deterministic) dq_sums.zero();
   g.dq_sums = dq_sums, g.query_tiles = seen, g.turns = turns + 2, g.tiles = turns, g.ticket = turns + 1, g.key_tiles = key_list;
   g.largest = largest, g.most_query_tiles = int(tiles);
@@ -324,10 +303,11 @@ void run(const Call<T>& p, Gradients<T> g, int64_t rows, int64_t keys, int64_t l
   CUtensorMap k_map = tensor_map<T, kDim>(p.k, keys, p.heads, p.key_dim, S::kKeys);
   CUtensorMap v_map = tensor_map<T, kDim>(p.v, keys, p.heads, p.value_dim, S::kKeys);
   CUtensorMap dout_map = tensor_map<T, kDim>(g.dout, rows, p.heads, p.value_dim, S::kQueries);
+  if (kScalesGradient<T>) launch(largest_kernel<T>, dim3(unsigned(p.sequences), 8), dim3(256), 0, stream, p, g);
   launch(prepare_kernel<T, S::kQueries, S::kKeys>, dim3(unsigned(ceil_div(query_tiles, 4) + 1)), dim3(128), 0, stream, p, g);
-  launch(hstu_attention_backward_sm90_kernel<T, kDim>, dim3(unsigned(blocks)), dim3(S::kThreads), sizeof(Shared<T, kDim>), stream, q_map,
-         k_map, v_map, dout_map, p, g, p.unit * p.alpha);
-  launch(dq_sm90_kernel<T, kDim>, dim3(unsigned(query_tiles), unsigned(p.heads)), dim3(256), 0, stream, p, g);
+  launch(hstu_attention_backward_sm90_kernel<T, kDim, kSoftmax>, dim3(unsigned(blocks)), dim3(S::kThreads), sizeof(Shared<T, kDim>), stream,
+         q_map, k_map, v_map, dout_map, p, g, p.unit * p.alpha);
+  launch(dq_sm90_kernel<T, kDim, kSoftmax>, dim3(unsigned(query_tiles), unsigned(p.heads)), dim3(256), 0, stream, p, g);
 }
 
 }  // namespace
@@ -339,17 +319,25 @@ bool backward_on_hopper(const Call<T>& p, const Gradients<T>& g, int64_t rows, i
   auto whole = [](const T* data, int dim) { return piece_of(data, dim) == 16; };
   int dim = std::max(p.key_dim, p.value_dim);
   if (g.deterministic && p.max_seq_len / Shape<32>::kKeys > 65535) return false;  // turns are counted in 16 bits
-  if (dim > 128 || rows == 0 || keys == 0 || !whole(g.dq, p.key_dim) || !whole(g.dk, p.key_dim) || !whole(g.dv, p.value_dim) ||
-      !takes_hopper(p, rows, keys, reinterpret_cast<const void*>(hstu_attention_backward_sm90_kernel<T, 64>)))
+  if ((g.lse && (dim > 128 || p.dropout)) || rows == 0 || keys == 0 || !whole(g.dq, p.key_dim) || !whole(g.dk, p.key_dim) ||
+      !whole(g.dv, p.value_dim) ||
+      !takes_hopper(p, rows, keys, reinterpret_cast<const void*>(hstu_attention_backward_sm90_kernel<T, 64, false>)))
     return false;
-  pick<32, 64, 128>("head_dim",
-                    dim <= 32   ? 32
-                    : dim <= 64 ? 64
-                                : 128,
-                    [&](auto bucket) { run<T, decltype(bucket)::value>(p, g, rows, keys, longest, stream); });
+  auto run_bucket = [&](auto bucket) {
+    constexpr int kDim = decltype(bucket)::value;
+    if (g.lse)
+      run<T, kDim, true>(p, g, rows, keys, longest, stream);
+    else
+      run<T, kDim, false>(p, g, rows, keys, longest, stream);
+  };
+  if (dim > 128)
+    run_wide(p, g, rows, keys, longest, stream);
+  else
+    pick<32, 64, 128>("head_dim", dim <= 32 ? 32 : dim <= 64 ? 64 : 128, run_bucket);
   return true;
 }
 template bool backward_on_hopper(const Call<__nv_bfloat16>&, const Gradients<__nv_bfloat16>&, int64_t, int64_t, int64_t, Stream);
+template bool backward_on_hopper(const Call<__half>&, const Gradients<__half>&, int64_t, int64_t, int64_t, Stream);
 
 }  // namespace attention
 }  // namespace hstu::cuda

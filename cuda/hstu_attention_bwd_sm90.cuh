@@ -1,4 +1,5 @@
-// HSTU attention, backward, for Hopper (sm_90a): shared memory, the warps that load, tell what is seen and add to dQ. See docs/hstu_attention.md.
+// HSTU attention, backward, for Hopper (sm_90a): shared memory, the warps that load, tell what is seen and add to dQ, dQ in its dtype.
+// See docs/hstu_attention.md.
 #pragma once
 #include "hstu_attention_bwd.cuh"
 #include "sm90/bulk.cuh"
@@ -9,19 +10,24 @@ namespace backward_sm90 {
 
 using namespace sm90;
 
-// Two warpgroups own 64 keys each of a tile of 128; one more loads, and adds to dQ.
+// Up to D 128 two warpgroups own 64 keys each of a tile of 128, and one more loads and adds to dQ; D 256: hstu_attention_bwd_wide_sm90.cuh.
 template <int kDim>
 struct Shape {
-  static constexpr int kKeys = 128, kQueries = kDim <= 64 ? 128 : 64, kStages = 2, kThreads = 384;
+  static constexpr int kKeys = kDim <= 128 ? 128 : 64, kQueries = kDim <= 64 ? 128 : 64, kStages = 2, kThreads = kDim <= 128 ? 384 : 512;
   static constexpr int kPart = kQueries * kDim / 2;  // floats of a tile of dQ that one warpgroup makes
 };
 
+// Head dims of 129 to 256.
+template <typename T>
+void run_wide(const Call<T>& p, Gradients<T> g, int64_t rows, int64_t keys, int64_t longest, Stream stream);
+
 struct Item {
   Sequence s;
-  int head, tile;  // tile -1: no more
-  bool any;        // whether some query sees a key of the tile
-  int parity;      // of K and V
-  float unit, inverse_unit;
+  int head, tile;                  // tile -1: no more
+  bool any;                        // whether some query sees a key of the tile
+  int parity;                      // of K and V
+  float unit, inverse_unit;        // of scales, and so of dV
+  float ds_unit, inverse_ds_unit;  // of dS besides: silu keeps it doubled
 };
 struct Tile {
   float* sums;  // of dQ; null: no more
@@ -40,13 +46,20 @@ struct Shared {
   alignas(1024) T ds[2][S::kQueries * S::kKeys];  // [64 keys a chunk][query][key], swizzled
   alignas(128) float dq[2][S::kPart];             // a warpgroup's accumulators, [four of them][thread]
   uint32_t seen[S::kStages][S::kKeys / 32][S::kQueries];
-  float scale[S::kStages][S::kQueries];
+  float scale[S::kStages][S::kQueries], delta[S::kStages][S::kQueries];  // softmax: lse log2(e); delta in units of 2^14 dS
   Barrier k_full, k_empty, v_full, v_empty, told[S::kStages], q_full[S::kStages], q_empty[S::kStages], dout_full[S::kStages],
       dout_empty[S::kStages];
   Barrier dq_full[2], dq_empty[2], item_full[2], item_empty[2];
   Tile tile[S::kStages], out[2];
   Item item[2];
 };
+
+constexpr float kLog2E = 1.4426950408889634f;
+__device__ __forceinline__ float exp2_approx(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
 
 // threadIdx.x, read anew: it and what follows from it need no register between uses.
 __device__ __forceinline__ uint32_t thread_index() {
@@ -55,10 +68,10 @@ __device__ __forceinline__ uint32_t thread_index() {
   return x;
 }
 
-// Rows from `valid` on belong to others: they may be anything, and 0 times NaN is NaN. By all 256 threads.
+// Rows from `valid` on belong to others: they may be anything, and 0 times NaN is NaN. By `threads` threads.
 template <typename T, int kDim, int kRows>
-__device__ __forceinline__ void clear_tail(T* tile, int valid) {
-  for (int x = valid * (kDim / 8) + threadIdx.x - 128; x < kRows * (kDim / 8); x += 256)
+__device__ __forceinline__ void clear_tail(T* tile, int valid, int thread = threadIdx.x - 128, int threads = 256) {
+  for (int x = max(valid, 0) * (kDim / 8) + thread; x < kRows * (kDim / 8); x += threads)
     *reinterpret_cast<uint4*>(reinterpret_cast<unsigned char*>(tile) + swizzled<T, kDim>(kRows, x / (kDim / 8), x % (kDim / 8) * 8)) =
         uint4{0, 0, 0, 0};
 }
@@ -109,19 +122,21 @@ __device__ __forceinline__ float* sums_of(const Call<T>& p, const Gradients<T>& 
   return g.dq_sums + ((s.query / S::kQueries + s.index + tile) * p.heads + head) * 2 * S::kPart;
 }
 
-// Whether a tile of queries sees tile n of keys; how many tiles before n it sees.
+// Whether a tile of queries sees tile n of keys; how many tiles before n it sees, or behind n.
 template <int kDim>
-__device__ __forceinline__ bool sees(const QueryTile& queries, int n, int& turn) {
+__device__ __forceinline__ bool sees(const QueryTile& queries, int n, int& turn, bool behind = false) {
   KeyTiles keys = KeyTiles::of(queries.any, Shape<kDim>::kKeys);
   bool before = keys.gap >= 0 && n < keys.gap;
-  turn = n - (before || keys.gap < 0 ? 0 : keys.resume - keys.gap);
+  int gap = keys.gap < 0 ? 0 : keys.resume - keys.gap;
+  turn = behind ? keys.last - 1 - n - (before ? gap : 0) : n - (before ? 0 : gap);
   return n < keys.last && (before || keys.gap < 0 || n >= keys.resume);
 }
 
 // The thread that loads: tells the others which items and tiles come.
-template <typename T, int kDim>
-__device__ __forceinline__ void produce(Shared<T, kDim>& shared, const CUtensorMap& q_map, const CUtensorMap& k_map,
-                                        const CUtensorMap& v_map, const CUtensorMap& dout_map, const Call<T>& p, const Gradients<T>& g) {
+template <typename T, int kDim, typename Memory>
+__device__ __forceinline__ void produce(Memory& shared, const CUtensorMap& q_map, const CUtensorMap& k_map, const CUtensorMap& v_map,
+                                        const CUtensorMap& dout_map, const Call<T>& p, const Gradients<T>& g, bool softmax,
+                                        bool last_first) {
   using S = Shape<kDim>;
   constexpr int kQ = S::kQueries, kK = S::kKeys, kTileBytes = kQ * kDim * int(sizeof(T));
   uint32_t count = 0;
@@ -140,8 +155,11 @@ __device__ __forceinline__ void produce(Shared<T, kDim>& shared, const CUtensorM
     __threadfence_block();  // this thread is short of registers
     item.s = sequence_of(p, where.x);
     __threadfence_block();
-    item.tile = (item.s.length - 1) / kK - item.tile;  // first to last: the longest first
-    item.unit = g.units_of(p, where.x, false).weight, item.inverse_unit = 1 / item.unit,
+    if (!last_first) item.tile = (item.s.length - 1) / kK - item.tile;  // the longest first
+    __threadfence_block();
+    Units units = g.units_of(p, where.x, softmax);
+    item.unit = units.weight, item.inverse_unit = 1 / item.unit;
+    item.ds_unit = (softmax ? 1.f : 0.5f) * units.gradient, item.inverse_ds_unit = 1 / item.ds_unit;
     item.parity = turn > 0 ? before.parity ^ int(before.any) : 0;
     auto next_seen = [&](int m) {  // the first tile of queries from m on that sees the item's keys, -1: none
       int turn, tiles = item.tile * kK < item.s.history ? (item.s.queries + kQ - 1) / kQ : 0;
@@ -173,7 +191,7 @@ __device__ __forceinline__ void produce(Shared<T, kDim>& shared, const CUtensorM
       }
       Tile& tile = shared.tile[stage];
       const QueryTile& queries = g.query_tiles[int64_t(item.s.index) * g.most_query_tiles + m];
-      sees<kDim>(queries, item.tile, tile.turn);
+      sees<kDim>(queries, item.tile, tile.turn, last_first);
       tile.item = turn % 2, tile.index = m, tile.rows = item.s.queries - m * kQ;
       tile.all = queries.all.all(item.tile * kK, (item.tile + 1) * kK) && tile.rows >= kQ;
       tile.sums = sums_of<T, kDim>(p, g, item.s, m, item.head);
@@ -187,7 +205,7 @@ __device__ __forceinline__ void produce(Shared<T, kDim>& shared, const CUtensorM
 
 // The warp that tells which keys of a tile its queries see, and their scales. `more`(stage, tile, item) does what else a tile needs.
 template <typename T, int kDim>
-__device__ __forceinline__ void tell(Shared<T, kDim>& shared, const Call<T>& p) {
+__device__ __forceinline__ void tell(Shared<T, kDim>& shared, const Call<T>& p, const Gradients<T>& g) {
   using S = Shape<kDim>;
   auto below = [](int n) { return n >= 32 ? ~0u : n <= 0 ? 0u : (1u << n) - 1; };
   for (uint32_t count = 0;; ++count) {
@@ -207,8 +225,18 @@ __device__ __forceinline__ void tell(Shared<T, kDim>& shared, const Call<T>& p) 
           int j = item.tile * S::kKeys + 32 * x;
           shared.seen[stage][x][r] = below(keys.prefix - j) | (below(keys.end - j) & ~below(keys.begin - j));
         }
-        if (p.scales) shared.scale[stage][r] = there ? p.scales[item.s.query + tile.index * S::kQueries + r] * item.inverse_unit : 1.f;
+        if (p.scales && !g.lse)
+          shared.scale[stage][r] = there ? p.scales[item.s.query + tile.index * S::kQueries + r] * item.inverse_unit : 1.f;
       }
+    if (g.lse) {
+      const int64_t first = (item.s.query + tile.index * S::kQueries) * p.heads + item.head;
+#pragma unroll 1
+      for (int r = thread_index() % 32; r < S::kQueries; r += 32) {
+        float lse = r < tile.rows ? g.lse[first + r * p.heads] : 0.f, delta = r < tile.rows ? g.delta[first + r * p.heads] : 0.f;
+        shared.scale[stage][r] = lse == -INFINITY ? 0.f : lse * kLog2E;  // a row that sees nothing
+        shared.delta[stage][r] = delta * item.inverse_ds_unit * 0x1p-14f;
+      }
+    }
     __syncwarp();
     if (thread_index() % 32 == 0) shared.q_full[stage].arrive();
   }
@@ -247,6 +275,48 @@ __device__ __forceinline__ void part(uint32_t x) { asm volatile("{\n.reg .pred p
 // `descriptor` of what stands `bytes` further on.
 __device__ __forceinline__ uint64_t moved(uint64_t descriptor, int bytes) {
   return (descriptor & 0xffffffff00000000) | uint32_t(uint32_t(descriptor) + uint32_t(bytes) / 16);
+}
+
+// dQ from its sums, and targets' own groups: a block a tile of queries of one head.
+template <typename T, int kDim, bool kSoftmax = false>
+__global__ void __launch_bounds__(256, 2) dq_sm90_kernel(const Call<T> p, const Gradients<T> g) {
+  using S = Shape<kDim>;
+  constexpr int kCount = S::kPart / 128;
+  constexpr bool kByColumns = S::kQueries == 64;
+  int b = int(blockIdx.x) / g.most_query_tiles, tile = int(blockIdx.x) % g.most_query_tiles, first = tile * S::kQueries, head = blockIdx.y;
+  Sequence s = sequence_of(p, b);
+  int rows = s.queries - first, group = threadIdx.x / 128, thread = threadIdx.x % 128, lane = threadIdx.x % 32;
+  if (rows <= 0) return;
+  bool some = !g.deterministic || KeyTiles::of(g.query_tiles[blockIdx.x].any, S::kKeys).last > 0;
+  Units units = g.units_of(p, b, kSoftmax);
+  float unit = units.weight, ds_unit = (kSoftmax ? 1.f : 0.5f) * units.gradient, c[kCount];
+  const float* sums = sums_of<T, kDim>(p, g, s, tile, head) + group * S::kPart;
+#pragma unroll
+  for (int x = 0; x < kCount / 4; ++x) {
+    float4 four = some ? *reinterpret_cast<const float4*>(sums + (x * 128 + thread) * 4) : float4{0, 0, 0, 0};
+    c[4 * x] = four.x, c[4 * x + 1] = four.y, c[4 * x + 2] = four.z, c[4 * x + 3] = four.w;
+  }
+  int column = kByColumns ? kDim / 2 * group : 0, row0 = (kByColumns ? 0 : 64 * group) + thread / 32 * 16 + lane / 4;
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    int r = row0 + 8 * half, i = s.shift + first + r, count = 0;
+    if (r < rows && i >= s.history) count = (i - s.history) % p.group + 1;
+    int64_t row = s.query + first + (r < rows ? r : 0), at = row * p.heads + head;
+    float scale = !kSoftmax && p.scales ? p.scales[row] / unit : 1.f;
+#pragma unroll 1
+    for (int x = 0, longest = __reduce_max_sync(kFullWarp, count); x < longest; ++x) {
+      bool active = x < count;
+      int64_t j = s.key + (active ? i - count + 1 + x : 0);
+      const T *key = row_of(p.k, p, j, head, p.key_dim), *value = row_of(p.v, p, j, head, p.value_dim);
+      float score = p.unit * p.alpha * dot(p.q + at * p.key_dim, key, p.key_dim, active);
+      float dweight = dot(g.dout + at * p.value_dim, value, p.value_dim, active);
+      if (active) {
+        Pair pair = pair_of<T, kSoftmax>(score, dweight, true, 1.f, kSoftmax ? g.lse[at] : 0.f, kSoftmax ? g.delta[at] : 0.f);
+        add_to_row(c, half, scale / ds_unit * pair.ds, key, column + lane % 4 * 2, p.key_dim);
+      }
+    }
+    store_row(g.dq + at * p.key_dim, c, half, p.alpha * unit * ds_unit, column, p.key_dim, r < rows);
+  }
 }
 
 }  // namespace backward_sm90

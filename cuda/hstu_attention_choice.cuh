@@ -1,7 +1,7 @@
 // Which kernels a call of HSTU attention takes:
-//   forward:  sm_90a, bfloat16 and float16, silu, head dims that are multiples of 8                 hstu_attention_sm90: wgmma and TMA
-//   backward: sm_90a, bfloat16, silu without a bias, head dims that are multiples of 8 up to 128    hstu_attention_bwd_sm90
-//   all else (other devices, float32, softmax, other head dims)                                     hstu_attention, _bwd: mma.sync
+//   forward:  sm_90a, bfloat16 and float16, silu, head dims that are multiples of 8    hstu_attention_sm90: wgmma and TMA
+//   backward: the same without a bias; softmax without a bias or dropout, up to 128    hstu_attention_bwd_sm90, _bwd_wide_sm90 (above 128)
+//   all else (other devices, float32, other head dims)                                 hstu_attention, _bwd: mma.sync
 // HSTU_ATTENTION_KERNEL=mma takes mma.sync everywhere, for comparison.
 #pragma once
 #include <atomic>
