@@ -796,8 +796,8 @@ everywhere('every bucket edge, up to differences of 63 bits', () => {
 everywhere('gradients where P and the cotangent are large or small, in float16 too', () => {
   const dtype = device === 'cpu' ? 'float32' : 'float16'
   const scaled = (data: Float64Array, factor: number) => data.map(x => factor * x)
-  for (const softmax of [false, true]) {
-    const choice: Choice = { ...plain, D: 64, V: 64, H: 2, pos: 'shared', time: 'shared', targets: 'some', softmax }
+  for (const [softmax, bias] of [false, true].flatMap(x => (['shared', 'none'] as const).map(y => [x, y] as const))) {
+    const choice: Choice = { ...plain, D: 64, V: 64, H: 2, pos: bias, time: bias, targets: 'some', softmax }
     const p = problemOf({ ...choice, alpha: 'root', dtype }, [130, 70], new Random('range'))
     const how: How = { dtype, rowScales: false, tables: 'float32' } // whose gradients pass the range of float16
     const [wideQ, wideK] = [scaled(p.q, 32), scaled(p.k, 32)] // and alpha so much smaller: dq and dk stay in range, dS does not
@@ -809,6 +809,21 @@ everywhere('gradients where P and the cotangent are large or small, in float16 t
     const tiny = { ...p, v: scaled(p.v, 2 ** 20), scales: p.scales.map(() => 2 ** -128) }
     checkProblem(tiny, { dtype: 'float32', rowScales: true }, 'tiny scales', 2 ** 20)
   }
+})
+
+everywhere('no bias, in each head dim and 16-bit type: kernels of their own', () => {
+  const dtypes: FloatName[] = device === 'cpu' ? ['float32'] : ['bfloat16', 'float16']
+  const shapes: Partial<Choice>[] = [
+    { causal: false },
+    { W: 64, F: 5, contextual: 'some', g: 2 },
+    { full: true, contextual: 'mixed', W: 7 },
+  ]
+  for (const [n, D] of ([32, 64, 128, 256] as const).entries())
+    for (const [dtype, softmax] of dtypes.flatMap(x => [false, true].map(y => [x, y] as const))) {
+      const choice: Choice = { ...plain, D, V: D === 32 ? 16 : D, H: 2, targets: 'mixed', ...shapes[n % 3], softmax }
+      const p = problemOf({ ...choice, alpha: 'root', dtype }, [1, 65, 257, 130], new Random(`no bias ${D}`))
+      checkProblem(p, { dtype, rowScales: n % 2 === 0 }, `${dtype} D ${D}${softmax ? ' softmax' : ''}`)
+    }
 })
 
 everywhere('a bias table too large for sums of its own for every tile of keys', () => {
