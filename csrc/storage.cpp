@@ -16,15 +16,15 @@ constexpr unsigned char kGuardByte = 0xA5;
 std::atomic<int> violations{0};
 
 // V8 is told of memory so that its collector frees tensors which nobody disposed of; it collects when it hears of much more. A training step
-// makes and frees the same gigabyte again and again: growth is told by sixteenths, what was disposed of once a second.
+// makes and frees the same gigabyte again and again: growth is told by sixteenths, shrinkage once a second where it was not the collector.
 constexpr int64_t kUnreported = 1 << 20;
 constexpr auto kPatience = std::chrono::seconds(1);
 
-void adjust(Addon& addon, napi_env env, int64_t bytes, bool disposed = false) {
+void adjust(Addon& addon, napi_env env, int64_t bytes, bool collected = false) {
   addon.bytes += bytes;
   int64_t change = addon.bytes - addon.reported;
   if (change >= 0 ? change < std::max(kUnreported, addon.reported / 16) : -change < kUnreported) return;
-  if (disposed) {
+  if (change < 0 && !collected) {
     auto now = std::chrono::steady_clock::now();
     if (now - addon.told_less < kPatience) return;
     addon.told_less = now;
@@ -35,17 +35,17 @@ void adjust(Addon& addon, napi_env env, int64_t bytes, bool disposed = false) {
 }
 
 // The last reference of this environment to a storage takes its bytes off the account.
-void let_go(napi_env env, Handle& handle, bool disposed) {
+void let_go(napi_env env, Handle& handle, bool collected) {
   if (!handle.storage) return;
   Addon& addon = addon_of(env);
   addon.tensors -= 1;
-  if (handle.storage.use_count() == 1) adjust(addon, env, -int64_t(handle.storage->bytes()), disposed);
+  if (handle.storage.use_count() == 1) adjust(addon, env, -int64_t(handle.storage->bytes()), collected);
   handle.storage.reset();
 }
 
 void finalize(napi_env env, void* data, void*) {
   std::unique_ptr<Handle> handle(static_cast<Handle*>(data));
-  let_go(env, *handle, false);
+  let_go(env, *handle, true);
 }
 
 void wrap(Addon& addon, napi_env env, napi_value object, std::unique_ptr<Handle> handle) {
@@ -139,7 +139,7 @@ napi_value create_view(napi_env env, const napi_value* arguments) {
 napi_value dispose(napi_env env, const napi_value* arguments) {
   Handle* handle = handle_of(env, arguments[0]);
   HSTU_CHECK(handle, kInvalidArgument, "dispose: not a tensor");
-  let_go(env, *handle, true);
+  let_go(env, *handle, false);
   return nullptr;
 }
 
