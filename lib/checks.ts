@@ -55,6 +55,13 @@ export function dtypes(op: string, tensors: Record<string, Tensor | null | undef
   }
 }
 
+/** Whether a tensor is there and has the shape and dtype of another: what is asked before the checks that know what to say. */
+export function isLike(tensor: Tensor | null | undefined, other: Tensor): boolean {
+  if (!tensor || tensor.dtype !== other.dtype || tensor.shape.length !== other.shape.length) return false
+  for (let i = 0; i < other.shape.length; i++) if (tensor.shape[i] !== other.shape[i]) return false
+  return true
+}
+
 /** Checks a scalar argument. */
 export function argument(op: string, condition: boolean, message: () => string): void {
   if (!condition) throw new HstuError('ERR_HSTU_INVALID_ARGUMENT', `${op}: ${message()}`)
