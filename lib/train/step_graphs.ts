@@ -9,9 +9,6 @@ import type { Draws, Philox, PhiloxPosition } from '../philox.js'
 import { Tensor, unscoped } from '../tensor.js'
 import type { TrainOptions } from './options.js'
 
-/** Shapes whose graphs are kept: those used last. */
-const MOST_GRAPHS = 8
-
 /** Rows and sequences of a padded batch. */
 export interface PaddedShape {
   rows: number
@@ -125,68 +122,66 @@ export interface LossAndGrads {
   grads: Record<string, Tensor>
 }
 
-/** The step of one shape. */
-class CapturedStep {
+/** The step of one shape: its buffers, and its graph once it is captured. */
+class PaddedStep {
   readonly #batch: PaddedBatch
   readonly #words: Tensor
   readonly #weights: Tensor
-  #wordsARow: readonly number[] = []
-  readonly graph: Graph<LossAndGrads>
+  graph: Graph<LossAndGrads> | null = null
+  /** Of the draws of the last run. */
+  wordsARow: readonly number[] = []
 
-  /** Captures the step, run on `first`. */
   constructor(
-    model: AnySequenceModel,
-    options: TrainOptions,
-    shape: PaddedShape,
-    first: Batch,
-    seed: bigint,
-    pool: Graph<LossAndGrads> | undefined,
+    readonly model: AnySequenceModel,
+    readonly options: TrainOptions,
+    readonly shape: PaddedShape,
+    timed: boolean,
   ) {
     const { layers, maxLength } = model.config
     const { device = 'cpu', dtype = 'float32' } = model.options
-    const batch = new PaddedBatch(shape, maxLength, first.times !== null, layers + 2)
+    const batch = new PaddedBatch(shape, maxLength, timed, layers + 2)
     this.#batch = batch
     this.#words = unscoped(() => Tensor.zeros([batch.words.length], { dtype: 'int64', device }))
-    this.#weights = unscoped(() => Tensor.zeros([shape.rows], { dtype, device }))
-    const step = () => {
-      const fields = cut(batch.lengths, (begin, length) => this.#words.view([length], begin))
-      const draws = new DeviceDraws(seed, fields.positions, shape.rows)
-      this.#wordsARow = draws.wordsARow
-      const [times, queryTimes] = batch.timed ? [fields.times, fields.queryTimes] : [null, null]
-      const inputs = { ids: fields.ids, seqOffsets: fields.offsets, times, queryTimes, maxSeqLen: maxLength }
-      return valueAndGrad(model.parameters, () => {
-        const output = model.forward(inputs, draws)
-        return nextItemLoss(output, model.parameters.items!, fields.targets, this.#weights, draws, options)
-      })
-    }
     try {
-      this.#upload(first)
-      this.graph = captureGraph(step, { device, pool })
+      this.#weights = unscoped(() => Tensor.zeros([shape.rows], { dtype, device }))
     } catch (error) {
       this.#words.dispose()
-      this.#weights.dispose()
       throw error
     }
   }
 
-  #upload(batch: Batch): void {
+  /** @param positions where each draw begins */
+  upload(batch: Batch, positions: readonly bigint[]): void {
     this.#batch.fill(batch)
+    this.#batch.fields.positions.set(positions)
     this.#words.write(this.#batch.words)
     const { weights } = this.#batch
     this.#weights.write(this.#weights.dtype === 'float64' ? Float64Array.from(weights) : weights)
   }
 
-  run(batch: Batch, philox: Philox): LossAndGrads {
-    const { positions } = this.#batch.fields
-    this.#wordsARow.forEach((words, n) => {
-      positions[n] = philox.draw(words * batch.ids.length).offset
+  /** Op by op, on what was uploaded. */
+  run(seed: bigint): LossAndGrads {
+    const { model, options } = this
+    const { lengths, timed, maxLength } = this.#batch
+    const { ids, targets, times, queryTimes, offsets, positions } = cut(lengths, (begin, length) => {
+      return this.#words.view([length], begin)
     })
-    this.#upload(batch)
-    return this.graph.replay()
+    const draws = new DeviceDraws(seed, positions, this.shape.rows)
+    this.wordsARow = draws.wordsARow
+    const inputs = { ids, seqOffsets: offsets, ...(timed ? { times, queryTimes } : { times: null, queryTimes: null }) }
+    return valueAndGrad(model.parameters, () => {
+      const output = model.forward({ ...inputs, maxSeqLen: maxLength }, draws)
+      return nextItemLoss(output, model.parameters.items!, targets, this.#weights, draws, options)
+    })
+  }
+
+  capture(seed: bigint, pool: Graph<LossAndGrads> | undefined): void {
+    const { device = 'cpu' } = this.model.options
+    this.graph = captureGraph(() => this.run(seed), { device, pool })
   }
 
   dispose(): void {
-    this.graph.dispose()
+    this.graph?.dispose()
     this.#words.dispose()
     this.#weights.dispose()
   }
@@ -196,10 +191,12 @@ class CapturedStep {
  * Forward and backward of training steps as CUDA graphs, one for each shape that batches are padded to: the first batch of a shape
  * captures it; from then on a step costs the host two copies and one launch. What changes from step to step the device reads from its
  * memory: the batch, and where each draw begins, so that dropouts and negatives are those of the step without graphs. All graphs share
- * the memory that they work in. On the CPU, and under HSTU_DEBUG=1, the padded step is run op by op.
+ * the memory that they work in. Shapes beyond `most`, the CPU, and all under HSTU_DEBUG=1 run the same step op by op.
  */
 export class StepGraphs {
-  readonly #steps = new Map<string, CapturedStep>()
+  readonly #steps = new Map<string, PaddedStep>()
+  /** Of each draw of a step: the same for all shapes. */
+  #wordsARow: readonly number[] = []
 
   /**
    * Whether steps are to be graphs, and can be, all but the batch staying the same: dropout of softmax attention draws by the longest
@@ -210,9 +207,11 @@ export class StepGraphs {
     return cudaGraphs && onCuda && model.kind === 'hstu' && negatives !== 'in-batch'
   }
 
+  /** @param most graphs, each with a loss and gradients of its own */
   constructor(
     readonly model: AnySequenceModel,
     readonly options: TrainOptions,
+    readonly most = 32,
   ) {}
 
   /**
@@ -221,22 +220,32 @@ export class StepGraphs {
    * @throws HstuError ERR_HSTU_INVALID_ARGUMENT naming an id outside the items; ERR_HSTU_OUT_OF_MEMORY
    */
   run(batch: Batch, philox: Philox): LossAndGrads {
-    const { maxLength, numItems } = this.model.config
+    const { model, options } = this
+    const { maxLength, numItems } = model.config
     checkIds('batch.ids', batch.ids, numItems)
     checkIds('batch.targets', batch.targets, numItems)
-    const shape = paddedShape(batch.ids.length, Math.max(this.options.batchSize, batch.users.length), maxLength)
+    const shape = paddedShape(batch.ids.length, Math.max(options.batchSize, batch.users.length), maxLength)
     const key = `${shape.rows} rows, ${shape.sequences} sequences`
-    const [other] = this.#steps.values()
-    const step =
-      this.#steps.get(key) ?? new CapturedStep(this.model, this.options, shape, batch, philox.seed, other?.graph)
-    this.#steps.delete(key)
-    this.#steps.set(key, step) // the last used is the last
-    const [oldest, least] = this.#steps.entries().next().value!
-    if (this.#steps.size > MOST_GRAPHS) {
-      this.#steps.delete(oldest)
-      least.dispose()
+    const known = this.#steps.get(key)
+    const step = known ?? new PaddedStep(model, options, shape, batch.times !== null)
+    let kept = known !== undefined
+    try {
+      if (!kept && this.#steps.size < this.most) {
+        step.upload(batch, [])
+        const [other] = this.#steps.values()
+        step.capture(philox.seed, other?.graph ?? undefined)
+        this.#wordsARow = step.wordsARow
+        this.#steps.set(key, step)
+        kept = true
+      }
+      step.upload(
+        batch,
+        this.#wordsARow.map(words => philox.draw(words * batch.ids.length).offset),
+      )
+      return step.graph ? step.graph.replay() : step.run(philox.seed)
+    } finally {
+      if (!kept) step.dispose()
     }
-    return step.run(batch, philox)
   }
 
   dispose(): void {
