@@ -16,22 +16,26 @@ constexpr unsigned char kGuardByte = 0xA5;
 std::atomic<int> violations{0};
 
 // V8 is told of memory so that its collector frees tensors which nobody disposed of; it collects when it hears of much more. A training step
-// makes and frees the same gigabyte again and again: growth is told by sixteenths, shrinkage once a second where it was not the collector.
+// makes and frees the same gigabyte again and again, so growth is told by sixteenths, and shrinkage down to the most that was held in the
+// last second; what the collector itself freed, at once.
 constexpr int64_t kUnreported = 1 << 20;
 constexpr auto kPatience = std::chrono::seconds(1);
 
 void adjust(Addon& addon, napi_env env, int64_t bytes, bool collected = false) {
   addon.bytes += bytes;
-  int64_t change = addon.bytes - addon.reported;
-  if (change >= 0 ? change < std::max(kUnreported, addon.reported / 16) : -change < kUnreported) return;
-  if (change < 0 && !collected) {
-    auto now = std::chrono::steady_clock::now();
-    if (now - addon.told_less < kPatience) return;
-    addon.told_less = now;
+  addon.most = std::max(addon.most, addon.bytes);
+  int64_t told = addon.reported;
+  if (collected || addon.bytes - told >= told / 16) {
+    told = addon.bytes;
+  } else if (auto now = std::chrono::steady_clock::now(); now - addon.since >= kPatience) {
+    told = std::min(told, addon.most);
+    addon.most = addon.bytes;
+    addon.since = now;
   }
+  if (std::abs(told - addon.reported) < kUnreported) return;
   int64_t total;
-  napi_adjust_external_memory(env, change, &total);
-  addon.reported = addon.bytes;
+  napi_adjust_external_memory(env, told - addon.reported, &total);
+  addon.reported = told;
 }
 
 // The last reference of this environment to a storage takes its bytes off the account.

@@ -54,7 +54,8 @@ struct Addon {
   int64_t tensors = 0;  // live handles
   int64_t bytes = 0;    // of live storages
   int64_t reported = 0;  // of them, to V8
-  std::chrono::steady_clock::time_point told_less;
+  int64_t most = 0;      // of bytes, since then:
+  std::chrono::steady_clock::time_point since;
   bool guards = false;  // allocate with guard bytes (tests)
   std::vector<Stream> streams;  // one compute stream a CUDA device, opened when first used
   Capture* capture = nullptr;
