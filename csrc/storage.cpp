@@ -10,7 +10,6 @@
 namespace hstu {
 namespace {
 
-constexpr napi_type_tag kTensorTag = {0x68737475f00d4c1bULL, 0x9f3a1e7754b2c6d8ULL};
 constexpr size_t kGuardBytes = 64;
 constexpr unsigned char kGuardByte = 0xA5;
 std::atomic<int> violations{0};
@@ -49,14 +48,14 @@ void let_go(napi_env env, Handle& handle, bool collected) {
 
 void finalize(napi_env env, void* data, void*) {
   std::unique_ptr<Handle> handle(static_cast<Handle*>(data));
+  addon_of(env).handles.erase(handle.get());
   let_go(env, *handle, true);
 }
 
 void wrap(Addon& addon, napi_env env, napi_value object, std::unique_ptr<Handle> handle) {
-  HSTU_CHECK(napi_type_tag_object(env, object, &kTensorTag) == napi_ok, kInvalidArgument, "object is already a tensor");
   HSTU_CHECK(napi_wrap(env, object, handle.get(), finalize, nullptr, nullptr) == napi_ok, kInvalidArgument,
              "cannot wrap this object as a tensor");
-  handle.release();
+  addon.handles.insert(handle.release());
   addon.tensors += 1;
 }
 
@@ -248,13 +247,10 @@ Addon& addon_of(napi_env env) {
 }
 
 Handle* handle_of(napi_env env, napi_value value) {
-  napi_valuetype type;
-  bool tagged = false;
   void* data = nullptr;
-  if (napi_typeof(env, value, &type) != napi_ok || type != napi_object) return nullptr;
-  if (napi_check_object_type_tag(env, value, &kTensorTag, &tagged) != napi_ok || !tagged) return nullptr;
   if (napi_unwrap(env, value, &data) != napi_ok) return nullptr;
-  return static_cast<Handle*>(data);
+  auto* handle = static_cast<Handle*>(data);
+  return addon_of(env).handles.contains(handle) ? handle : nullptr;
 }
 
 HostView host_view(napi_env env, napi_value tensor, napi_value array) {
