@@ -37,6 +37,8 @@ benchCase('op_overhead', {
         ['add', () => scope(() => void chain())],
         ['add and its backward', () => scope(() => void valueAndGrad([x], chain))],
         ['empty and dispose', () => repeat(() => Tensor.empty([1], { device }).dispose())],
+        // As a step makes and frees them: V8 is told of them, and must not collect each time.
+        ['empty of 512 KB, freed together', () => scope(() => repeat(() => void Tensor.empty([1 << 17], { device })))],
         ['view', () => scope(() => repeat(() => void x.view([1, 1])))],
         ['write of 4 KB', () => repeat(() => target.write(ids))],
       ]

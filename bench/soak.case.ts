@@ -50,6 +50,14 @@ async function soak(model: 'hstu' | 'sasrec', precision: 'float32' | 'bf16', { d
     },
     tensors: { device },
   })
+  // Graphs of all shapes first, which are kept: batches of users of about one length go through all numbers of tokens.
+  const length = (user: number) => dataset.offsets[user + 1]! - dataset.offsets[user]!
+  const byLength = Int32Array.from({ length: dataset.numUsers }, (_, user) => user).sort(
+    (a, b) => length(a) - length(b),
+  )
+  if (device !== 'cpu')
+    for (let first = 0; first + 128 <= byLength.length; first += 8)
+      await trainer.step(byLength.subarray(first, first + 128)).loss
   const samples: Sample[] = []
   for await (const event of trainer.run())
     if (event.type === 'step' && event.step % every === 0) samples.push(sample(event.step, device))

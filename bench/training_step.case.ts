@@ -53,32 +53,39 @@ async function secondsAStep(trainer: Trainer, warmUp: number, steps: number): Pr
   throw new Error('the run did not end')
 }
 
+/** Whether steps are CUDA graphs: both ways where they can be. */
+const graphsOf = (device: string, model: string): { graphs?: boolean }[] => {
+  if (device === 'cpu') return [{}]
+  return model === 'sasrec' ? [{ graphs: false }] : [{ graphs: true }, { graphs: false }]
+}
+
 async function rowsOf(run: Run): Promise<Row[]> {
   const { device } = run
   const [warmUp, steps] = device === 'cpu' ? [2, 8] : [20, 200]
   const rows: Row[] = []
   for (const model of ['hstu', 'hstu-large', 'sasrec'] as const)
     for (const lengths of ['full', 'lognormal'] as const)
-      for (const precision of precisions(device)) {
-        const dataset = mlShape(lengths)
-        const count = 128 * (warmUp + steps)
-        const trainer = new Trainer(dataset, {
-          model: preset(`ml-1m/${model}`).model(dataset.numItems),
-          // Every batch is the same 128 users.
-          users: Int32Array.from({ length: count }, (_, i) => i % 128),
-          options: {
-            ...{ part: 'all', shuffle: false, epochs: 1, evaluateEvery: 0 },
-            ...(precision === 'float32' ? {} : { precision }),
-          },
-          tensors: { device },
-        })
-        const ms = round(1e3 * (await secondsAStep(trainer, warmUp, steps)))
-        trainer.dispose()
-        const tokens = dataset.items.length - dataset.numUsers
-        const shape = { case: 'train_step.ml1m', model, B: 128, N: 211, d: 50, negatives: 128, tokens, lengths }
-        const row: Row = { ...shape, dtype: precision, unit: 'ms', ms, hstu: ms }
-        rows.push(withPeers(row, {}, run, lengths === 'lognormal' ? { case: shape.case, model } : undefined))
-      }
+      for (const precision of precisions(device))
+        for (const graphs of graphsOf(device, model)) {
+          const dataset = mlShape(lengths)
+          const count = 128 * (warmUp + steps)
+          const trainer = new Trainer(dataset, {
+            model: preset(`ml-1m/${model}`).model(dataset.numItems),
+            // Every batch is the same 128 users.
+            users: Int32Array.from({ length: count }, (_, i) => i % 128),
+            options: {
+              ...{ part: 'all', shuffle: false, epochs: 1, evaluateEvery: 0 },
+              ...{ precision, cudaGraphs: graphs.graphs ?? false },
+            },
+            tensors: { device },
+          })
+          const ms = round(1e3 * (await secondsAStep(trainer, warmUp, steps)))
+          trainer.dispose()
+          const tokens = dataset.items.length - dataset.numUsers
+          const shape = { case: 'train_step.ml1m', model, B: 128, N: 211, d: 50, negatives: 128, tokens, lengths }
+          const row: Row = { ...shape, ...graphs, dtype: precision, unit: 'ms', ms, hstu: ms }
+          rows.push(withPeers(row, {}, run, lengths === 'lognormal' ? { case: shape.case, model } : undefined))
+        }
   return rows
 }
 

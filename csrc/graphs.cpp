@@ -34,12 +34,15 @@ Captured& live(napi_env env, napi_value object) {
   return captured;
 }
 
-// graph_create(object, device)
+// graph_create(object, device, pool): with memory of its own, or with that of the graph `pool`.
 napi_value graph_create(napi_env env, const napi_value* arguments) {
   Addon& addon = addon_of(env);
   HSTU_CHECK(!addon.capture, kInvalidArgument, "a graph cannot be captured inside another's capture");
   auto captured = std::make_unique<Captured>();
-  captured->graph = device::open_graph(stream_of(addon, device_of(Text(env, arguments[1]))));
+  napi_valuetype type;
+  napi_typeof(env, arguments[2], &type);
+  Graph* pool = type == napi_undefined || type == napi_null ? nullptr : live(env, arguments[2]).graph;
+  captured->graph = device::open_graph(stream_of(addon, device_of(Text(env, arguments[1]))), pool);
   auto finalize = [](napi_env env, void* data, void*) {
     std::unique_ptr<Captured> captured(static_cast<Captured*>(data));
     close(env, *captured);

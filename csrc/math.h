@@ -83,6 +83,13 @@ HSTU_INLINE uint32_t philox_word(uint64_t seed, uint64_t offset, uint64_t index)
   return philox4x32(seed, offset + index / 4).word[index % 4];
 }
 
+// Where a draw begins: `fixed`, or so far behind the counter that a tensor holds. A captured step reads it there at each replay.
+struct DrawOffset {
+  uint64_t fixed;
+  const int64_t* base;
+  HSTU_INLINE operator uint64_t() const { return base ? fixed + uint64_t(*base) : fixed; }
+};
+
 // Dropout keeps an element when its word is at or above p * 2^32.
 HSTU_INLINE uint32_t dropout_threshold(double p) {
   double t = p * 4294967296.0;

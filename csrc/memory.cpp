@@ -87,9 +87,9 @@ void set_memory_limit(uint64_t bytes, Device device) {
 void trim(Device device) { HSTU_BY_DEVICE(device, cuda::trim(device.index), cpu::trim()); }
 
 #ifdef HSTU_CUDA
-Graph* open_graph(Stream stream) {
+Graph* open_graph(Stream stream, Graph* pool) {
   HSTU_CHECK(stream.device.type == DeviceType::kCuda, kInvalidArgument, "a graph is of a CUDA device");
-  return cuda::open_graph(stream);
+  return cuda::open_graph(stream, pool);
 }
 Stream begin_capture(Graph& graph) { return cuda::begin_capture(graph); }
 void end_capture(Graph& graph, bool keep) { cuda::end_capture(graph, keep); }
@@ -97,7 +97,7 @@ void launch_graph(Graph& graph) { cuda::launch_graph(graph); }
 void close_graph(Graph* graph) noexcept { cuda::close_graph(graph); }
 #else
 // No graph can exist here, for none can be opened.
-Graph* open_graph(Stream) { throw Error(kInvalidArgument, "a graph is of a CUDA device"); }
+Graph* open_graph(Stream, Graph*) { throw Error(kInvalidArgument, "a graph is of a CUDA device"); }
 Stream begin_capture(Graph&) { return {}; }
 void end_capture(Graph&, bool) {}
 void launch_graph(Graph&) {}

@@ -74,7 +74,7 @@ void end_read(Readback& pending) noexcept;
 MemoryStatistics memory_statistics(int device);
 void set_memory_limit(uint64_t bytes, int device);
 void trim(int device);  // waits for the device
-Graph* open_graph(Stream stream);
+Graph* open_graph(Stream stream, Graph* pool);  // with memory of its own, or that of another graph of the stream
 Stream begin_capture(Graph& graph);         // the stream of what is captured: its memory is the graph's
 void end_capture(Graph& graph, bool keep);  // what was captured before is replaced, or stays where `keep` is false
 void launch_graph(Graph& graph);
@@ -100,7 +100,7 @@ void end_read(Readback& pending) noexcept;
 MemoryStatistics memory_statistics(Device device);
 void set_memory_limit(uint64_t bytes, Device device);  // of this process; throws where the device is unavailable, as the others do
 void trim(Device device);                              // gives back what is kept and not used
-Graph* open_graph(Stream stream);                      // of a CUDA stream
+Graph* open_graph(Stream stream, Graph* pool);         // of a CUDA stream
 Stream begin_capture(Graph& graph);
 void end_capture(Graph& graph, bool keep);
 void launch_graph(Graph& graph);

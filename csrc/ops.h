@@ -7,6 +7,8 @@
 // V value head dim, d model width, I items, R negatives, M candidates, P pages, S page size, L length of one sequence.
 // F = float32 | float64 (CPU), float32 | bfloat16 | float16 (CUDA). All F tensors of a call share one dtype unless said otherwise.
 // seq_offsets: int64 [B + 1], non-decreasing, first 0, last T; empty sequences are legal, and so is B = 0.
+// seed, offset: the key and the first counter of a Philox draw; base int64 [1] or null is added to offset, so that a captured step draws
+// anew at each replay.
 #pragma once
 #include <array>
 #include <cstdint>
@@ -113,15 +115,16 @@ HSTU_OP(norm_linear_silu_backward, Tensor& dx, Tensor& dw, Tensor* dbias, Tensor
 
 // a = LN(o) over H V jointly;  g = u a, or [u, o, u a] with concat;  y = x + dropout(g) w + bias.
 // x, y [T, d]; u, o [T, H, V]; w [H V or 3 H V, d]; bias [d]; norm_weight and norm_bias [H V] (both or neither).
-// Dropout: inverted, element index into g row-major, Philox(seed, offset).
+// Dropout: inverted, element index into g row-major, Philox(seed, offset + base).
 HSTU_OP(norm_gate_linear, Tensor& y, const Tensor& x, const Tensor& u, const Tensor& o, const Tensor& w, const Tensor* bias,
         const Tensor* norm_weight, const Tensor* norm_bias, double eps, bool concat, double dropout, int64_t seed,
-        int64_t offset, Stream stream)
+        int64_t offset, const Tensor* base, Stream stream)
 
 // The gradient of x is dy itself and has no output here; dattn is the gradient of o.
 HSTU_OP(norm_gate_linear_backward, Tensor& du, Tensor& dattn, Tensor& dw, Tensor* dbias, Tensor* dnorm_weight,
         Tensor* dnorm_bias, const Tensor& dy, const Tensor& u, const Tensor& o, const Tensor& w, const Tensor* norm_weight,
-        const Tensor* norm_bias, double eps, bool concat, double dropout, int64_t seed, int64_t offset, Stream stream)
+        const Tensor* norm_bias, double eps, bool concat, double dropout, int64_t seed, int64_t offset, const Tensor* base,
+        Stream stream)
 
 // ---- Row-wise and element-wise ------------------------------------------------------------------------------------------------
 
@@ -151,8 +154,8 @@ HSTU_OP(mul_backward, Tensor& da, Tensor& db, const Tensor& dy, const Tensor& a,
 // of x one.
 HSTU_OP(cast, TensorList y, TensorList x, Stream stream)
 
-// y = x / (1 - p) where Philox(seed, offset) keeps the element, else 0; 0 <= p < 1. Its gradient is itself on dy.
-HSTU_OP(dropout, Tensor& y, const Tensor& x, double p, int64_t seed, int64_t offset, Stream stream)
+// y = x / (1 - p) where Philox(seed, offset + base) keeps the element, else 0; 0 <= p < 1. Its gradient is itself on dy.
+HSTU_OP(dropout, Tensor& y, const Tensor& x, double p, int64_t seed, int64_t offset, const Tensor* base, Stream stream)
 
 // y[t] = table[ids[t]].  table [I, d] F, ids int64 [T], y [T, d]. An id outside 0..I-1 throws (CPU; CUDA under HSTU_DEBUG).
 HSTU_OP(embedding, Tensor& y, const Tensor& table, const Tensor& ids, Stream stream)
@@ -206,15 +209,16 @@ HSTU_OP(cumsum, Tensor& offsets, const Tensor& lengths, Stream stream)
 
 // loss = sum_t w_t (lse_t - s_t,pos) / sum w;  s = <query_t, item> / temperature; lse over {positive, R negatives}; a negative equal to the
 // positive counts as logit -5e4.  query [T, d], positive_ids int64 [T].
-// negative_ids int64 [T, R], or [R] shared by all rows (in-batch), or null: element t R + r of random_ids(first_id .. I - 1, seed, offset).
+// negative_ids int64 [T, R], or [R] shared by all rows (in-batch), or null: element t R + r of random_ids(first_id .. I - 1, seed, offset +
+// base).
 HSTU_OP(sampled_softmax_loss, Tensor& loss, Tensor& lse, const Tensor& query, const Tensor& table, const Tensor& positive_ids,
         const Tensor* weights, const Tensor* negative_ids, int num_negatives, int first_id, bool normalize_items,
-        double temperature, double eps, int64_t seed, int64_t offset, Stream stream)
+        double temperature, double eps, int64_t seed, int64_t offset, const Tensor* base, Stream stream)
 // dtable [I, d] is written whole.
 HSTU_OP(sampled_softmax_loss_backward, Tensor& dquery, Tensor& dtable, const Tensor& dloss, const Tensor& lse,
         const Tensor& query, const Tensor& table, const Tensor& positive_ids, const Tensor* weights,
         const Tensor* negative_ids, int num_negatives, int first_id, bool normalize_items, double temperature, double eps,
-        int64_t seed, int64_t offset, Stream stream)
+        int64_t seed, int64_t offset, const Tensor* base, Stream stream)
 
 // The same over every item: lse over rows first_id .. I - 1, in chunks; no [T, I] tensor.
 HSTU_OP(softmax_loss, Tensor& loss, Tensor& lse, const Tensor& query, const Tensor& table, const Tensor& positive_ids,

@@ -10,49 +10,52 @@
 namespace hstu {
 namespace {
 
-constexpr napi_type_tag kTensorTag = {0x68737475f00d4c1bULL, 0x9f3a1e7754b2c6d8ULL};
 constexpr size_t kGuardBytes = 64;
 constexpr unsigned char kGuardByte = 0xA5;
 std::atomic<int> violations{0};
 
 // V8 is told of memory so that its collector frees tensors which nobody disposed of; it collects when it hears of much more. A training step
-// makes and frees the same gigabyte again and again: growth is told by sixteenths, what was disposed of once a second.
+// makes and frees the same gigabyte again and again, so growth is told by sixteenths, and shrinkage down to the most that was held in the
+// last second; what the collector itself freed, at once.
 constexpr int64_t kUnreported = 1 << 20;
 constexpr auto kPatience = std::chrono::seconds(1);
 
-void adjust(Addon& addon, napi_env env, int64_t bytes, bool disposed = false) {
+void adjust(Addon& addon, napi_env env, int64_t bytes, bool collected = false) {
   addon.bytes += bytes;
-  int64_t change = addon.bytes - addon.reported;
-  if (change >= 0 ? change < std::max(kUnreported, addon.reported / 16) : -change < kUnreported) return;
-  if (disposed) {
-    auto now = std::chrono::steady_clock::now();
-    if (now - addon.told_less < kPatience) return;
-    addon.told_less = now;
+  addon.most = std::max(addon.most, addon.bytes);
+  int64_t told = addon.reported;
+  if (collected || addon.bytes - told >= told / 16) {
+    told = addon.bytes;
+  } else if (auto now = std::chrono::steady_clock::now(); now - addon.since >= kPatience) {
+    told = std::min(told, addon.most);
+    addon.most = addon.bytes;
+    addon.since = now;
   }
+  if (std::abs(told - addon.reported) < kUnreported) return;
   int64_t total;
-  napi_adjust_external_memory(env, change, &total);
-  addon.reported = addon.bytes;
+  napi_adjust_external_memory(env, told - addon.reported, &total);
+  addon.reported = told;
 }
 
 // The last reference of this environment to a storage takes its bytes off the account.
-void let_go(napi_env env, Handle& handle, bool disposed) {
+void let_go(napi_env env, Handle& handle, bool collected) {
   if (!handle.storage) return;
   Addon& addon = addon_of(env);
   addon.tensors -= 1;
-  if (handle.storage.use_count() == 1) adjust(addon, env, -int64_t(handle.storage->bytes()), disposed);
+  if (handle.storage.use_count() == 1) adjust(addon, env, -int64_t(handle.storage->bytes()), collected);
   handle.storage.reset();
 }
 
 void finalize(napi_env env, void* data, void*) {
   std::unique_ptr<Handle> handle(static_cast<Handle*>(data));
-  let_go(env, *handle, false);
+  addon_of(env).handles.erase(handle.get());
+  let_go(env, *handle, true);
 }
 
 void wrap(Addon& addon, napi_env env, napi_value object, std::unique_ptr<Handle> handle) {
-  HSTU_CHECK(napi_type_tag_object(env, object, &kTensorTag) == napi_ok, kInvalidArgument, "object is already a tensor");
   HSTU_CHECK(napi_wrap(env, object, handle.get(), finalize, nullptr, nullptr) == napi_ok, kInvalidArgument,
              "cannot wrap this object as a tensor");
-  handle.release();
+  addon.handles.insert(handle.release());
   addon.tensors += 1;
 }
 
@@ -139,7 +142,7 @@ napi_value create_view(napi_env env, const napi_value* arguments) {
 napi_value dispose(napi_env env, const napi_value* arguments) {
   Handle* handle = handle_of(env, arguments[0]);
   HSTU_CHECK(handle, kInvalidArgument, "dispose: not a tensor");
-  let_go(env, *handle, true);
+  let_go(env, *handle, false);
   return nullptr;
 }
 
@@ -244,13 +247,10 @@ Addon& addon_of(napi_env env) {
 }
 
 Handle* handle_of(napi_env env, napi_value value) {
-  napi_valuetype type;
-  bool tagged = false;
   void* data = nullptr;
-  if (napi_typeof(env, value, &type) != napi_ok || type != napi_object) return nullptr;
-  if (napi_check_object_type_tag(env, value, &kTensorTag, &tagged) != napi_ok || !tagged) return nullptr;
   if (napi_unwrap(env, value, &data) != napi_ok) return nullptr;
-  return static_cast<Handle*>(data);
+  auto* handle = static_cast<Handle*>(data);
+  return addon_of(env).handles.contains(handle) ? handle : nullptr;
 }
 
 HostView host_view(napi_env env, napi_value tensor, napi_value array) {

@@ -1,4 +1,4 @@
-// Storage is the only owner of tensor memory. A JavaScript Tensor is an object tagged and wrapped with one Handle, which holds one
+// Storage is the only owner of tensor memory. A JavaScript Tensor is an object wrapped with one Handle, which holds one
 // reference; views share the storage. Handles belong to one environment (main thread or worker) and are touched on its thread only.
 #pragma once
 #include <js_native_api_types.h>
@@ -51,10 +51,12 @@ struct Capture {
 struct Addon {
   ~Addon();
   napi_ref error_class = nullptr;
-  int64_t tensors = 0;  // live handles
+  std::unordered_set<struct Handle*> handles;  // what a tensor is known by: other objects are wrapped too, by us and by other addons
+  int64_t tensors = 0;                         // live handles
   int64_t bytes = 0;    // of live storages
   int64_t reported = 0;  // of them, to V8
-  std::chrono::steady_clock::time_point told_less;
+  int64_t most = 0;      // of bytes, since then:
+  std::chrono::steady_clock::time_point since;
   bool guards = false;  // allocate with guard bytes (tests)
   std::vector<Stream> streams;  // one compute stream a CUDA device, opened when first used
   Capture* capture = nullptr;

@@ -8,7 +8,8 @@ template <typename T>
 struct Dropout {
   T* y;
   const T* x;
-  uint64_t seed, offset;
+  uint64_t seed;
+  DrawOffset offset;
   uint32_t threshold;
   float scale;
   template <int kN>
@@ -27,11 +28,12 @@ struct Dropout {
 
 }  // namespace
 
-void dropout(Tensor& y, const Tensor& x, double p, int64_t seed, int64_t offset, Stream stream) {
+void dropout(Tensor& y, const Tensor& x, double p, int64_t seed, int64_t offset, const Tensor* base, Stream stream) {
   HSTU_CHECK(p >= 0 && p < 1, kInvalidArgument, "dropout: p must be in [0, 1), got ", p);
   pick_dtype("dropout", y.dtype, [&](auto zero) {
     using T = decltype(zero);
-    Dropout<T> fn{y.as<T>(), x.as<T>(), uint64_t(seed), uint64_t(offset), dropout_threshold(p), float(1.0 / (1.0 - p))};
+    DrawOffset begins{uint64_t(offset), data_or_null<int64_t>(base)};
+    Dropout<T> fn{y.as<T>(), x.as<T>(), uint64_t(seed), begins, dropout_threshold(p), float(1.0 / (1.0 - p))};
     map<4>(x.size(), aligned<4>(fn.y) && aligned<4>(fn.x), fn, stream);
   });
 }

@@ -1,6 +1,7 @@
 // CUDA graphs. What is captured allocates from a queue of the graph's own, so a graph holds no memory nodes: its blocks are ordinary
 // memory that is handed out again within a capture in the order of the stream, and stays the graph's between launches. Equal captures
-// get equal blocks, so that an executable graph can be updated in place.
+// get equal blocks, so that an executable graph can be updated in place. Graphs of one stream may share their blocks: launches run one
+// after the other, and what a tensor holds is nobody else's.
 #include "runtime.cuh"
 
 namespace hstu {
@@ -42,11 +43,13 @@ void* make_beside(Lane& lane, size_t bytes) {
 
 }  // namespace
 
-Graph* open_graph(Stream stream) {
+Graph* open_graph(Stream stream, Graph* pool) {
   Lane& lane = queue_of(stream).lane;
-  lane.queue->cache.clear();  // what is kept for reuse there, the graph may need
+  HSTU_CHECK(!pool || &pool->lane == &lane, kInvalidArgument, "graphs that share memory are of one device");
   auto make = [&lane](size_t bytes) { return make_beside(lane, bytes); };
-  auto queue = std::make_unique<Queue>(lane, state_of(lane.device).account, UINT64_MAX, make, [&lane](void* block) { lane.drop(block); });
+  auto drop = [&lane](void* block) { lane.drop(block); };
+  auto cache = pool ? pool->queue->cache : std::make_shared<BlockCache>(state_of(lane.device).account, UINT64_MAX, make, drop);
+  auto queue = std::make_unique<Queue>(lane, std::move(cache));
   return new Graph{lane, queue.release()};
 }
 
@@ -54,6 +57,7 @@ Stream begin_capture(Graph& graph) {
   check_alive();
   HSTU_CHECK(!graph.lane.capturing, kInvalidArgument, "a graph is captured on this stream already");
   CUDA_CHECK(cudaSetDevice(graph.lane.device));
+  if (!graph.exec) graph.lane.queue->cache->clear();  // what is kept for reuse there, the graph may need
   set_capturing(graph.lane, true);
   return Stream{{DeviceType::kCuda, graph.lane.device}, static_cast<StreamHandle*>(graph.queue)};
 }

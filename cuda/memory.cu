@@ -45,10 +45,10 @@ void* allocate(size_t bytes, Stream stream) {
   check_alive();
   if (bytes == 0) return nullptr;
   Queue& queue = queue_of(stream);
-  void* data = queue.cache.take(bytes);
+  void* data = queue.cache->take(bytes);
   if (!data) {
     trim(stream.device.index);
-    data = queue.cache.take(bytes);
+    data = queue.cache->take(bytes);
   }
   if (!data) out_of_memory(name_of(stream.device.index), bytes, memory_statistics(stream.device.index));
   ++queue.live;
@@ -58,7 +58,7 @@ void* allocate(size_t bytes, Stream stream) {
 void release(void* data, size_t bytes, Stream stream) noexcept {
   if (!data) return;
   Queue& queue = queue_of(stream);
-  queue.cache.give(data, bytes);
+  queue.cache->give(data, bytes);
   if (--queue.live == 0 && queue.closed) delete &queue;
 }
 
@@ -144,7 +144,7 @@ void trim(int device) {
   std::lock_guard<std::mutex> lock(state.mutex);
   for (Lane* lane : state.lanes) {
     if (lane->capturing) continue;
-    lane->queue->cache.clear();
+    lane->queue->cache->clear();
     CUDA_CHECK(cudaStreamSynchronize(lane->stream));
   }
   CUDA_CHECK(cudaMemPoolTrimTo(state.pool, 0));

@@ -12,7 +12,8 @@ struct Gate {
   int64_t rows, width, inner;  // inner = width, or 3 width with concat
   float eps, keep_scale;       // 1 / (1 - p)
   uint32_t threshold;          // 0: no dropout
-  uint64_t seed, offset;
+  uint64_t seed;
+  DrawOffset offset;
 
   __host__ bool wide() const { return aligned(u, width) && aligned(o, width) && aligned(norm_weight, width) && aligned(norm_bias, width); }
 
@@ -119,7 +120,7 @@ struct GateGradient {
 
 template <typename T>
 Gate<T> make_gate(const Tensor& u, const Tensor& o, const Tensor* norm_weight, const Tensor* norm_bias, double eps, bool concat, double p,
-                  int64_t seed, int64_t offset) {
+                  int64_t seed, int64_t offset, const Tensor* base) {
   int64_t width = u.shape[1] * u.shape[2];
   return {u.as<T>(),
           o.as<T>(),
@@ -132,17 +133,17 @@ Gate<T> make_gate(const Tensor& u, const Tensor& o, const Tensor* norm_weight, c
           float(1.0 / (1.0 - p)),
           dropout_threshold(p),
           uint64_t(seed),
-          uint64_t(offset)};
+          {uint64_t(offset), data_or_null<int64_t>(base)}};
 }
 
 }  // namespace
 
 void norm_gate_linear(Tensor& y, const Tensor& x, const Tensor& u, const Tensor& o, const Tensor& w, const Tensor* bias,
                       const Tensor* norm_weight, const Tensor* norm_bias, double eps, bool concat, double dropout, int64_t seed,
-                      int64_t offset, Stream stream) {
+                      int64_t offset, const Tensor* base, Stream stream) {
   pick_dtype("norm_gate_linear", x.dtype, [&](auto zero) {
     using T = decltype(zero);
-    Gate<T> gate = make_gate<T>(u, o, norm_weight, norm_bias, eps, concat, dropout, seed, offset);
+    Gate<T> gate = make_gate<T>(u, o, norm_weight, norm_bias, eps, concat, dropout, seed, offset, base);
     int64_t rows = x.rows(), d = x.cols();
     Scratch<T> g(rows * gate.inner, stream);  // [T, inner]
     pick_vector<T>(gate.wide(), [&](auto kCount) {
@@ -160,10 +161,10 @@ void norm_gate_linear(Tensor& y, const Tensor& x, const Tensor& u, const Tensor&
 void norm_gate_linear_backward(Tensor& du, Tensor& dattn, Tensor& dw, Tensor* dbias, Tensor* dnorm_weight, Tensor* dnorm_bias,
                                const Tensor& dy, const Tensor& u, const Tensor& o, const Tensor& w, const Tensor* norm_weight,
                                const Tensor* norm_bias, double eps, bool concat, double dropout, int64_t seed, int64_t offset,
-                               Stream stream) {
+                               const Tensor* base, Stream stream) {
   pick_dtype("norm_gate_linear_backward", dy.dtype, [&](auto zero) {
     using T = decltype(zero);
-    Gate<T> gate = make_gate<T>(u, o, norm_weight, norm_bias, eps, concat, dropout, seed, offset);
+    Gate<T> gate = make_gate<T>(u, o, norm_weight, norm_bias, eps, concat, dropout, seed, offset, base);
     int64_t rows = dy.rows(), d = dy.cols(), inner = gate.inner;
     Scratch<T> dg(rows * inner, stream), g(rows * inner, stream);
     GemmOutput<T> output;

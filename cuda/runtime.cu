@@ -105,7 +105,8 @@ Lane* open_lane(DeviceState& state) {
     if (status != cudaSuccess) cudaGetLastError();
     return status == cudaSuccess ? data : nullptr;
   };
-  lane->queue = std::make_unique<Queue>(*lane, state.account, state.total / 8, make, [raw](void* block) { raw->drop(block); });
+  auto cache = std::make_shared<BlockCache>(state.account, state.total / 8, make, [raw](void* block) { raw->drop(block); });
+  lane->queue = std::make_unique<Queue>(*lane, std::move(cache));
   state.lanes.push_back(raw);
   return lane.release();
 }

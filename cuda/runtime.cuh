@@ -39,10 +39,9 @@ struct Lane {
 
 // What a Stream's handle points to: blocks freed into it are handed out again in the order of its stream.
 struct Queue : StreamHandle {
-  Queue(Lane& lane, MemoryAccount& account, uint64_t most_kept, BlockCache::Make make, BlockCache::Drop drop)
-      : StreamHandle{lane.stream}, lane(lane), cache(account, most_kept, std::move(make), std::move(drop)) {}
+  Queue(Lane& lane, std::shared_ptr<BlockCache> cache) : StreamHandle{lane.stream}, lane(lane), cache(std::move(cache)) {}
   Lane& lane;
-  BlockCache cache;
+  const std::shared_ptr<BlockCache> cache;
   int64_t live = 0;  // blocks handed out
   bool closed = false;
 

@@ -22,7 +22,8 @@ __global__ void __launch_bounds__(kRowThreads) score_rows(float* losses, float* 
 
 void sampled_softmax_loss(Tensor& loss, Tensor& lse, const Tensor& query, const Tensor& table, const Tensor& positive_ids,
                           const Tensor* weights, const Tensor* negative_ids, int num_negatives, int first_id,
-                          bool normalize_items, double temperature, double eps, int64_t seed, int64_t offset, Stream stream) {
+                          bool normalize_items, double temperature, double eps, int64_t seed, int64_t offset, const Tensor* base,
+                          Stream stream) {
   constexpr char kOp[] = "sampled_softmax_loss";
   pick_dtype(kOp, query.dtype, [&](auto zero) {
     using T = decltype(zero);
@@ -36,7 +37,7 @@ void sampled_softmax_loss(Tensor& loss, Tensor& lse, const Tensor& query, const 
     NormFactors<T> norms(table, normalize_items, eps, stream);
     Scratch<float> losses(rows.total, stream);
     SampledInputs<T> in{query.as<T>(), table.as<T>(), norms.factors, positive_ids.as<int64_t>(), rows.weights, rows.positions, rows.totals,
-                        dims, float(1 / temperature), Negatives(negative_ids, num_negatives, first_id, items, seed, offset)};
+                        dims, float(1 / temperature), Negatives(negative_ids, num_negatives, first_id, items, seed, offset, base)};
     fill(lse.data, 0, lse.bytes(), stream);  // of positions that do not count
     pick_vector<T>(dims, in.query, in.table, [&](auto vector) {
       launch(score_rows<T, vector()>, unsigned(ceil_div(rows.total, kRowThreads / 32)), kRowThreads, 0, stream, losses.get(),

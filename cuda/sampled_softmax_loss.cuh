@@ -9,9 +9,9 @@ constexpr int kRowThreads = 128;     // a warp owns a row
 
 // Negatives of position t: drawn, or ids [T, count], or ids [count] shared by all.
 struct Negatives {
-  Negatives(const Tensor* given, int64_t count, int64_t first, int64_t items, int64_t seed, int64_t offset)
+  Negatives(const Tensor* given, int64_t count, int64_t first, int64_t items, int64_t seed, int64_t offset, const Tensor* base)
       : ids(data_or_null<int64_t>(given)), shared(given && given->rank == 1), count(count), first(first), items(items),
-        seed(uint64_t(seed)), offset(uint64_t(offset)) {}
+        seed(uint64_t(seed)), offset{uint64_t(offset), data_or_null<int64_t>(base)} {}
 
   __device__ __forceinline__ int64_t operator()(int64_t t, int64_t r) const {
     if (ids) return ids[shared ? r : t * count + r];
@@ -21,7 +21,8 @@ struct Negatives {
   const int64_t* ids;
   bool shared;
   int64_t count, first, items;
-  uint64_t seed, offset;
+  uint64_t seed;
+  DrawOffset offset;
 };
 
 template <int kVector, typename T>

@@ -161,7 +161,8 @@ struct ChunkPartials {
 void sampled_softmax_loss_backward(Tensor& dquery, Tensor& dtable, const Tensor& dloss, const Tensor&, const Tensor& query,
                                    const Tensor& table, const Tensor& positive_ids, const Tensor* weights,
                                    const Tensor* negative_ids, int num_negatives, int first_id, bool normalize_items,
-                                   double temperature, double eps, int64_t seed, int64_t offset, Stream stream) {
+                                   double temperature, double eps, int64_t seed, int64_t offset, const Tensor* base,
+                                   Stream stream) {
   constexpr char kOp[] = "sampled_softmax_loss_backward";
   pick_dtype(kOp, query.dtype, [&](auto zero) {
     using T = decltype(zero);
@@ -174,7 +175,7 @@ void sampled_softmax_loss_backward(Tensor& dquery, Tensor& dtable, const Tensor&
     Scratch<int64_t> ids(pairs, stream);
     Scratch<float> coefficients(pairs, stream), partials((chunks + items) * dims, stream);
     SampledInputs<T> in{query.as<T>(), table.as<T>(), norms.factors, positive_ids.as<int64_t>(), rows.weights, rows.positions, rows.totals,
-                        dims, float(1 / temperature), Negatives(negative_ids, num_negatives, first_id, items, seed, offset)};
+                        dims, float(1 / temperature), Negatives(negative_ids, num_negatives, first_id, items, seed, offset, base)};
     fill(dquery.data, 0, dquery.bytes(), stream);  // of positions that do not count
     unsigned row_blocks = unsigned(ceil_div(rows.total, kRowThreads / 32));
     pick_vector<T>(dims, in.query, in.table, [&](auto vector) {

@@ -12,29 +12,23 @@ export function shapes<L extends string>(
   tensors: Record<string, readonly [Tensor | null | undefined, readonly (L | number | '...')[]]>,
 ): Record<L, number> {
   const bound: Record<string, number> = {}
-  const from: Record<string, string> = {}
   for (const name in tensors) {
     const [tensor, dims] = tensors[name]!
     if (!tensor) continue
-    const any = dims[0] === '...'
-    const wanted = any ? dims.slice(1) : dims
-    const text = () =>
-      `[${dims.map(dim => (typeof dim === 'string' && dim in bound ? `${dim}=${bound[dim]}` : dim)).join(', ')}]`
-    if (any ? tensor.rank < wanted.length : tensor.rank !== wanted.length)
-      throw new HstuError('ERR_HSTU_SHAPE', `${op}: ${name} must have shape ${text()}, got ${shapeText(tensor)}`)
-    const start = tensor.rank - wanted.length
-    wanted.forEach((letter, i) => {
-      const dim = tensor.shape[start + i]!
-      if (typeof letter === 'number' ? letter === dim : !(letter in bound) || bound[letter] === dim) {
-        if (typeof letter === 'string' && !(letter in bound)) {
-          bound[letter] = dim
-          from[letter] = name
-        }
-        return
-      }
-      const why = typeof letter === 'string' ? ` (${letter}=${bound[letter]} from ${from[letter]})` : ''
-      throw new HstuError('ERR_HSTU_SHAPE', `${op}: ${name} must have shape ${text()}, got ${shapeText(tensor)}${why}`)
-    })
+    const skipped = dims[0] === '...' ? 1 : 0
+    const start = tensor.shape.length - (dims.length - skipped)
+    let wrong = skipped ? start < 0 : start !== 0
+    let letter: L | number | '...' = '...'
+    for (let i = skipped; i < dims.length && !wrong; i++) {
+      letter = dims[i]!
+      const dim = tensor.shape[start + i - skipped]!
+      wrong = (typeof letter === 'number' ? letter : (bound[letter as string] ??= dim)) !== dim
+    }
+    if (!wrong) continue
+    const text = dims.map(dim => (typeof dim === 'string' && dim in bound ? `${dim}=${bound[dim]}` : dim)).join(', ')
+    const from = Object.keys(tensors).find(other => tensors[other]![0] && tensors[other]![1].includes(letter))
+    const why = letter in bound ? ` (${letter}=${bound[letter as string]} from ${from})` : ''
+    throw new HstuError('ERR_HSTU_SHAPE', `${op}: ${name} must have shape [${text}], got ${shapeText(tensor)}${why}`)
   }
   return bound as Record<L, number>
 }
@@ -53,6 +47,13 @@ export function dtypes(op: string, tensors: Record<string, Tensor | null | undef
     if (tensor.dtype !== first[1].dtype)
       throw new HstuError('ERR_HSTU_DTYPE', `${op}: ${name} is ${tensor.dtype}, ${first[0]} is ${first[1].dtype}`)
   }
+}
+
+/** Whether a tensor is there and has the shape and dtype of another: what is asked before the checks that know what to say. */
+export function isLike(tensor: Tensor | null | undefined, other: Tensor): boolean {
+  if (!tensor || tensor.dtype !== other.dtype || tensor.shape.length !== other.shape.length) return false
+  for (let i = 0; i < other.shape.length; i++) if (tensor.shape[i] !== other.shape[i]) return false
+  return true
 }
 
 /** Checks a scalar argument. */

@@ -8,13 +8,19 @@ export interface GraphOptions {
   device?: Device
 }
 
+/** What `captureGraph` takes beside. */
+export interface CaptureOptions extends GraphOptions {
+  /** Another graph of the device, whose memory this one uses too: for graphs of one function at several shapes, say. */
+  pool?: Graph<unknown> | undefined
+}
+
 // Under HSTU_DEBUG=1 every op is waited for and checked, which a capture cannot be.
 const runsEagerly = (device: Device) => device === 'cpu' || process.env.HSTU_DEBUG === '1'
 
 /** What the addon wraps with a CUDA graph. */
 class NativeGraph {
-  constructor(device: Device) {
-    native.graph_create(this, device === 'cuda' ? 'cuda:0' : device)
+  constructor(device: Device, pool?: NativeGraph) {
+    native.graph_create(this, device === 'cuda' ? 'cuda:0' : device, pool)
   }
 
   capture<R>(fn: () => R, keep: boolean): R {
@@ -51,6 +57,9 @@ function copyInto(outputs: readonly Tensor[], values: readonly Tensor[]): void {
   })
 }
 
+/** What the addon knows graphs by. */
+const natives = new WeakMap<Graph<unknown>, NativeGraph>()
+
 /** The work of a function, recorded once and launched as a whole. */
 export interface Graph<R> {
   /** What the function returned. Each replay writes new values into the same tensors; they are freed with the graph. */
@@ -65,7 +74,7 @@ export interface Graph<R> {
  * Captures what `fn` does on a CUDA device, so that replaying it costs one launch however many ops it has.
  *
  * Shapes, scalars (seeds, learning rates) and the tensors that `fn` uses are fixed: write new values into the same input tensors
- * before a replay. The graph keeps the tensors that it uses, and memory of its own for those made inside. `fn` is run twice by the
+ * before a replay. The graph keeps the tensors that it uses, and memory for those made inside: its own, or that of the graph `pool`. `fn` is run twice by the
  * capture, of which the second run computes nothing, so that `outputs` have values at once and what `fn` changes in place is changed
  * once; each replay changes it again. On the CPU, and under HSTU_DEBUG=1, nothing is captured: each replay runs `fn` and copies what
  * it returned into `outputs`.
@@ -78,7 +87,7 @@ export interface Graph<R> {
  * graph itself or returns a promise, and inside `valueAndGrad`; ERR_HSTU_DEVICE where it runs an op on another device;
  * ERR_HSTU_SHAPE where its results change shape.
  */
-export function captureGraph<R>(fn: () => R, { device = 'cpu' }: GraphOptions = {}): Graph<R> {
+export function captureGraph<R>(fn: () => R, { device = 'cpu', pool }: CaptureOptions = {}): Graph<R> {
   refuseInTape('captureGraph')
   if (runsEagerly(device)) {
     const { result, kept } = unscoped(() => keptBy(fn))
@@ -89,7 +98,7 @@ export function captureGraph<R>(fn: () => R, { device = 'cpu' }: GraphOptions = 
     }
     return { outputs: result, replay, dispose: () => kept.forEach(tensor => void tensor.dispose()) }
   }
-  const graph = new NativeGraph(device)
+  const graph = new NativeGraph(device, pool && natives.get(pool))
   try {
     const { result, kept } = unscoped(() =>
       scope(() => {
@@ -107,7 +116,9 @@ export function captureGraph<R>(fn: () => R, { device = 'cpu' }: GraphOptions = 
       graph.dispose()
       for (const tensor of kept) tensor.dispose()
     }
-    return { outputs: result, replay, dispose }
+    const made: Graph<R> = { outputs: result, replay, dispose }
+    natives.set(made, graph)
+    return made
   } catch (error) {
     graph.dispose()
     throw error

@@ -47,7 +47,7 @@ export {
 } from './eval/ranking_baselines.js'
 export { type BinaryMetrics, binaryMetrics, StreamingMetrics } from './eval/ranking_metrics.js'
 export { type Recommendation, recommend } from './eval/recommend.js'
-export { captureGraph, type Graph, type Graphed, type GraphOptions, graphed } from './graph.js'
+export { type CaptureOptions, captureGraph, type Graph, type Graphed, type GraphOptions, graphed } from './graph.js'
 export { MultiHeadAttention } from './layers/attention.js'
 export {
   EmbeddingTable,

@@ -64,7 +64,7 @@ interface NativeStorage {
   memory_statistics(device: string): DeviceMemory
   set_memory_limit(device: string, bytes: number): void
   trim(device: string): void
-  graph_create(graph: object, device: string): void
+  graph_create(graph: object, device: string, pool?: object): void
   graph_capture<R>(graph: object, fn: () => R, keep: boolean): R
   graph_launch(graph: object): void
   graph_dispose(graph: object): void

@@ -1,4 +1,5 @@
 #include "../dispatch.h"
+#include "../math.h"
 #include "../ops.h"
 #include "norm.h"
 #include "philox.h"
@@ -31,12 +32,13 @@ struct Gate {
   double eps;
   bool concat;
   double p;
-  int64_t seed, offset;
+  int64_t seed;
+  DrawOffset offset;
   int64_t width = u.cols() * u.shape[1];
   int64_t inner = (concat ? 3 : 1) * width;
 
   void dropout_row(T* g, int64_t t) const {
-    if (p > 0) dropout_elements<T>(g, g, t * inner, inner, p, uint64_t(seed), uint64_t(offset));
+    if (p > 0) dropout_elements<T>(g, g, t * inner, inner, p, uint64_t(seed), offset);
   }
 
   // norm [width] gets LN(o_t), g [inner] the dropped input of w.
@@ -58,10 +60,10 @@ struct Gate {
 // A task takes a block of rows through norm, gate, dropout and product while it is in cache.
 void norm_gate_linear(Tensor& y, const Tensor& x, const Tensor& u, const Tensor& o, const Tensor& w, const Tensor* bias,
                       const Tensor* norm_weight, const Tensor* norm_bias, double eps, bool concat, double dropout,
-                      int64_t seed, int64_t offset, Stream) {
+                      int64_t seed, int64_t offset, const Tensor* base, Stream) {
   pick_float("norm_gate_linear", x.dtype, [&](auto zero) {
     using T = decltype(zero);
-    Gate<T> gate{u, o, norm_weight, norm_bias, eps, concat, dropout, seed, offset};
+    Gate<T> gate{u, o, norm_weight, norm_bias, eps, concat, dropout, seed, {uint64_t(offset), data_or_null<int64_t>(base)}};
     int64_t rows = x.rows(), d = x.cols(), inner = gate.inner;
     Scratch<T> packed(packed_size<T>(inner, d));
     pack<T>(packed, {w.as<T>(), d, 1}, inner, d);
@@ -79,10 +81,10 @@ void norm_gate_linear(Tensor& y, const Tensor& x, const Tensor& u, const Tensor&
 void norm_gate_linear_backward(Tensor& du, Tensor& dattn, Tensor& dw, Tensor* dbias, Tensor* dnorm_weight,
                                Tensor* dnorm_bias, const Tensor& dy, const Tensor& u, const Tensor& o, const Tensor& w,
                                const Tensor* norm_weight, const Tensor* norm_bias, double eps, bool concat, double dropout,
-                               int64_t seed, int64_t offset, Stream) {
+                               int64_t seed, int64_t offset, const Tensor* base, Stream) {
   pick_float("norm_gate_linear_backward", dy.dtype, [&](auto zero) {
     using T = decltype(zero);
-    Gate<T> gate{u, o, norm_weight, norm_bias, eps, concat, dropout, seed, offset};
+    Gate<T> gate{u, o, norm_weight, norm_bias, eps, concat, dropout, seed, {uint64_t(offset), data_or_null<int64_t>(base)}};
     int64_t rows = dy.rows(), d = dy.cols(), width = gate.width, inner = gate.inner;
     Scratch<T> g(rows * inner), packed(packed_size<T>(d, inner));
     pack<T>(packed, {w.as<T>(), 1, d}, d, inner);

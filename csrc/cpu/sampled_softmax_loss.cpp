@@ -21,13 +21,15 @@ HSTU_CLONES void words_to_ids(int32_t* ids, int64_t count, int64_t low, int64_t 
 // Where the negatives of a position come from: a draw, or ids [T, R].
 class Negatives {
  public:
-  Negatives(const Tensor* given, int64_t count, int64_t first, int64_t items, int64_t seed, int64_t offset)
-      : given_(data_or_null<int64_t>(given)), count_(count), first_(first), items_(items), seed_(seed), offset_(offset) {}
+  Negatives(const Tensor* given, int64_t count, int64_t first, int64_t items, int64_t seed, int64_t offset,
+            const Tensor* base)
+      : given_(data_or_null<int64_t>(given)), count_(count), first_(first), items_(items), seed_(seed),
+        offset_{uint64_t(offset), data_or_null<int64_t>(base)} {}
 
   // A given id outside the items is replaced and remembered: check() throws once all threads are back.
   void fill(int32_t* ids, int64_t t) {
     if (!given_) {
-      philox_words(reinterpret_cast<uint32_t*>(ids), t * count_, count_, uint64_t(seed_), uint64_t(offset_));
+      philox_words(reinterpret_cast<uint32_t*>(ids), t * count_, count_, uint64_t(seed_), offset_);
       return words_to_ids(ids, count_, first_, items_ - first_);
     }
     for (int64_t j = t * count_; j < (t + 1) * count_; ++j, ++ids) {
@@ -47,7 +49,8 @@ class Negatives {
 
  private:
   const int64_t* given_;
-  const int64_t count_, first_, items_, seed_, offset_;
+  const int64_t count_, first_, items_, seed_;
+  const DrawOffset offset_;
   std::atomic<int64_t> bad_{INT64_MAX};
 };
 
@@ -67,7 +70,7 @@ constexpr int64_t kRows = 64;  // positions a task takes
 // matrix product.
 void sampled_softmax_loss(Tensor& loss, Tensor& lse, const Tensor& query, const Tensor& table, const Tensor& positive_ids,
                           const Tensor* weights, const Tensor* negative_ids, int num_negatives, int first_id,
-                          bool normalize_items, double temperature, double eps, int64_t seed, int64_t offset, Stream) {
+                          bool normalize_items, double temperature, double eps, int64_t seed, int64_t offset, const Tensor* base, Stream) {
   constexpr char kOp[] = "sampled_softmax_loss";
   pick_float(kOp, query.dtype, [&](auto zero) {
     using T = decltype(zero);
@@ -83,7 +86,7 @@ void sampled_softmax_loss(Tensor& loss, Tensor& lse, const Tensor& query, const 
       PaddedRows<T> chosen(rows.data(), each, rows.width, ids, false, 0);
       Candidates<T>(ids, chosen.data(), each, rows, scale, T(kCollision)).forward(batch, losses, row_lse);
     } else {
-      Negatives negatives(negative_ids, each, first_id, items, seed, offset);
+      Negatives negatives(negative_ids, each, first_id, items, seed, offset, base);
       parallel_blocks(batch.count, kRows, [&](int64_t begin, int64_t end) {
         Scratch<int32_t> ids(each);
         Scratch<T> s(each);
@@ -108,7 +111,7 @@ void sampled_softmax_loss(Tensor& loss, Tensor& lse, const Tensor& query, const 
 void sampled_softmax_loss_backward(Tensor& dquery, Tensor& dtable, const Tensor& dloss, const Tensor& lse, const Tensor& query,
                                    const Tensor& table, const Tensor& positive_ids, const Tensor* weights,
                                    const Tensor* negative_ids, int num_negatives, int first_id, bool normalize_items,
-                                   double temperature, double eps, int64_t seed, int64_t offset, Stream) {
+                                   double temperature, double eps, int64_t seed, int64_t offset, const Tensor* base, Stream) {
   constexpr char kOp[] = "sampled_softmax_loss_backward";
   pick_float(kOp, query.dtype, [&](auto zero) {
     using T = decltype(zero);
@@ -134,7 +137,7 @@ void sampled_softmax_loss_backward(Tensor& dquery, Tensor& dtable, const Tensor&
     HSTU_CHECK(batch.count <= INT32_MAX / pairs, kInvalidArgument, kOp, ": at most 2^31 - 1 pairs of position and item, got ",
                batch.count, " x ", pairs);
     Scratch<Term<T>> terms(batch.count * pairs);
-    Negatives negatives(negative_ids, each, first_id, items, seed, offset);
+    Negatives negatives(negative_ids, each, first_id, items, seed, offset, base);
     parallel_blocks(batch.count, kRows, [&](int64_t begin, int64_t end) {
       Scratch<int32_t> ids(each);
       Scratch<T> s(each), dq(rows.width);

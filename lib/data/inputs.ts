@@ -9,7 +9,7 @@ export function toDevice(data: TypedArray, { device }: TensorOptions = {}): Tens
 }
 
 /** Before ids are copied: on a GPU one outside the item table is found under HSTU_DEBUG=1 alone. */
-function checkIds(what: string, ids: BigInt64Array, numItems: number): void {
+export function checkIds(what: string, ids: BigInt64Array, numItems: number): void {
   const words = new Int32Array(ids.buffer, ids.byteOffset, 2 * ids.length) // low word, high word: no bigint an id
   for (let t = 0; t < ids.length; t++)
     if (words[2 * t + 1] !== 0 || words[2 * t]! >>> 0 > numItems)

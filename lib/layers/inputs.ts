@@ -1,4 +1,4 @@
-import type { Philox } from '../philox.js'
+import type { Draws } from '../philox.js'
 import type { Tensor } from '../tensor.js'
 
 /** Jagged sequences of tokens on the device: what a layer must know of them. B sequences, T tokens. */
@@ -24,4 +24,4 @@ export interface SequenceInputs extends TokenInputs {
 }
 
 /** Where the dropouts of a training pass draw from; null in inference: no dropout. */
-export type Noise = Philox | null
+export type Noise = Draws | null

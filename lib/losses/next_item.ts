@@ -2,7 +2,7 @@ import { computeDtype, type Precision } from '../layers/precision.js'
 import { cast } from '../ops/cast.js'
 import { sampledSoftmaxLoss } from '../ops/sampled_softmax_loss.js'
 import { softmaxLoss } from '../ops/softmax_loss.js'
-import type { Philox } from '../philox.js'
+import type { Draws } from '../philox.js'
 import { Tensor } from '../tensor.js'
 
 export interface NextItemLossOptions {
@@ -34,7 +34,7 @@ export function nextItemLoss(
   items: Tensor,
   targets: Tensor,
   weights: Tensor,
-  philox: Philox,
+  philox: Draws,
   options: NextItemLossOptions = {},
   negativeIds: Tensor | null = null,
 ): Tensor {

@@ -1,5 +1,5 @@
 import { refuseInTape } from '../autograd.js'
-import { argument, dtypes, shapes } from '../checks.js'
+import { argument, dtypes, isLike, shapes } from '../checks.js'
 import { native } from '../native.js'
 import type { Tensor } from '../tensor.js'
 
@@ -40,11 +40,13 @@ export function adamw(
     argument('adamw', list.length === params.length, () => {
       return `${name} has ${list.length} tensors, params has ${params.length}`
     })
-  const seen = new Map<Tensor, number>()
+  if (new Set(params).size < params.length) {
+    const again = params.findIndex((param, i) => params.indexOf(param) < i)
+    argument('adamw', false, () => `params[${again}] is params[${params.indexOf(params[again]!)}]`)
+  }
   params.forEach((param, i) => {
-    const before = seen.get(param)
-    argument('adamw', before === undefined, () => `params[${i}] is params[${before}]`)
-    seen.set(param, i)
+    const likeFirst = param.dtype === params[0]!.dtype && i > 0
+    if (likeFirst && isLike(grads[i], param) && isLike(m[i], param) && isLike(v[i], param)) return
     const shape = param.shape
     shapes('adamw', { [`grads[${i}]`]: [grads[i], shape], [`m[${i}]`]: [m[i], shape], [`v[${i}]`]: [v[i], shape] })
     const tensors = { [`params[${i}]`]: param, [`grads[${i}]`]: grads[i], [`m[${i}]`]: m[i], [`v[${i}]`]: v[i] }

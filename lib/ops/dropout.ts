@@ -1,5 +1,5 @@
 import { record } from '../autograd.js'
-import { argument, dtypes } from '../checks.js'
+import { argument, dtypes, shapes } from '../checks.js'
 import { native } from '../native.js'
 import type { PhiloxPosition } from '../philox.js'
 import { emptyLike, type Tensor } from '../tensor.js'
@@ -16,12 +16,14 @@ export function dropout(x: Tensor, p: number, position: PhiloxPosition): Tensor 
   dtypes('dropout', { x })
   argument('dropout', p >= 0 && p < 1, () => `p must be in [0, 1), got ${p}`)
   if (p === 0) return x
-  const { seed, offset } = position
+  const { seed, offset, base = null } = position
+  shapes('dropout', { base: [base, [1]] })
+  dtypes('dropout', { base }, 'int64')
   const y = emptyLike(x)
-  native.dropout(y, x, p, seed, offset)
+  native.dropout(y, x, p, seed, offset, base)
   return record('dropout', y, [x], dy => {
     const dx = emptyLike(x)
-    native.dropout(dx, dy!, p, seed, offset)
+    native.dropout(dx, dy!, p, seed, offset, base)
     return [dx]
   })
 }

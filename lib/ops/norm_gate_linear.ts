@@ -36,7 +36,7 @@ export function normGateLinear(
   options: NormGateLinearOptions = {},
 ): Tensor {
   const { bias = null, normWeight = null, normBias = null, eps = 1e-6, concat = false, dropout = 0 } = options
-  const { seed, offset } = options.position ?? { seed: 0n, offset: 0n }
+  const { seed, offset, base = null } = options.position ?? { seed: 0n, offset: 0n }
   const op = 'normGateLinear'
   const { H, V } = shapes(op, { x: [x, ['T', 'd']], u: [u, ['T', 'H', 'V']], o: [o, ['T', 'H', 'V']] })
   const width = H * V
@@ -45,19 +45,21 @@ export function normGateLinear(
     bias: [bias, [x.shape[1]!]],
     normWeight: [normWeight, [width]],
     normBias: [normBias, [width]],
+    base: [base, [1]],
   })
   dtypes(op, { x, u, o, w, bias, normWeight, normBias })
+  dtypes(op, { base }, 'int64')
   argument(op, !normWeight === !normBias, () => 'normWeight and normBias go together')
   argument(op, dropout >= 0 && dropout < 1, () => `dropout must be in [0, 1), got ${dropout}`)
   argument(op, dropout === 0 || options.position !== undefined, () => 'dropout needs a position in the Philox stream')
   const y = emptyLike(x)
-  native.norm_gate_linear(y, x, u, o, w, bias, normWeight, normBias, eps, concat, dropout, seed, offset)
+  native.norm_gate_linear(y, x, u, o, w, bias, normWeight, normBias, eps, concat, dropout, seed, offset, base)
   return record(op, y, [x, u, o, w, bias, normWeight, normBias], dy => {
     const [du, dattn, dw] = [emptyLike(u), emptyLike(o), emptyLike(w)]
     const [dbias, dnormWeight, dnormBias] = [bias, normWeight, normBias].map(tensor => tensor && emptyLike(tensor))
     native.norm_gate_linear_backward(
       ...([du, dattn, dw, dbias!, dnormWeight!, dnormBias!, dy!] as const),
-      ...([u, o, w, normWeight, normBias, eps, concat, dropout, seed, offset] as const),
+      ...([u, o, w, normWeight, normBias, eps, concat, dropout, seed, offset, base] as const),
     )
     return [dy, du, dattn, dw, dbias!, dnormWeight!, dnormBias!]
   })

@@ -22,6 +22,8 @@ export interface SampledSoftmaxLossOptions {
   seed?: bigint
   /** Of the draw; the next one begins at offset + ceil(T R / 4). Default 0. */
   offset?: bigint
+  /** int64 [1], added to the offset on the device. */
+  base?: Tensor | null
 }
 
 /**
@@ -43,16 +45,17 @@ export function sampledSoftmaxLoss(
 ): Tensor {
   const op = 'sampledSoftmaxLoss'
   const { weights = null, negativeIds = null, firstId = 1, normalizeItems = true, temperature = 0.05 } = options
-  const { eps = 1e-6, seed = 0n, offset = 0n } = options
+  const { eps = 1e-6, seed = 0n, offset = 0n, base = null } = options
   const { I } = shapes(op, {
     query: [query, ['T', 'd']],
     table: [table, ['I', 'd']],
     positiveIds: [positiveIds, ['T']],
     weights: [weights, ['T']],
     negativeIds: [negativeIds, negativeIds?.rank === 1 ? ['R'] : ['T', 'R']],
+    base: [base, [1]],
   })
   dtypes(op, { query, table })
-  dtypes(op, { positiveIds, negativeIds }, 'int64')
+  dtypes(op, { positiveIds, negativeIds, base }, 'int64')
   dtypes(op, { weights }, query.dtype === 'float64' ? 'float64' : 'float32')
   const { numNegatives: R = negativeIds?.shape.at(-1) ?? 0 } = options
   argument(op, Number.isInteger(R) && R >= 1, () => `numNegatives must be an integer of at least 1, got ${R}`)
@@ -68,7 +71,7 @@ export function sampledSoftmaxLoss(
   const loss = Tensor.empty([1], sums)
   const lse = Tensor.empty([query.shape[0]!], sums)
   const inputs = [query, table, positiveIds, weights, negativeIds, R, firstId, normalizeItems] as const
-  const scalars = [temperature, eps, seed, offset] as const
+  const scalars = [temperature, eps, seed, offset, base] as const
   native.sampled_softmax_loss(loss, lse, ...inputs, ...scalars)
   if (!isTracked(query, table)) lse.dispose()
   return record(op, loss, [query, table], dloss => {

@@ -26,6 +26,8 @@ export class AdamW {
   readonly v: Record<string, Tensor>
   /** Steps taken. */
   steps = 0
+  readonly #names: readonly string[]
+  readonly #lists: readonly (readonly Tensor[])[]
 
   constructor(
     readonly parameters: Record<string, Tensor>,
@@ -38,6 +40,8 @@ export class AdamW {
       })
     this.m = zeros()
     this.v = zeros()
+    this.#names = Object.keys(parameters)
+    this.#lists = [parameters, this.m, this.v].map(group => Object.values(group))
   }
 
   /**
@@ -48,16 +52,14 @@ export class AdamW {
    */
   step(gradients: Record<string, Tensor>, lr = this.options.lr ?? 1e-3): Tensor | null {
     const { betas = [0.9, 0.98], eps = 1e-8, weightDecay = 0, clipNorm = 0 } = this.options
-    const names = Object.keys(this.parameters)
-    const pick = (of: Record<string, Tensor>) =>
-      names.map(name => {
-        const tensor = of[name]
-        if (!tensor) throw new HstuError('ERR_HSTU_INVALID_ARGUMENT', `AdamW: no gradient for ${name}`)
-        return tensor
-      })
-    const list = pick(gradients)
+    const list = this.#names.map(name => {
+      const tensor = gradients[name]
+      if (!tensor) throw new HstuError('ERR_HSTU_INVALID_ARGUMENT', `AdamW: no gradient for ${name}`)
+      return tensor
+    })
     const norm = clipNorm > 0 ? globalNormClip(list, clipNorm) : null
-    adamw(pick(this.parameters), list, pick(this.m), pick(this.v), {
+    const [parameters, m, v] = this.#lists
+    adamw(parameters!, list, m!, v!, {
       ...{ lr, beta1: betas[0], beta2: betas[1], eps, weightDecay, step: this.steps + 1 },
     })
     this.steps += 1

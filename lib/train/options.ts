@@ -13,6 +13,11 @@ export interface TrainOptions extends Required<NextItemLossOptions>, Required<Ad
    * state and checkpoints are float32 either way.
    */
   precision: Precision
+  /**
+   * On CUDA, run forward and backward of a step as one CUDA graph: default true. Of HSTU models, with negatives 'uniform' or 'full';
+   * others, and the CPU, run op by op either way. Batches are then padded, to a few shapes; draws are the same ones.
+   */
+  cudaGraphs: boolean
   epochs: number
   /** Users a step. */
   batchSize: number
@@ -34,7 +39,7 @@ export interface TrainOptions extends Required<NextItemLossOptions>, Required<Ad
 const defaults: TrainOptions = {
   ...{ epochs: 101, batchSize: 128, seed: 0, part: 'valid', shuffle: true },
   ...{ evaluateEvery: 1, patience: 0, filterSeen: 'history', checkpointEvery: 500 },
-  ...{ negatives: 'uniform', numNegatives: 128, temperature: 0.05, precision: 'float32' },
+  ...{ negatives: 'uniform', numNegatives: 128, temperature: 0.05, precision: 'float32', cudaGraphs: true },
   ...{
     lr: 1e-3,
     betas: [0.9, 0.98],
@@ -81,5 +86,6 @@ export function trainOptions(options: Partial<TrainOptions>): TrainOptions {
   oneOf('negatives', ['uniform', 'in-batch', 'full'])
   oneOf('filterSeen', ['history', 'all', 'none'])
   oneOf('precision', precisions)
+  if (typeof all.cudaGraphs !== 'boolean') fail('cudaGraphs', 'true or false')
   return all
 }

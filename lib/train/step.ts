@@ -1,5 +1,5 @@
 import { valueAndGrad } from '../autograd.js'
-import { trainBatch } from '../data/batch.js'
+import { type Batch, trainBatch } from '../data/batch.js'
 import type { SequenceDataset } from '../data/dataset.js'
 import { toDevice, toInputs, toTargets } from '../data/inputs.js'
 import { HstuError } from '../errors.js'
@@ -9,6 +9,7 @@ import type { AdamW } from '../optim/adamw.js'
 import type { Philox } from '../philox.js'
 import { scope } from '../tensor.js'
 import type { TrainOptions } from './options.js'
+import type { LossAndGrads, StepGraphs } from './step_graphs.js'
 
 /** What a step reads and changes. */
 export interface StepParts {
@@ -17,6 +18,8 @@ export interface StepParts {
   optimizer: AdamW
   philox: Philox
   options: TrainOptions
+  /** Null: forward and backward are run op by op. */
+  graphs: StepGraphs | null
 }
 
 /** An optimiser step that was put on the device's queue. */
@@ -37,20 +40,13 @@ export interface StepHandle {
  * @throws HstuError ERR_HSTU_OUT_OF_MEMORY naming the step and its size, and whatever an op throws.
  */
 export function enqueueStep(parts: StepParts, users: ArrayLike<number>, step: number, lr: number): StepHandle {
-  const { dataset, model, optimizer, philox, options } = parts
+  const { dataset, model, optimizer, philox, options, graphs } = parts
   const batch = trainBatch(dataset, users, { maxLength: model.config.maxLength, protocol: options.part })
   const tokens = batch.ids.length
   const { offset } = philox
   try {
     return scope(() => {
-      const inputs = toInputs(batch, model.options, model.config.numItems)
-      const { targets, weights } = toTargets(batch, model.options, model.config.numItems)
-      const inBatch = options.negatives === 'in-batch'
-      const negativeIds = inBatch ? toDevice(inBatchNegatives(batch.targets), model.options) : null
-      const { value, grads } = valueAndGrad(model.parameters, () => {
-        const output = model.forward(inputs, philox)
-        return nextItemLoss(output, model.parameters.items!, targets, weights, philox, options, negativeIds)
-      })
+      const { value, grads } = graphs ? graphs.run(batch, philox) : lossAndGrads(parts, batch)
       optimizer.step(grads, lr)
       const loss = value.data().then(data => finite(Number(data[0]), step))
       loss.catch(() => {}) // told to who awaits it
@@ -63,6 +59,17 @@ export function enqueueStep(parts: StepParts, users: ArrayLike<number>, step: nu
     const message = `step ${step} (${size}) was abandoned, nothing has changed; lower batchSize: ${error.message}`
     throw new HstuError('ERR_HSTU_OUT_OF_MEMORY', message, { cause: error })
   }
+}
+
+function lossAndGrads({ model, philox, options }: StepParts, batch: Batch): LossAndGrads {
+  const inputs = toInputs(batch, model.options, model.config.numItems)
+  const { targets, weights } = toTargets(batch, model.options, model.config.numItems)
+  const inBatch = options.negatives === 'in-batch'
+  const negativeIds = inBatch ? toDevice(inBatchNegatives(batch.targets), model.options) : null
+  return valueAndGrad(model.parameters, () => {
+    const output = model.forward(inputs, philox)
+    return nextItemLoss(output, model.parameters.items!, targets, weights, philox, options, negativeIds)
+  })
 }
 
 function finite(loss: number, step: number): number {

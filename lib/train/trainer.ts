@@ -24,6 +24,7 @@ import {
   type TrainState,
 } from './state.js'
 import { enqueueStep, type StepHandle } from './step.js'
+import { StepGraphs } from './step_graphs.js'
 
 export type { TrainEvent } from './events.js'
 export type { StepHandle } from './step.js'
@@ -55,6 +56,7 @@ export class Trainer {
   /** How many later steps may be under way when the event of one is told: 2 on CUDA, 0 on the CPU. */
   readonly lag: number
   readonly #philox: Philox
+  readonly #graphs: StepGraphs | null
   readonly #users: ArrayLike<number>
   /** Parameters at the best evaluation so far. */
   #best: HostTensors | null = null
@@ -77,6 +79,7 @@ export class Trainer {
     this.lag = this.model.parameters.items!.device === 'cpu' ? 0 : 2
     this.optimizer = new AdamW(this.model.parameters, this.options)
     this.#philox = new Philox(BigInt(seed))
+    this.#graphs = StepGraphs.supports(this.model, this.options) ? new StepGraphs(this.model, this.options) : null
     this.state = newState()
   }
 
@@ -143,10 +146,9 @@ export class Trainer {
    * @throws HstuError ERR_HSTU_OUT_OF_MEMORY
    */
   step(users: ArrayLike<number>): StepHandle {
-    const { dataset, model, optimizer, options, state } = this
+    const { state, options } = this
     const lr = learningRate(state.step + 1, this.totalSteps, options)
-    const parts = { dataset, model, optimizer, philox: this.#philox, options }
-    const handle = enqueueStep(parts, users, state.step + 1, lr)
+    const handle = enqueueStep({ ...this, philox: this.#philox, graphs: this.#graphs }, users, state.step + 1, lr)
     state.step += 1
     return handle
   }
@@ -262,11 +264,8 @@ export class Trainer {
   }
 
   #modelContent(metrics: Metrics | null) {
-    return modelContent(this.model, this.setting.model, this.dataset, {
-      options: this.options,
-      epoch: this.state.epoch,
-      metrics,
-    })
+    const origin = { options: this.options, epoch: this.state.epoch, metrics }
+    return modelContent(this.model, this.setting.model, this.dataset, origin)
   }
 
   /** Writes everything that `resume` needs into `<folder>/checkpoint`, once the losses of all steps are in. */
@@ -292,8 +291,9 @@ export class Trainer {
     return { type: 'checkpoint', step: state.step, folder }
   }
 
-  /** Frees model and optimiser. */
+  /** Frees model, optimiser and graphs. */
   dispose(): void {
+    this.#graphs?.dispose()
     this.model.dispose()
     this.optimizer.dispose()
   }

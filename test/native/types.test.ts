@@ -17,7 +17,7 @@ function wrongCalls(x: Tensor): void {
   // @ts-expect-error no such activation
   native.linear(x, null, x, x, null, null, 'swish')
   // @ts-expect-error a number is no bigint
-  native.dropout(x, x, 0.5, 1, 0n)
+  native.dropout(x, x, 0.5, 1, 0n, null)
   // @ts-expect-error no such op
   native.no_such_op(x)
 }

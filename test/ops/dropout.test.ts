@@ -1,7 +1,7 @@
 import { deepStrictEqual, ok, strictEqual } from 'node:assert/strict'
 import { dropout } from '#lib/ops/dropout.js'
 import { scope, Tensor } from '#lib/tensor.js'
-import { describeOp, itOp, normal, sameBits, throwsCode, valuesOf } from '../harness.js'
+import { describeOp, int64, itOp, normal, sameBits, throwsCode, valuesOf } from '../harness.js'
 
 /** Philox4x32-10 from the paper: counter and key as 32-bit words, little end first. */
 function philox(counter: readonly number[], key: readonly number[]): number[] {
@@ -32,6 +32,8 @@ interface Case {
   p: number
   seed: bigint
   offset: bigint
+  /** Part of the offset that a tensor holds. */
+  base?: bigint
 }
 
 describeOp<Case>('dropout', {
@@ -48,9 +50,12 @@ describeOp<Case>('dropout', {
     { name: 'past one task', shape: [3, 5477], p: 0.1, seed: 7n, offset: 99n },
     { name: 'p 0', shape: [7], p: 0, seed: 8n, offset: 0n },
     { name: 'p near 1', shape: [4096], p: 0.999, seed: 9n, offset: 0n },
+    { name: 'offset on the device', shape: [9, 125], p: 0.5, seed: 10n, offset: 8n, base: 2n ** 40n },
   ],
-  inputs: ({ shape }, random) => ({ x: normal(random, shape) }),
-  run: (t, { p, seed, offset }) => dropout(t.x!, p, { seed, offset }),
+  inputs: ({ shape, base }, random) => ({ x: normal(random, shape), base: base === undefined ? null : int64([base]) }),
+  run: (t, { p, seed, offset, base = 0n }) => {
+    return dropout(t.x!, p, { seed, offset: offset - base, base: t.base ?? null })
+  },
   reference: (x, { p, seed, offset }) => {
     const words = draw(x.x!.length, seed, offset)
     return [x.x!.map((value, i) => (words[i]! >= Math.floor(p * 2 ** 32) ? value / (1 - p) : 0))]

@@ -11,6 +11,8 @@ interface Case {
   affine?: boolean
   concat?: boolean
   dropout?: number
+  /** Part of the offset that a tensor holds. */
+  base?: bigint
 }
 
 const position = { seed: 0x1234_5678_9abc_def0n, offset: 77n }
@@ -23,8 +25,9 @@ describeOp<Case>('norm_gate_linear', {
     { name: 'two heads of 25', T: 9, d: 50, H: 2, V: 25, bias: true },
     { name: 'concat, affine', T: 11, d: 32, H: 2, V: 8, bias: true, affine: true, concat: true },
     { name: 'concat, affine, dropout', T: 97, d: 17, H: 3, V: 7, bias: true, affine: true, concat: true, dropout: 0.5 },
+    { name: 'offset on the device', T: 33, d: 16, H: 1, V: 16, bias: true, dropout: 0.2, base: 70n },
   ],
-  inputs: ({ T, d, H, V, bias, affine, concat }, random) => ({
+  inputs: ({ T, d, H, V, bias, affine, concat, base }, random) => ({
     x: normal(random, [T, d]),
     u: normal(random, [T, H, V]),
     o: normal(random, [T, H, V]),
@@ -32,10 +35,12 @@ describeOp<Case>('norm_gate_linear', {
     bias: bias ? normal(random, [d]) : null,
     normWeight: affine ? normal(random, [H * V]) : null,
     normBias: affine ? normal(random, [H * V]) : null,
+    base: base === undefined ? null : { shape: [1], data: BigInt64Array.of(base), kind: 'int64' },
   }),
-  run: (t, { concat = false, dropout = 0 }) => {
+  run: (t, { concat = false, dropout = 0, base = 0n }) => {
     const { bias = null, normWeight = null, normBias = null } = t
-    return normGateLinear(t.x!, t.u!, t.o!, t.w!, { bias, normWeight, normBias, concat, dropout, position })
+    const at = { ...position, offset: position.offset - base, base: t.base ?? null }
+    return normGateLinear(t.x!, t.u!, t.o!, t.w!, { bias, normWeight, normBias, concat, dropout, position: at })
   },
   reference: (x, { T, d, H, V, concat = false, dropout = 0 }) => {
     const width = H * V

@@ -27,6 +27,8 @@ interface Case {
   ids?: 'drawn' | 'given' | 'shared'
   weights?: 'fractional' | 'zero'
   scale?: number
+  /** Part of the offset that a tensor holds. */
+  base?: bigint
   options?: Pick<SampledSoftmaxLossOptions, 'firstId' | 'normalizeItems' | 'temperature' | 'eps' | 'seed' | 'offset'>
 }
 
@@ -110,6 +112,7 @@ function inputs(c: Case, random: Random) {
       c.ids && c.ids !== 'drawn'
         ? int64(Array.from({ length: count }, item), c.ids === 'shared' ? [c.R] : [c.T, c.R])
         : null,
+    base: c.base === undefined ? null : int64([c.base]),
   }
 }
 
@@ -117,6 +120,7 @@ function run(t: Record<string, Tensor>, c: Case): Tensor {
   const given = { weights: t.weights ?? null, negativeIds: t.negatives ?? null }
   return sampledSoftmaxLoss(t.query!, t.table!, t.positives!, {
     ...c.options,
+    ...(t.base ? { offset: (c.options?.offset ?? 0n) - c.base!, base: t.base } : {}),
     ...given,
     ...(given.negativeIds ? {} : { numNegatives: c.R }),
   })
@@ -131,6 +135,7 @@ describeOp<Case>('sampled_softmax_loss', {
     { name: 'drawn, R not a multiple of four', T: 9, I: 11, d: 7, R: 5, options: { seed: 5n, offset: 1n } },
     { name: 'drawn, ml-1m shape', T: 131, I: 40, d: 50, R: 128, options: { seed: -2n, offset: 2n ** 40n } },
     { name: 'drawn, a counter that wraps', T: 3, I: 50, d: 5, R: 150, options: { seed: 2n ** 62n, offset: -3n } },
+    { name: 'drawn, offset on the device', T: 31, I: 40, d: 50, R: 12, options: { seed: 8n, offset: 3n }, base: -4n },
     { name: 'rows of more than one register block', T: 20, I: 30, d: 72, R: 67 },
     { name: 'given', T: 13, I: 9, d: 16, R: 6, ids: 'given' },
     { name: 'shared, past a chunk and a row block', T: 101, I: 60, d: 33, R: 300, ids: 'shared' },
