@@ -4,7 +4,7 @@ import { type HstuAttentionOptions, hstuAttention } from '../ops/hstu_attention.
 import { normGateLinear } from '../ops/norm_gate_linear.js'
 import { normLinearSilu } from '../ops/norm_linear_silu.js'
 import type { Random } from '../random.js'
-import { dtypeBytes, type Tensor, type TensorOptions } from '../tensor.js'
+import { type Dtype, dtypeBytes, type Tensor, type TensorOptions } from '../tensor.js'
 import { normal, ones, uniform, xavierUniform, zeros } from './init.js'
 import type { Noise, TokenInputs } from './inputs.js'
 
@@ -99,51 +99,70 @@ export class HstuLayer {
     }
   }
 
+  /** The parameters in the dtype of an input; beside 16-bit scores the bias tables stay float32. */
+  weights(dtype: Dtype): Record<string, Tensor> {
+    const { positionBias: _, timeBias: __, ...dense } = this.parameters
+    return dtypeBytes[dtype] < 4 ? { ...this.parameters, ...castAll(dense, dtype) } : castAll(this.parameters, dtype)
+  }
+
   /**
    * @param x [T, d]; the parameters are taken in its dtype
-   * @param cached keys and values of the tokens before these, and where those of these are kept
-   * @param asked the rows that the layer's output is wanted of; default all
+   * @returns [T, d]
+   */
+  forward(x: Tensor, inputs: TokenInputs, noise: Noise): Tensor {
+    const p = this.weights(x.dtype)
+    const { u, v, q, k } = this.#project(x, p)
+    const o = hstuAttention(q, k, v, this.#attention(p, inputs, inputs.queryTimes))
+    return this.#close(x, u, o, p, noise)
+  }
+
+  /**
+   * Inference over what is cached: keys and values of all rows of x are given to `cached`, the output is made of the rows asked alone.
+   * @param x [T, d]
+   * @param p of {@link weights}
+   * @param asked default all rows
    * @returns [T, d], or [R, d] of the R rows asked
    */
-  forward(
-    x: Tensor,
-    inputs: TokenInputs,
-    noise: Noise,
-    cached: CachedHistory | null = null,
-    asked: AskedRows | null = null,
-  ): Tensor {
-    const { heads, qkDim, vDim, paddedLength, activation = 'silu', siluAll = true, concat = false } = this.config
-    // Beside 16-bit scores the bias tables stay float32.
-    const { positionBias: _, timeBias: __, ...dense } = this.parameters
-    const half = dtypeBytes[x.dtype] < 4
-    const p = half ? { ...this.parameters, ...castAll(dense, x.dtype) } : castAll(this.parameters, x.dtype)
-    const { u, v, q, k } = normLinearSilu(x, p.uvqk!, {
+  resume(x: Tensor, inputs: TokenInputs, p: Record<string, Tensor>, cached: CachedHistory, asked: AskedRows | null) {
+    const { u, v, q, k } = this.#project(x, p)
+    cached.append(k, v)
+    const wanted = (rows: Tensor) => (asked ? takeRows(rows, asked.rows) : rows)
+    const o = hstuAttention(wanted(q), k, v, {
+      ...this.#attention(p, inputs, asked ? asked.queryTimes : inputs.queryTimes),
+      ...(asked ? { qOffsets: asked.offsets } : {}),
+      ...(cached.paged ? { paged: cached.paged } : {}),
+    })
+    return this.#close(wanted(x), wanted(u), o, p, null)
+  }
+
+  #project(x: Tensor, p: Record<string, Tensor>) {
+    const { heads, qkDim, vDim, siluAll = true } = this.config
+    return normLinearSilu(x, p.uvqk!, {
       ...{ heads, qkDim, vDim, siluAll, bias: p.uvqkBias ?? null },
       ...{ normWeight: p.inputNormWeight ?? null, normBias: p.inputNormBias ?? null },
     })
-    cached?.append(k, v)
-    const wanted = (rows: Tensor) => (asked ? takeRows(rows, asked.rows) : rows)
-    const residual = wanted(x)
-    const queryTimes = asked ? asked.queryTimes : inputs.queryTimes
-    const o = hstuAttention(wanted(q), k, v, {
-      ...{ seqOffsets: inputs.seqOffsets, maxSeqLen: inputs.maxSeqLen, activation },
+  }
+
+  #attention(p: Record<string, Tensor>, inputs: TokenInputs, queryTime: Tensor | null): HstuAttentionOptions {
+    const { qkDim, paddedLength, activation = 'silu', contextualFull = false } = this.config
+    const { positionBias: posW, timeBias: timeW } = p
+    return {
+      ...{ seqOffsets: inputs.seqOffsets, maxSeqLen: inputs.maxSeqLen, activation, contextualFull },
       alpha: this.config.alpha ?? (activation === 'silu' ? 1 : 1 / Math.sqrt(qkDim)),
       scale: 1 / paddedLength,
       ...{ numTargets: inputs.numTargets ?? null, contextual: inputs.contextual ?? 0 },
-      contextualFull: this.config.contextualFull ?? false,
-      ...(p.positionBias ? { posW: p.positionBias } : {}),
-      ...(p.timeBias && inputs.times && queryTimes
-        ? { timeW: p.timeBias, queryTime: queryTimes, keyTime: inputs.times }
-        : {}),
-      ...(asked ? { qOffsets: asked.offsets } : {}),
-      ...(cached?.paged ? { paged: cached.paged } : {}),
-    })
-    const inner = (concat ? 3 : 1) * heads * vDim
+      ...(posW ? { posW } : {}),
+      ...(timeW && inputs.times && queryTime ? { timeW, queryTime, keyTime: inputs.times } : {}),
+    }
+  }
+
+  #close(x: Tensor, u: Tensor, o: Tensor, p: Record<string, Tensor>, noise: Noise): Tensor {
+    const { heads, vDim, concat = false } = this.config
     const dropout = noise ? this.config.linearDropout : 0
-    return normGateLinear(residual, wanted(u), o, p.output!, {
+    return normGateLinear(x, u, o, p.output!, {
       ...{ bias: p.outputBias!, concat, dropout },
       ...{ normWeight: p.outputNormWeight ?? null, normBias: p.outputNormBias ?? null },
-      ...(noise && dropout > 0 ? { position: noise.draw(residual.shape[0]! * inner) } : {}),
+      ...(noise && dropout > 0 ? { position: noise.draw(x.shape[0]! * (concat ? 3 : 1) * heads * vDim) } : {}),
     })
   }
 }

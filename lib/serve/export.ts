@@ -86,7 +86,7 @@ async function exportRanker(run: string, requests: string, out: string): Promise
         vocabularies: vocabularies.map((ids, f) => ids && new Vocabulary(`${f}`, ids)),
       }
       const limits = { ...schema, maxHistory, maxCandidates: Infinity }
-      const logits = trainingLogits(trainer, checkRequest(request, limits), encoder, schema)
+      const logits = trainingLogits(trainer, [checkRequest(request, limits)], encoder, schema)
       const model = modelName(checkpoint.step)
       const { seed: _, ...tableConfig } = trainer.table?.config ?? { dim: config.dim }
       await writeBundle<RankerManifest>(

@@ -46,7 +46,7 @@ describe('a bundle', () => {
     expect(model).toBe('test-1')
     const parts = makeRanker(bundle as never)
     const encoder = { config: parts.model.config, vocabularies: bundle.vocabularies, unknownIds: 'error' as const }
-    const logits = trainingLogits(parts, wireOf(golden.request), encoder, schema)
+    const logits = trainingLogits(parts, [wireOf(golden.request)], encoder, schema)
     expect(Array.from(logits)).toEqual(golden.logits)
     parts.model.dispose()
     expect(memory()).toEqual(before)
