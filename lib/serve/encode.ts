@@ -1,6 +1,7 @@
 import { vocabularyBases } from '../data/ranking/ranker_inputs.js'
 import { HstuError } from '../errors.js'
 import type { GenerativeRankerConfig } from '../models/generative_ranker.js'
+import type { BaseRates } from './base_rates.js'
 import type { WireRequest } from './request.js'
 import type { Vocabulary } from './vocabulary.js'
 import { Words } from './words.js'
@@ -13,6 +14,8 @@ export interface Encoder {
   config: GenerativeRankerConfig
   vocabularies: readonly (Vocabulary | null)[]
   unknownIds: UnknownIds
+  /** What the logits stand on; null where they stand on nothing. */
+  rates?: BaseRates | null
 }
 
 /** Columns of `EncodedRequest.history`. */
@@ -31,6 +34,8 @@ export interface EncodedRequest {
   candidates: BigInt64Array
   /** [m] seconds */
   candidateTimes: BigInt64Array
+  /** [m, K] what is added to the candidates' logits; null for nothing. */
+  base: Float32Array | null
   /** Ids that were not known. */
   unknown: number
 }
@@ -87,7 +92,9 @@ export function encodeRequest(request: WireRequest, encoder: Encoder): EncodedRe
     t++
   }
   const none = interleave ? -1 : 0
-  token(0, numberOf(0, request.user, 'user', -1), none, -1)
+  // A model that knows no users may stand on their rates.
+  const user = numberOf(0, request.user, 'user', -1)
+  token(0, config.vocabulary.users > 0 ? user : 0, none, -1)
   context.forEach((id, c) => {
     token(c + 1, id === null ? 0 : numberOf(c + 1, id, 'context', c), none, -1)
   })
@@ -97,14 +104,16 @@ export function encodeRequest(request: WireRequest, encoder: Encoder): EncodedRe
     token(item + s, numberOf(item + s, items[i]!, 'history.items', i), interleave ? -1 : bits, i)
     if (interleave && s === 0) token(-1, 0, bits, i)
   }
-  const targets = new Words(candidates.length)
+  const [targets, numbers] = [new Words(candidates.length), new Int32Array(candidates.length)]
   const { low, high } = bases[item]!
-  for (let m = 0; m < candidates.length; m++)
-    targets.put(m, low + numberOf(item, candidates[m]!, 'candidates', m), high)
+  for (let m = 0; m < candidates.length; m++) {
+    numbers[m] = numberOf(item, candidates[m]!, 'candidates', m)
+    targets.put(m, low + numbers[m]!, high)
+  }
   return {
     ...{ history: tokens.values, start: request.start, unknown },
     ...{ content: columns.content.values, actions: columns.actions.values, times: columns.times.values },
-    candidates: targets.values,
+    ...{ candidates: targets.values, base: encoder.rates?.of(user, numbers) ?? null },
     candidateTimes: new BigInt64Array(candidates.length).fill(request.time),
   }
 }

@@ -15,10 +15,11 @@ function requestBatch(request: WireRequest, { config, vocabularies }: Encoder, s
   const numberOf = (f: number, id: string | bigint | null) =>
     BigInt(id === null ? 0 : (vocabularies[f]?.numberOf(id) ?? 0))
   const item = 1 + config.vocabulary.contextual.length
+  const user = config.vocabulary.users > 0 ? numberOf(0, request.user) : 0n
   const zeros = { taken: new Int32Array(T), pending: new Int32Array(T), requests: new Int32Array(T).fill(-1) }
   return {
     schema: { ...schema, values: [] },
-    ...{ requests: Int32Array.of(0), requestIds: [''], users: BigInt64Array.of(numberOf(0, request.user)) },
+    ...{ requests: Int32Array.of(0), requestIds: [''], users: BigInt64Array.of(user) },
     times: BigInt64Array.of(request.time),
     contextual: BigInt64Array.from({ length: C }, (_, c) => numberOf(c + 1, context[c]!)),
     history: {

@@ -4,7 +4,8 @@ import { computeDtype } from '../layers/precision.js'
 import type { GenerativeRanker } from '../models/generative_ranker.js'
 import { native } from '../native.js'
 import { dtypeBytes } from '../tensor.js'
-import { type LoadedBundle, makeRanker, type RankerManifest } from './bundle.js'
+import { onTop } from './base_rates.js'
+import { type LoadedBundle, makeRanker, makeRates, type RankerManifest } from './bundle.js'
 import { chooseDevice } from './device.js'
 import { type EncodedRequest, type Encoder, encodeRequest, historyTokens, TOKEN_COLUMNS } from './encode.js'
 import { Falcon, type Scored, whyNotCacheable } from './falcon.js'
@@ -110,7 +111,7 @@ export class RankHost implements Host {
         ...(options.cacheTtlMs === null ? {} : { ttlMs: options.cacheTtlMs }),
       })
       this.#falcon = new Falcon(model, table, PAGE_SIZE, pages)
-      this.#encoder = { config, vocabularies, unknownIds: options.unknownIds }
+      this.#encoder = { config, vocabularies, unknownIds: options.unknownIds, rates: makeRates(bundle) }
       this.#microbatch = options.microbatch
       this.info = {
         ...{ model: manifest.model, device, schema, maxHistory, base, perRow, cacheOff: whyNotCacheable(config) },
@@ -144,9 +145,10 @@ export class RankHost implements Host {
     const { logits } = await this.#falcon.score([{ request, pages, cached: 0, stored: 0 }], { microbatch: 3 })
     const tolerance = GOLDEN_TOLERANCE[this.info.device === 'cpu' ? 'float32' : precision]
     const same = (found: number, wanted: number) => Math.abs(found - wanted) <= tolerance * (1 + Math.abs(wanted))
-    const wrong = golden.logits.findIndex((wanted, i) => !same(logits[0]![i]!, wanted))
+    const found = onTop(logits[0]!, request.base)
+    const wrong = golden.logits.findIndex((wanted, i) => !same(found[i]!, wanted))
     check(wrong < 0, 'ERR_HSTU_CHECKPOINT', () => {
-      return `${folder}/manifest.json: json.golden.logits[${wrong}]: the model gives ${logits[0]![wrong]}, expected ${golden.logits[wrong]}`
+      return `${folder}/manifest.json: json.golden.logits[${wrong}]: the model gives ${found[wrong]}, expected ${golden.logits[wrong]}`
     })
   }
 
@@ -262,7 +264,12 @@ export class RankHost implements Host {
     for (const { waiting: one, request } of waiting) {
       const end = first + request.candidates.length * K
       const reply: RankReply = {
-        ...{ logits: logits[g]!.slice(first, end), model: this.info.model, batch, unknown: request.unknown },
+        ...{
+          logits: onTop(logits[g]!.slice(first, end), request.base),
+          model: this.info.model,
+          batch,
+          unknown: request.unknown,
+        },
         ...{ history, cached, state },
       }
       first = end

@@ -114,7 +114,16 @@ export async function writeTestBundle(folder: string, form: Partial<GenerativeRa
     await writeBundle<RankerManifest>(
       folder,
       {
-        ...{ type: 'ranker', model, architecture, precision: 'float32', schema, maxHistory: 100, table: null },
+        ...{
+          type: 'ranker',
+          model,
+          architecture,
+          precision: 'float32',
+          schema,
+          maxHistory: 100,
+          table: null,
+          rates: null,
+        },
         golden: { request, logits },
       },
       { tensors: { model: parts.model.parameters }, vocabularies: vocabularyIds },
