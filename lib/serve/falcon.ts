@@ -131,16 +131,19 @@ export class Falcon {
     const end = ({ request }: Slot, first: number) => Math.min(first + microbatch, request.candidates.length)
     const parts = slots.map((slot, index): Part => ({ slot, index, from: slot.cached, first: 0, end: end(slot, 0) }))
     const pending: Promise<void>[] = []
-    const take = (done: readonly Part[], read: Promise<ArrayLike<number>>) => {
+    const take = (done: readonly Part[], read: Promise<Float32Array>) => {
       const placed = read.then(data => place(done, data))
       placed.catch(() => {}) // told where it is awaited
       pending.push(placed)
       return placed
     }
-    const place = (done: readonly Part[], data: ArrayLike<number>) => {
+    const place = (done: readonly Part[], data: Float32Array) => {
       let row = 0
-      for (const { index, first, end } of done)
-        for (let i = first * K; i < end * K; i++) logits[index]![i] = data[row++]!
+      for (const { index, first, end } of done) {
+        const count = (end - first) * K
+        logits[index]!.set(data.subarray(row, row + count), first * K)
+        row += count
+      }
     }
     const timed = take(parts, this.#pass(parts)).then(() => {
       first = performance.now()

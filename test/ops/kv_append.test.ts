@@ -249,6 +249,7 @@ const dims = [
   { D: 16, V: 16 },
   { D: 25, V: 32 },
   { D: 64, V: 20 },
+  { D: 128, V: 96 },
 ]
 for (const [name, attention] of Object.entries(kinds))
   for (const device of ['cpu', 'cuda'] as const) {

@@ -29,6 +29,7 @@ export const forms: Record<string, Partial<GenerativeRankerConfig>> = {
   'added, positions': { fusion: 'add', positions: 700 },
   'no bias, one layer': { positionBias: false, timeBias: false, layers: 1 },
   'wide heads': { heads: 1, qkDim: 16, vDim: 8 },
+  'heads of 64': { layers: 2, heads: 2, qkDim: 64, vDim: 64 },
   'hash embeddings': { embeddings: 'hash' },
   'many actions, added': { actions: 12, fusion: 'add' },
   'contextual tokens see the history: cached within a request': { contextualFull: true },
