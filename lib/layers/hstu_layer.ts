@@ -1,10 +1,12 @@
 import { castAll } from '../ops/cast.js'
 import { embedding } from '../ops/embedding.js'
 import { type HstuAttentionOptions, hstuAttention } from '../ops/hstu_attention.js'
+import { layerNorm } from '../ops/layer_norm.js'
+import { linear } from '../ops/linear.js'
 import { normGateLinear } from '../ops/norm_gate_linear.js'
 import { normLinearSilu } from '../ops/norm_linear_silu.js'
 import type { Random } from '../random.js'
-import { type Dtype, dtypeBytes, type Tensor, type TensorOptions } from '../tensor.js'
+import { type Dtype, dtypeBytes, Tensor, type TensorOptions } from '../tensor.js'
 import { normal, ones, uniform, xavierUniform, zeros } from './init.js'
 import type { Noise, TokenInputs } from './inputs.js'
 
@@ -62,6 +64,15 @@ export function takeRows(x: Tensor, rows: Tensor): Tensor {
   const [T, ...rest] = x.shape
   const width = rest.reduce((a, b) => a * b, 1)
   return embedding(x.view([T!, width]), rows).view([rows.size, ...rest])
+}
+
+/** Columns of x [rows, n] or [n], by way of the host. */
+function columnsOf(x: Tensor, first: number, width: number): Tensor {
+  const [rows, n] = [x.size / x.shape.at(-1)!, x.shape.at(-1)!]
+  const all = x.dataSync()
+  const data = all.slice(0, rows * width)
+  for (let r = 0; r < rows; r++) data.set(all.subarray(r * n + first, r * n + first + width) as never, r * width)
+  return Tensor.from(data, [...x.shape.slice(0, -1), width], x)
 }
 
 /**
@@ -124,15 +135,47 @@ export class HstuLayer {
    * @returns [T, d], or [R, d] of the R rows asked
    */
   resume(x: Tensor, inputs: TokenInputs, p: Record<string, Tensor>, cached: CachedHistory, asked: AskedRows | null) {
-    const { u, v, q, k } = this.#project(x, p)
+    const { u, v, q, k } = asked ? this.#projectAsked(x, p, asked) : this.#project(x, p)
     cached.append(k, v)
-    const wanted = (rows: Tensor) => (asked ? takeRows(rows, asked.rows) : rows)
-    const o = hstuAttention(wanted(q), k, v, {
+    const o = hstuAttention(q, k, v, {
       ...this.#attention(p, inputs, asked ? asked.queryTimes : inputs.queryTimes),
       ...(asked ? { qOffsets: asked.offsets } : {}),
       ...(cached.paged ? { paged: cached.paged } : {}),
     })
-    return this.#close(wanted(x), wanted(u), o, p, null)
+    return this.#close(asked ? takeRows(x, asked.rows) : x, u, o, p, null)
+  }
+
+  /** k and v of all rows, u and q of those asked; where these are few, nothing else is computed. */
+  #projectAsked(x: Tensor, p: Record<string, Tensor>, { rows }: AskedRows) {
+    const { heads, siluAll = true } = this.config
+    if (!p.uvqk_u || 2 * rows.size > x.shape[0]!) {
+      const { u, v, q, k } = this.#project(x, p)
+      return { u: takeRows(u, rows), v, q: takeRows(q, rows), k }
+    }
+    const { inputNormWeight: weight = null, inputNormBias: bias = null } = p
+    const norm = layerNorm(x, { weight, bias })
+    const few = takeRows(norm, rows)
+    const part = (name: 'u' | 'v' | 'q' | 'k', of: Tensor) => {
+      const w = p[`uvqk_${name}`]!
+      const activation = siluAll || name === 'u' ? 'silu' : 'none'
+      const y = linear(of, w, { bias: p[`uvqkBias_${name}`] ?? null, activation })
+      return y.view([of.shape[0]!, heads, w.shape[1]! / heads])
+    }
+    return { u: part('u', few), v: part('v', norm), q: part('q', few), k: part('k', norm) }
+  }
+
+  /** The columns of the first projection by what they make, for rows of which not all is wanted. @param p of {@link weights} */
+  splitWeights(p: Record<string, Tensor>): Record<string, Tensor> {
+    const { heads, vDim, qkDim } = this.config
+    const widths = { u: heads * vDim, v: heads * vDim, q: heads * qkDim, k: heads * qkDim }
+    const parts: Record<string, Tensor> = {}
+    let column = 0
+    for (const [name, width] of Object.entries(widths)) {
+      for (const of of ['uvqk', 'uvqkBias'] as const)
+        if (p[of]) parts[`${of}_${name}`] = columnsOf(p[of], column, width)
+      column += width
+    }
+    return parts
   }
 
   #project(x: Tensor, p: Record<string, Tensor>) {

@@ -75,6 +75,8 @@ export class RankerInference {
     const made = unscoped(() =>
       scope(() => {
         const layers = modules.layers.map(layer => layer.weights(this.dtype))
+        const last = layers.length - 1
+        layers[last] = { ...layers[last], ...modules.layers[last]!.splitWeights(layers[last]!) }
         const encoders = { content: modules.content.weights(this.dtype), action: modules.action.weights(this.dtype) }
         const content =
           rows <= MOST_ROWS[(options.device ?? 'cpu') === 'cpu' ? 'cpu' : 'cuda']

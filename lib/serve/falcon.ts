@@ -4,7 +4,7 @@ import { RankerInference } from '../models/ranker_inference.js'
 import { native } from '../native.js'
 import { embedding } from '../ops/embedding.js'
 import { scope, Tensor, unscoped } from '../tensor.js'
-import { historyTokens } from './encode.js'
+import { type EncodedRequest, historyTokens, TOKEN_COLUMNS } from './encode.js'
 import { bindPass, bucketOf, fillPass, type Part, type PassShape, partRows, type Slot, shapeOf } from './pass.js'
 import { PassGraphs } from './pass_graphs.js'
 
@@ -38,6 +38,9 @@ export interface Scored {
 const MOST_SLOTS = 1024
 /** Tokens of a pass that is launched as a graph: what has more takes longer on the device than the host takes to launch it. */
 const GRAPH_TOKENS = 4096
+/** Requests whose graphs are captured when a model is loaded. */
+const WARM_CANDIDATES = [64, 256, 1024]
+const WARM_FRESH = [2, 40]
 
 /**
  * M-FALCON (Zhai et al. 2024, section 3.4 and appendix H): a request's candidates are scored in microbatches, the first of which computes
@@ -198,6 +201,34 @@ export class Falcon {
     const made = this.#inference.run(inputs, layers, known)
     if (!known) native.cast([this.#states.rows(0, shape.sequences)], [made.states])
     return made.logits
+  }
+
+  /**
+   * Captures the graphs of what is asked most: one user with a cached history of up to `tokens` tokens, and few new ones. For pages that
+   * nobody has: they are written.
+   */
+  async warmUp(tokens: number): Promise<void> {
+    if (!this.#graphs) return
+    for (let next = 512; ; next *= 2) {
+      const h = Math.min(next, tokens)
+      const pages = Int32Array.from({ length: Math.ceil(h / this.pageSize) }, (_, k) => k)
+      for (const fresh of WARM_FRESH.filter(fresh => fresh < h))
+        for (const candidates of WARM_CANDIDATES) {
+          const [row, asked] = [new BigInt64Array(h), new BigInt64Array(candidates)]
+          const request: EncodedRequest = {
+            ...{ history: new BigInt64Array(TOKEN_COLUMNS * h), content: row, actions: row, times: row, start: 0 },
+            ...{ candidates: asked, candidateTimes: asked, base: null, unknown: 0 },
+          }
+          const stored = h - fresh
+          await this.score([{ request, pages, stored, cached: stored }], { microbatch: candidates })
+        }
+      if (h === tokens) return
+    }
+  }
+
+  /** Gives back what is kept for later passes. */
+  trim(): void {
+    this.#graphs?.dispose()
   }
 
   /** Frees the pages and all that was made for passes. */

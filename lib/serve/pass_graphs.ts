@@ -1,5 +1,5 @@
 import { captureGraph, type Graph } from '../graph.js'
-import { type Device, Tensor, unscoped } from '../tensor.js'
+import { type Device, scope, Tensor, unscoped } from '../tensor.js'
 import type { PassShape, PassValues } from './pass.js'
 
 interface Captured {
@@ -37,7 +37,7 @@ export class PassGraphs {
     if (found) {
       this.#graphs.delete(key)
       this.#graphs.set(key, found)
-      found.words.rows(0, used).write(words.subarray(0, used))
+      scope(() => found.words.rows(0, used).write(words.subarray(0, used)))
       found.numbers.write(numbers)
       return found.graph.replay()
     }

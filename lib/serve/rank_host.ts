@@ -17,6 +17,8 @@ import type { Waiting } from './queue.js'
 import { checkRequest, type WireIds, type WireRequest } from './request.js'
 import { joined } from './words.js'
 
+/** b by default: on CUDA what fills the device. */
+const MICROBATCH = { cpu: 1024, cuda: 4096 } as const
 /** S, tokens of a page: a power of two that the attention's key tiles divide. */
 const PAGE_SIZE = 64
 const MIB = 2 ** 20
@@ -112,7 +114,7 @@ export class RankHost implements Host {
       })
       this.#falcon = new Falcon(model, table, PAGE_SIZE, pages)
       this.#encoder = { config, vocabularies, unknownIds: options.unknownIds, rates: makeRates(bundle) }
-      this.#microbatch = options.microbatch
+      this.#microbatch = options.microbatch ?? MICROBATCH[device === 'cpu' ? 'cpu' : 'cuda']
       this.info = {
         ...{ model: manifest.model, device, schema, maxHistory, base, perRow, cacheOff: whyNotCacheable(config) },
         tasks: config.tasks.map(task => ({ name: task.name, kind: task.kind })),
@@ -130,6 +132,7 @@ export class RankHost implements Host {
     try {
       progress('golden', 3, 4)
       await host.#verify(bundle)
+      await host.#falcon.warmUp(host.info.base + host.info.perRow * host.info.maxHistory)
       progress('ready', 4, 4)
       return host
     } catch (error) {
@@ -160,6 +163,7 @@ export class RankHost implements Host {
     } catch (error) {
       if (!(error instanceof HstuError) || error.code !== 'ERR_HSTU_OUT_OF_MEMORY') throw error
       // Give back what is kept unused, and try once more, one by one.
+      this.#falcon.trim()
       native.trim(this.info.device)
       for (const group of groups)
         try {
