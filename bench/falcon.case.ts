@@ -153,7 +153,6 @@ async function rowsOf(run: Run): Promise<Row[]> {
         wall,
       }
       rows.push(withPeers(row, {}, run, c.cached === 0 && !bias ? key : undefined))
-      process.stdout.write(`${JSON.stringify(rows.at(-1))}\n`)
     }
     if (!small || options.save) rows.push(...(await manyRows(run, model, small, bias)))
     inference.dispose()
@@ -194,7 +193,6 @@ async function manyRows(
       hstu: wall,
       MiB: round(used / 2 ** 20),
     })
-    process.stdout.write(`${JSON.stringify(rows.at(-1))}\n`)
   }
   return rows
 }

@@ -19,7 +19,8 @@ struct Terms {
 
 // A row of y belongs to 1, 2, 4 .. 32 neighbouring lanes, as many as it has vectors of kCount elements.
 template <typename T, int kCount>
-__global__ void __launch_bounds__(kThreads) embedding_sum_kernel(T* y, const __grid_constant__ Terms<T> terms, int64_t rows, int64_t d, int lanes) {
+__global__ void __launch_bounds__(kThreads)
+    embedding_sum_kernel(T* y, const __grid_constant__ Terms<T> terms, int64_t rows, int64_t d, int lanes) {
   int lane = threadIdx.x % lanes, rows_a_block = kThreads / lanes;
   int64_t step = int64_t(gridDim.x) * rows_a_block;
   for (int64_t t = int64_t(blockIdx.x) * rows_a_block + threadIdx.x / lanes; t < rows; t += step) {
@@ -71,8 +72,8 @@ void embedding_sum(Tensor& y, TensorList tables, TensorList ids, Stream stream) 
     pick_vector<T>(wide, [&](auto kCount) {
       int lanes = 1;
       while (lanes < 32 && lanes * kCount < d) lanes *= 2;
-      launch(embedding_sum_kernel<T, kCount>, blocks_for(rows, kThreads / lanes, 1 << 20), dim3(kThreads), 0, stream, y.as<T>(), terms, rows, d,
-             lanes);
+      launch(embedding_sum_kernel<T, kCount>, blocks_for(rows, kThreads / lanes, 1 << 20), dim3(kThreads), 0, stream, y.as<T>(), terms,
+             rows, d, lanes);
     });
   });
 }

@@ -219,8 +219,8 @@ __device__ __forceinline__ void load_tiles(Shared<T, kDim, kMode>& shared, const
   }
 }
 
-// The same where history stands in pages. The copy engine brings boxes of kBox keys; a tile of which some box is partly in a page and partly
-// in the rows of k and v comes row by row, by the warp.
+// The same where history stands in pages. The copy engine brings boxes of kBox keys; a tile of which some box is partly in a page and
+// partly in the rows of k and v comes row by row, by the warp.
 template <typename T, int kDim, Mode kMode>
 __device__ __forceinline__ void load_paged_tiles(Shared<T, kDim, kMode>& shared, const CUtensorMap& q_map, const CUtensorMap& k_map,
                                                  const CUtensorMap& v_map, const PageMaps& pages, const Call<T>& p) {

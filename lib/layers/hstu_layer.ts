@@ -164,11 +164,16 @@ export class HstuLayer {
     return { u: part('u', few), v: part('v', norm), q: part('q', few), k: part('k', norm) }
   }
 
-  /** The columns of the first projection by what they make, for rows of which not all is wanted. @param p of {@link weights} */
+  /**
+   * The columns of the first projection by what they make, for rows of which not all is wanted; none where they are not whole vectors, and a
+   * product of some of them might take another kernel than that of all.
+   * @param p of {@link weights}
+   */
   splitWeights(p: Record<string, Tensor>): Record<string, Tensor> {
     const { heads, vDim, qkDim } = this.config
     const widths = { u: heads * vDim, v: heads * vDim, q: heads * qkDim, k: heads * qkDim }
     const parts: Record<string, Tensor> = {}
+    if (widths.v % 8 !== 0 || widths.k % 8 !== 0) return parts
     let column = 0
     for (const [name, width] of Object.entries(widths)) {
       for (const of of ['uvqk', 'uvqkBias'] as const)
