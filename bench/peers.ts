@@ -9,7 +9,7 @@ type Key = Record<string, number | string>
 export type PeerRow = Record<string, Value | string | null>
 
 const names = [
-  ...['fa2', 'fa2_nested', 'cudnn', 'fbgemm', 'meta', 'cublas', 'pytorch', 'value'],
+  ...['fa2', 'fa2_nested', 'cudnn', 'fbgemm', 'meta', 'cublas', 'pytorch', 'pytorch_graph', 'value'],
   ...['transformer_fa2', 'hstu_pytorch_full', 'hstu_pytorch_raw', 'hstu_pytorch_sl16'],
 ]
 

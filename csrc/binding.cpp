@@ -46,6 +46,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   HSTU_BIND(dropout)
   HSTU_BIND(embedding)
   HSTU_BIND(embedding_backward)
+  HSTU_BIND(embedding_sum)
   HSTU_BIND(position_embedding)
   HSTU_BIND(position_embedding_backward)
   HSTU_BIND(multi_hot_embedding)

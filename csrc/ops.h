@@ -82,10 +82,11 @@ HSTU_OP(hstu_attention_backward, Tensor& dq, Tensor& dk, Tensor& dv, Tensor* dpo
 
 // Puts the rows of new tokens after those that the pages hold: row r of sequence b goes to position kv_lengths[b] + r.  k [T, H, D],
 // v [T, H, V], jagged by seq_offsets. kv_pages in place: no other slot is written, nor a column of a slot beyond D of K and V of V.
+// counts int32 [B] or null: only the first counts[b] rows of a sequence are new, at most those that it has.
 // A page outside the tensor, a sequence with too few pages or one page written twice throws (CPU; CUDA under HSTU_DEBUG, else rows
 // without a page are left out, and which of two writers a slot keeps is not said).
 HSTU_OP(kv_append, Tensor& kv_pages, const Tensor& k, const Tensor& v, const Tensor& seq_offsets, const Tensor& page_table,
-        const Tensor& page_offsets, const Tensor& kv_lengths, Stream stream)
+        const Tensor& page_offsets, const Tensor& kv_lengths, const Tensor* counts, Stream stream)
 
 // Reads tokens back: row r of sequence b is position r.  k [T, H, D], v [T, H, V], jagged by seq_offsets, of at most kv_lengths[b] rows a
 // sequence. More rows, or a page outside the tensor, throw (CPU; CUDA under HSTU_DEBUG, else such rows are 0).
@@ -161,6 +162,11 @@ HSTU_OP(dropout, Tensor& y, const Tensor& x, double p, int64_t seed, int64_t off
 HSTU_OP(embedding, Tensor& y, const Tensor& table, const Tensor& ids, Stream stream)
 // dtable[i] = sum of dy[t] over t with ids[t] = i, in order of t (in chunks of 1024, added in order); rows that no id names are 0.
 HSTU_OP(embedding_backward, Tensor& dtable, const Tensor& dy, const Tensor& ids, Stream stream)
+
+// y[t] = tables[0][ids[0][t]] + tables[1][ids[1][t]] + .., in this order, rounded to F after each addition; an id of -1 adds nothing, a row
+// without any is 0.  tables 1 to 4 of [I_n, d] F, ids as many of int64 [T], y [T, d]. Other ids outside a table throw (CPU; CUDA under
+// HSTU_DEBUG, else the row becomes NaN). No gradient: inference, whose encoders have become tables.
+HSTU_OP(embedding_sum, Tensor& y, TensorList tables, TensorList ids, Stream stream)
 
 // y[t] = scale x[t] + table[t - start of t's sequence], 0 where ids[t] = 0.  x, y [T, d], table [N, d], ids int64 [T] or null.
 // A sequence longer than N throws (CPU; CUDA under HSTU_DEBUG).

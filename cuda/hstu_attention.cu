@@ -329,7 +329,7 @@ void hstu_attention(Tensor& out, Tensor* lse, const Tensor& q, const Tensor& k, 
     if (kv_pages) {
       call.kv_pages = kv_pages->as<T>(), call.page_table = page_table->as<int32_t>(), call.page_offsets = page_offsets->as<int64_t>();
       call.kv_lengths = kv_lengths->as<int32_t>(), call.time_offsets = data_or_null<int64_t>(time_offsets);
-      call.page_size = int(kv_pages->shape[2]), call.page_width = int(kv_pages->shape[4]);
+      call.page_count = kv_pages->shape[0], call.page_size = int(kv_pages->shape[2]), call.page_width = int(kv_pages->shape[4]);
       int piece = piece_of(call.kv_pages, call.page_width);
       call.key_piece = std::min(call.key_piece, piece), call.value_piece = std::min(call.value_piece, piece);
     }

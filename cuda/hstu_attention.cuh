@@ -51,6 +51,7 @@ struct Call {
   uint64_t max_seq_len, seed, offset;
   int64_t time_width;  // NB + 1, the row of time_w
   int sequences, heads, key_dim, value_dim, page_size, page_width;
+  int64_t page_count;
   int positions;    // P, 0 without a table
   int last_bucket;  // -1 without a table
   int contextual, max_attn_len, min_full, group;

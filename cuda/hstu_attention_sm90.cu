@@ -25,7 +25,8 @@ __device__ __forceinline__ float own_bias(const Call<T>& p, const Sequence& s, i
 template <typename T, int kDim, Mode kMode>
 __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
     hstu_attention_sm90_kernel(const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap k_map,
-                               const __grid_constant__ CUtensorMap v_map, const __grid_constant__ Call<T> p, const Plan plan, T* out) {
+                               const __grid_constant__ CUtensorMap v_map, const __grid_constant__ PageMaps pages,
+                               const __grid_constant__ Call<T> p, const Plan plan, T* out) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using C = Config<kDim, kMode>;
   constexpr int kRows = C::kRows, kKeys = C::kKeys, kRing = C::kRing, kGroups = C::kGroups;
@@ -37,12 +38,15 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
 
   if (threadIdx.x == 0) {
     prefetch(q_map), prefetch(k_map), prefetch(v_map);
+    if (p.kv_pages) prefetch(pages.k), prefetch(pages.v);
     shared.init();
   }
   __syncthreads();
   if (group < 0) {
     give_registers<C::kLoading>();
-    if (warp == 0)
+    if (warp == 0 && p.kv_pages)
+      load_paged_tiles(shared, q_map, k_map, v_map, pages, p);
+    else if (warp == 0)
       load_tiles(shared, q_map, k_map, v_map, p);
     else if (warp == 1)
       draw_items(shared, p, plan);
@@ -365,15 +369,23 @@ void run(const Call<T>& p, T* out, int64_t query_rows, int64_t key_rows, Stream 
   HSTU_CHECK(most <= INT_MAX / 2, kInvalidArgument, "hstu_attention: ", query_rows, " rows of ", p.heads,
              " heads are too many for one call");
   CUtensorMap q_map = tensor_map<T, kDim>(p.q, query_rows, p.heads, p.key_dim, C::kRows), k_map = q_map, v_map = q_map;
+  PageMaps pages{q_map, q_map};
+  if (p.kv_pages) {
+    int64_t rows = 2 * p.page_size * p.page_count;
+    HSTU_CHECK(rows <= INT_MAX, kInvalidArgument, "hstu_attention: ", p.page_count, " pages of ", p.page_size, " slots are too many for one call");
+    pages.k = tensor_map<T, kDim>(p.kv_pages, rows, p.heads, p.key_dim, kBox, p.page_width);
+    pages.v = tensor_map<T, kDim>(p.kv_pages, rows, p.heads, p.value_dim, kBox, p.page_width);
+  }
   if (key_rows > 0) {  // else all keys stand in pages
-    k_map = tensor_map<T, kDim>(p.k, key_rows, p.heads, p.key_dim, C::kKeys);
-    v_map = tensor_map<T, kDim>(p.v, key_rows, p.heads, p.value_dim, C::kKeys);
+    int box = p.kv_pages ? kBox : C::kKeys;
+    k_map = tensor_map<T, kDim>(p.k, key_rows, p.heads, p.key_dim, box);
+    v_map = tensor_map<T, kDim>(p.v, key_rows, p.heads, p.value_dim, box);
   }
   Scratch<int> starts(p.sequences + 2, stream);
   Plan plan{starts, starts + p.sequences + 1, p.sequences, p.heads};
   launch(plan_kernel<T>, dim3(1), dim3(1024), 0, stream, p, starts.get(), plan.ticket, C::kRows);
   launch(hstu_attention_sm90_kernel<T, kDim, kMode>, dim3(unsigned(std::min<int64_t>(most, processors()))), dim3(C::kThreads),
-         sizeof(Shared<T, kDim, kMode>), stream, q_map, k_map, v_map, p, plan, out);
+         sizeof(Shared<T, kDim, kMode>), stream, q_map, k_map, v_map, pages, p, plan, out);
 }
 
 }  // namespace

@@ -136,9 +136,20 @@ __device__ __forceinline__ void load(T* tile, const CUtensorMap& map, int head, 
   full.expect(kTileRows * kDim * int(sizeof(T)));
   load_tile<T, kDim, kTileRows>(tile, map, head, row, full);
 }
-// The same of keys j0 .. of which `valid` are there, some of them in pages, by a warp; whoever waits for the copies announces them.
+// Where history stands in pages the copy engine brings boxes of kBox keys, each from one page or from the rows of k and v.
+constexpr int kBox = 64;
+struct PageMaps {
+  CUtensorMap k, v;  // [pages 2 S, H, D] and [.., V]: a page's keys, then its values
+};
+// Whether all boxes of keys j0 .. j0 + keys - 1 stand in one page each, or in none. What lies behind the last key may be anything.
+template <typename T>
+__device__ __forceinline__ bool stands_in_boxes(const Call<T>& p, const Sequence& s, int j0, int keys) {
+  int split = s.paged / kBox * kBox;  // of the box that begins here, some keys are in a page and some are not
+  return p.page_size % kBox == 0 && (split == s.paged || s.history == s.paged || split < j0 || split >= j0 + keys);
+}
+// The same of keys j0 .. of which `valid` are there, row by row, by a warp, which waits for the copies.
 template <typename T, int kDim, int kTileRows>
-__device__ __forceinline__ void load_pages(T* tile, const Rows<T>& rows, int j0, int valid, int dim) {
+__device__ __forceinline__ void load_rows(T* tile, const Rows<T>& rows, int j0, int valid, int dim) {
   constexpr int kPieces = kDim / 8;
 #pragma unroll 4
   for (int x = threadIdx.x % 32; x < kTileRows * kPieces; x += 32) {
@@ -179,27 +190,12 @@ __device__ __forceinline__ void load_tiles(Shared<T, kDim, kMode>& shared, const
   int lane = threadIdx.x % 32;
   Ring<C::kRing> ring;
   Ring<C::kQueries> q_ring;
-  Barrier* coming = nullptr;  // what the copies under way are announced on
-  auto arrived = [&] {
-    fence_async();
-    __syncwarp();
-    if (lane == 0) coming->arrive();
-    coming = nullptr;
-  };
   for (Ring<kSlots> turn;; turn.next()) {
     shared.work_full[turn.stage].wait(turn.parity);
     const Work& work = shared.work[turn.stage];
     if (work.rows <= 0) return;
-    auto bring = [&](T* tile, const CUtensorMap& map, bool values, int n, Barrier& full) {
-      if (!p.kv_pages) {
-        if (lane == 0) load<T, kDim, C::kKeys>(tile, map, work.head, work.s.key + n * C::kKeys, full);
-        return;
-      }
-      int dim = values ? p.value_dim : p.key_dim;
-      load_pages<T, kDim, C::kKeys>(tile, rows_of(p, work.s, work.head, values ? p.v : p.k, dim, values), n * C::kKeys,
-                                    work.s.history - n * C::kKeys, dim);
-      if (coming) copy_async_wait<1>(), arrived();
-      coming = &full;
+    auto bring = [&](T* tile, const CUtensorMap& map, int n, Barrier& full) {
+      if (lane == 0) load<T, kDim, C::kKeys>(tile, map, work.head, work.s.key + n * C::kKeys, full);
     };
     bool q_to_come = true;
     auto bring_q = [&] {
@@ -211,13 +207,75 @@ __device__ __forceinline__ void load_tiles(Shared<T, kDim, kMode>& shared, const
     if (C::kQueries > 1) bring_q();
     for (int n = work.tiles.from(0); n < work.tiles.last; n = work.tiles.from(n + 1)) {
       shared.k_empty[ring.stage].wait(ring.parity ^ 1);
-      bring(shared.k[ring.stage], k_map, false, n, shared.k_full[ring.stage]);
+      bring(shared.k[ring.stage], k_map, n, shared.k_full[ring.stage]);
       if (q_to_come) bring_q();
       shared.v_empty[ring.stage].wait(ring.parity ^ 1);
-      bring(shared.v[ring.stage], v_map, true, n, shared.v_full[ring.stage]);
+      bring(shared.v[ring.stage], v_map, n, shared.v_full[ring.stage]);
       ring.next();
     }
-    if (coming) copy_async_wait<0>(), arrived();
+    if (q_to_come) bring_q();
+    __syncwarp();
+    if (lane == 0) shared.work_empty[turn.stage].arrive();
+  }
+}
+
+// The same where history stands in pages. The copy engine brings boxes of kBox keys; a tile of which some box is partly in a page and
+// partly in the rows of k and v comes row by row, by the warp.
+template <typename T, int kDim, Mode kMode>
+__device__ __forceinline__ void load_paged_tiles(Shared<T, kDim, kMode>& shared, const CUtensorMap& q_map, const CUtensorMap& k_map,
+                                                 const CUtensorMap& v_map, const PageMaps& pages, const Call<T>& p) {
+  using C = Config<kDim, kMode>;
+  int lane = threadIdx.x % 32;
+  Ring<C::kRing> ring;
+  Ring<C::kQueries> q_ring;
+  for (Ring<kSlots> turn;; turn.next()) {
+    shared.work_full[turn.stage].wait(turn.parity);
+    const Work& work = shared.work[turn.stage];
+    if (work.rows <= 0) return;
+    int window = -1, listed = 0;  // lane l has entry 32 window + l of the sequence's pages
+    auto page_at = [&](int j) {
+      int entry = j / p.page_size;
+      if (entry / 32 != window) {
+        window = entry / 32;
+        listed = (32 * window + lane) * p.page_size < work.s.paged ? p.page_table[p.page_offsets[work.s.index] + 32 * window + lane] : 0;
+      }
+      return __shfl_sync(kFullWarp, listed, entry % 32);
+    };
+    auto bring = [&](T* tile, const CUtensorMap& map, const CUtensorMap& page_map, bool values, int n, Barrier& full) {
+      int j0 = n * C::kKeys, valid = min(work.s.history - j0, C::kKeys);
+      if (!stands_in_boxes(p, work.s, j0, C::kKeys)) {
+        int dim = values ? p.value_dim : p.key_dim;
+        load_rows<T, kDim, C::kKeys>(tile, rows_of(p, work.s, work.head, values ? p.v : p.k, dim, values), j0, valid, dim);
+        copy_async_wait<0>();
+        fence_async();
+        __syncwarp();
+        if (lane == 0) full.arrive();
+        return;
+      }
+      if (lane == 0) full.expect((valid + kBox - 1) / kBox * (kBox * kDim * int(sizeof(T))));
+#pragma unroll 1
+      for (int r = 0; r < valid; r += kBox) {
+        bool paged = j0 + r < work.s.paged;
+        int row = paged ? (2 * page_at(j0 + r) + values) * p.page_size + (j0 + r) % p.page_size : int(work.s.key) + j0 + r - work.s.paged;
+        if (lane == 0) load_tile_rows<T, kDim, C::kKeys>(tile, r, paged ? page_map : map, work.head, row, full);
+      }
+    };
+    bool q_to_come = true;
+    auto bring_q = [&] {
+      shared.q_empty[q_ring.stage].wait(q_ring.parity ^ 1);
+      if (lane == 0)
+        load<T, kDim, C::kRows>(shared.q[q_ring.stage], q_map, work.head, work.s.query + work.first, shared.q_full[q_ring.stage]);
+      q_ring.next(), q_to_come = false;
+    };
+    if (C::kQueries > 1) bring_q();
+    for (int n = work.tiles.from(0); n < work.tiles.last; n = work.tiles.from(n + 1)) {
+      shared.k_empty[ring.stage].wait(ring.parity ^ 1);
+      bring(shared.k[ring.stage], k_map, pages.k, false, n, shared.k_full[ring.stage]);
+      if (q_to_come) bring_q();
+      shared.v_empty[ring.stage].wait(ring.parity ^ 1);
+      bring(shared.v[ring.stage], v_map, pages.v, true, n, shared.v_full[ring.stage]);
+      ring.next();
+    }
     if (q_to_come) bring_q();
     __syncwarp();
     if (lane == 0) shared.work_empty[turn.stage].arrive();

@@ -18,6 +18,15 @@ __device__ __forceinline__ int64_t sequence_of(const Offsets& offsets, int64_t b
   return low;
 }
 
+// The same by a whole warp, for one t: 32 sequences are looked at at a time.
+__device__ __forceinline__ int64_t sequence_by_warp(const int64_t* offsets, int64_t batch, int64_t t) {
+  for (int64_t first = 0;; first += 32) {
+    int64_t b = first + threadIdx.x % 32;
+    unsigned beyond = __ballot_sync(kFullWarp, b >= batch - 1 || offsets[b + 1] > t);
+    if (beyond) return first + __ffs(beyond) - 1;
+  }
+}
+
 // Under HSTU_DEBUG=1 alone, for it waits: throws unless `offsets` begins with 0, never decreases and ends with `rows`.
 inline void check_offsets(const char* op, const char* name, const Tensor& offsets, int64_t rows, Stream stream) {
   int64_t batch = offsets.size() - 1;

@@ -1,3 +1,4 @@
+#include <algorithm>
 #include <utility>
 #include <vector>
 
@@ -7,15 +8,18 @@
 namespace hstu::cpu {
 
 void kv_append(Tensor& kv_pages, const Tensor& k, const Tensor& v, const Tensor& seq_offsets, const Tensor& page_table,
-               const Tensor& page_offsets, const Tensor& kv_lengths, Stream) {
+               const Tensor& page_offsets, const Tensor& kv_lengths, const Tensor* counts, Stream) {
   const int64_t* rows = check_offsets("kv_append", "seq_offsets", seq_offsets, k.shape[0]);
-  const int32_t* held = kv_lengths.as<int32_t>();
+  const int32_t *held = kv_lengths.as<int32_t>(), *limits = data_or_null<int32_t>(counts);
+  auto count = [&](int64_t b) { return limits ? limits[b] : rows[b + 1] - rows[b]; };
   KvPages pages("kv_append", kv_pages, page_table, page_offsets);
   int64_t batch = seq_offsets.size() - 1;
   std::vector<std::pair<int32_t, int64_t>> written;  // page, sequence
   for (int64_t b = 0; b < batch; ++b) {
     HSTU_CHECK(held[b] >= 0, kInvalidArgument, "kv_append: kv_lengths[", b, "] = ", held[b], " is negative");
-    int64_t end = held[b] + rows[b + 1] - rows[b];
+    HSTU_CHECK(count(b) >= 0 && count(b) <= rows[b + 1] - rows[b], kInvalidArgument, "kv_append: counts[", b, "] = ", count(b),
+               ", sequence ", b, " has ", rows[b + 1] - rows[b], " rows");
+    int64_t end = held[b] + count(b);
     pages.check(b, held[b], end);
     for (int64_t p = held[b] / pages.size; held[b] < end && p < pages.pages_of(end); ++p) written.emplace_back(pages.page(b, p), b);
   }
@@ -25,7 +29,7 @@ void kv_append(Tensor& kv_pages, const Tensor& k, const Tensor& v, const Tensor&
              twice->second, " and ", (twice + 1)->second);
   int64_t key = row_bytes(k, 2), value = row_bytes(v, 2);
   parallel_jagged(rows, batch, row_grain(pages.heads * (key + value)), [&](int64_t b, int64_t begin, int64_t end) {
-    for (int64_t t = begin; t < end; ++t) {
+    for (int64_t t = begin; t < std::min(end, rows[b] + count(b)); ++t) {
       int64_t position = held[b] + t - rows[b];
       pages.copy(pages.slot(b, position, 0), pages.head_bytes, k.as<char>() + t * pages.heads * key, key, key);
       pages.copy(pages.slot(b, position, 1), pages.head_bytes, v.as<char>() + t * pages.heads * value, value, value);

@@ -13,9 +13,10 @@ namespace hstu::cuda::sm90 {
 template <typename T, int kDim>
 constexpr int kRowBytes = kDim* int(sizeof(T)) >= 128 ? 128 : 64;
 
-// x [rows, heads, dim] in boxes of box_rows rows of one head by kRowBytes: zeros where a box reaches beyond the tensor.
+// x [rows, heads, dim], heads `width` elements apart (0: dim), in boxes of box_rows rows of one head by kRowBytes: zeros where a box reaches
+// beyond the tensor.
 template <typename T, int kDim>
-CUtensorMap tensor_map(const T* data, int64_t rows, int heads, int dim, int box_rows) {
+CUtensorMap tensor_map(const T* data, int64_t rows, int heads, int dim, int box_rows, int width = 0) {
   static const auto encode = [] {
     void* entry = nullptr;
     cudaDriverEntryPointQueryResult found;
@@ -27,7 +28,8 @@ CUtensorMap tensor_map(const T* data, int64_t rows, int heads, int dim, int box_
   constexpr int kBytes = kRowBytes<T, kDim>;
   CUtensorMap map;
   cuuint64_t sizes[3] = {cuuint64_t(dim), cuuint64_t(heads), cuuint64_t(rows)};
-  cuuint64_t strides[2] = {cuuint64_t(dim) * sizeof(T), cuuint64_t(heads) * dim * sizeof(T)};
+  width = width ? width : dim;
+  cuuint64_t strides[2] = {cuuint64_t(width) * sizeof(T), cuuint64_t(heads) * width * sizeof(T)};
   cuuint32_t box[3] = {kBytes / sizeof(T), 1, cuuint32_t(box_rows)}, steps[3] = {1, 1, 1};
   CUresult status = encode(&map, std::is_same_v<T, __half> ? CU_TENSOR_MAP_DATA_TYPE_FLOAT16 : CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, 3,
                            const_cast<T*>(data), sizes, strides, box, steps, CU_TENSOR_MAP_INTERLEAVE_NONE,
@@ -63,6 +65,11 @@ __device__ __forceinline__ void load_tile(T* tile, const CUtensorMap& map, int h
   constexpr int kBytes = kRowBytes<T, kDim>, kColumns = kBytes / int(sizeof(T));
 #pragma unroll
   for (int d = 0; d < kDim; d += kColumns) load_box(shared_address(tile) + d / kColumns * kTileRows * kBytes, map, d, head, int(row), full);
+}
+// The same for rows of the tile from `first` (a multiple of 8) on, as many as a box of the map has.
+template <typename T, int kDim, int kTileRows>
+__device__ __forceinline__ void load_tile_rows(T* tile, int first, const CUtensorMap& map, int head, int64_t row, Barrier& full) {
+  load_tile<T, kDim, kTileRows>(tile + first * (kRowBytes<T, kDim> / int(sizeof(T))), map, head, row, full);
 }
 
 }  // namespace hstu::cuda::sm90

@@ -8,7 +8,7 @@ export const engineSpecs: Record<string, OptionSpec> = {
   bundle: { value: 'FOLDER', text: 'from hstu export', required: true },
   'max-history': { value: 'N', text: 'rows kept of a history; default as in training' },
   'cache-bytes': { value: 'N', text: 'of the cache of histories; default 256 MiB on the CPU, 2 GiB on CUDA' },
-  microbatch: { value: 'N', text: 'candidates of a request computed at once; default 1024' },
+  microbatch: { value: 'N', text: 'candidates of a request computed at once; default 1024, on CUDA 4096' },
 }
 
 export function engineOptions(args: Args): RankerOptions {

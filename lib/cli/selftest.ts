@@ -1,5 +1,5 @@
 import { existsSync, readdirSync } from 'node:fs'
-import { basename, dirname, join } from 'node:path'
+import { basename, join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { HstuError } from '../errors.js'
 import type { Args } from './args.js'
@@ -26,7 +26,7 @@ interface Failure {
 async function loadChecks(): Promise<Check[]> {
   const folder = join(packageFolder, 'dist/selftest')
   const files = existsSync(folder) ? readdirSync(folder, { recursive: true, encoding: 'utf8' }).sort() : []
-  const tests = files.filter(file => basename(dirname(file)) === 'ops' && file.endsWith('.test.js'))
+  const tests = files.filter(file => file.endsWith('.test.js'))
   const harness = files.find(file => basename(file) === 'harness.js')
   if (!harness || tests.length === 0)
     throw new HstuError('ERR_HSTU_INVALID_ARGUMENT', `${folder} holds no checks; in a clone: npm run build:all`)

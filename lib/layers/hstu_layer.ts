@@ -1,10 +1,12 @@
 import { castAll } from '../ops/cast.js'
 import { embedding } from '../ops/embedding.js'
 import { type HstuAttentionOptions, hstuAttention } from '../ops/hstu_attention.js'
+import { layerNorm } from '../ops/layer_norm.js'
+import { linear } from '../ops/linear.js'
 import { normGateLinear } from '../ops/norm_gate_linear.js'
 import { normLinearSilu } from '../ops/norm_linear_silu.js'
 import type { Random } from '../random.js'
-import { dtypeBytes, type Tensor, type TensorOptions } from '../tensor.js'
+import { type Dtype, dtypeBytes, Tensor, type TensorOptions } from '../tensor.js'
 import { normal, ones, uniform, xavierUniform, zeros } from './init.js'
 import type { Noise, TokenInputs } from './inputs.js'
 
@@ -64,6 +66,15 @@ export function takeRows(x: Tensor, rows: Tensor): Tensor {
   return embedding(x.view([T!, width]), rows).view([rows.size, ...rest])
 }
 
+/** Columns of x [rows, n] or [n], by way of the host. */
+function columnsOf(x: Tensor, first: number, width: number): Tensor {
+  const [rows, n] = [x.size / x.shape.at(-1)!, x.shape.at(-1)!]
+  const all = x.dataSync()
+  const data = all.slice(0, rows * width)
+  for (let r = 0; r < rows; r++) data.set(all.subarray(r * n + first, r * n + first + width) as never, r * width)
+  return Tensor.from(data, [...x.shape.slice(0, -1), width], x)
+}
+
 /**
  * One HSTU layer (Zhai et al. 2024, eq. 1-3), on jagged sequences:
  *
@@ -99,51 +110,107 @@ export class HstuLayer {
     }
   }
 
+  /** The parameters in the dtype of an input; beside 16-bit scores the bias tables stay float32. */
+  weights(dtype: Dtype): Record<string, Tensor> {
+    const { positionBias: _, timeBias: __, ...dense } = this.parameters
+    return dtypeBytes[dtype] < 4 ? { ...this.parameters, ...castAll(dense, dtype) } : castAll(this.parameters, dtype)
+  }
+
   /**
    * @param x [T, d]; the parameters are taken in its dtype
-   * @param cached keys and values of the tokens before these, and where those of these are kept
-   * @param asked the rows that the layer's output is wanted of; default all
+   * @returns [T, d]
+   */
+  forward(x: Tensor, inputs: TokenInputs, noise: Noise): Tensor {
+    const p = this.weights(x.dtype)
+    const { u, v, q, k } = this.#project(x, p)
+    const o = hstuAttention(q, k, v, this.#attention(p, inputs, inputs.queryTimes))
+    return this.#close(x, u, o, p, noise)
+  }
+
+  /**
+   * Inference over what is cached: keys and values of all rows of x are given to `cached`, the output is made of the rows asked alone.
+   * @param x [T, d]
+   * @param p of {@link weights}
+   * @param asked default all rows
    * @returns [T, d], or [R, d] of the R rows asked
    */
-  forward(
-    x: Tensor,
-    inputs: TokenInputs,
-    noise: Noise,
-    cached: CachedHistory | null = null,
-    asked: AskedRows | null = null,
-  ): Tensor {
-    const { heads, qkDim, vDim, paddedLength, activation = 'silu', siluAll = true, concat = false } = this.config
-    // Beside 16-bit scores the bias tables stay float32.
-    const { positionBias: _, timeBias: __, ...dense } = this.parameters
-    const half = dtypeBytes[x.dtype] < 4
-    const p = half ? { ...this.parameters, ...castAll(dense, x.dtype) } : castAll(this.parameters, x.dtype)
-    const { u, v, q, k } = normLinearSilu(x, p.uvqk!, {
+  resume(x: Tensor, inputs: TokenInputs, p: Record<string, Tensor>, cached: CachedHistory, asked: AskedRows | null) {
+    const { u, v, q, k } = asked ? this.#projectAsked(x, p, asked) : this.#project(x, p)
+    cached.append(k, v)
+    const o = hstuAttention(q, k, v, {
+      ...this.#attention(p, inputs, asked ? asked.queryTimes : inputs.queryTimes),
+      ...(asked ? { qOffsets: asked.offsets } : {}),
+      ...(cached.paged ? { paged: cached.paged } : {}),
+    })
+    return this.#close(asked ? takeRows(x, asked.rows) : x, u, o, p, null)
+  }
+
+  /** k and v of all rows, u and q of those asked; where these are few, nothing else is computed. */
+  #projectAsked(x: Tensor, p: Record<string, Tensor>, { rows }: AskedRows) {
+    const { heads, siluAll = true } = this.config
+    if (!p.uvqk_u || 2 * rows.size > x.shape[0]!) {
+      const { u, v, q, k } = this.#project(x, p)
+      return { u: takeRows(u, rows), v, q: takeRows(q, rows), k }
+    }
+    const { inputNormWeight: weight = null, inputNormBias: bias = null } = p
+    const norm = layerNorm(x, { weight, bias })
+    const few = takeRows(norm, rows)
+    const part = (name: 'u' | 'v' | 'q' | 'k', of: Tensor) => {
+      const w = p[`uvqk_${name}`]!
+      const activation = siluAll || name === 'u' ? 'silu' : 'none'
+      const y = linear(of, w, { bias: p[`uvqkBias_${name}`] ?? null, activation })
+      return y.view([of.shape[0]!, heads, w.shape[1]! / heads])
+    }
+    return { u: part('u', few), v: part('v', norm), q: part('q', few), k: part('k', norm) }
+  }
+
+  /**
+   * The columns of the first projection by what they make, for rows of which not all is wanted; none where they are not whole vectors, and a
+   * product of some of them might take another kernel than that of all.
+   * @param p of {@link weights}
+   */
+  splitWeights(p: Record<string, Tensor>): Record<string, Tensor> {
+    const { heads, vDim, qkDim } = this.config
+    const widths = { u: heads * vDim, v: heads * vDim, q: heads * qkDim, k: heads * qkDim }
+    const parts: Record<string, Tensor> = {}
+    if (widths.v % 8 !== 0 || widths.k % 8 !== 0) return parts
+    let column = 0
+    for (const [name, width] of Object.entries(widths)) {
+      for (const of of ['uvqk', 'uvqkBias'] as const)
+        if (p[of]) parts[`${of}_${name}`] = columnsOf(p[of], column, width)
+      column += width
+    }
+    return parts
+  }
+
+  #project(x: Tensor, p: Record<string, Tensor>) {
+    const { heads, qkDim, vDim, siluAll = true } = this.config
+    return normLinearSilu(x, p.uvqk!, {
       ...{ heads, qkDim, vDim, siluAll, bias: p.uvqkBias ?? null },
       ...{ normWeight: p.inputNormWeight ?? null, normBias: p.inputNormBias ?? null },
     })
-    cached?.append(k, v)
-    const wanted = (rows: Tensor) => (asked ? takeRows(rows, asked.rows) : rows)
-    const residual = wanted(x)
-    const queryTimes = asked ? asked.queryTimes : inputs.queryTimes
-    const o = hstuAttention(wanted(q), k, v, {
-      ...{ seqOffsets: inputs.seqOffsets, maxSeqLen: inputs.maxSeqLen, activation },
+  }
+
+  #attention(p: Record<string, Tensor>, inputs: TokenInputs, queryTime: Tensor | null): HstuAttentionOptions {
+    const { qkDim, paddedLength, activation = 'silu', contextualFull = false } = this.config
+    const { positionBias: posW, timeBias: timeW } = p
+    return {
+      ...{ seqOffsets: inputs.seqOffsets, maxSeqLen: inputs.maxSeqLen, activation, contextualFull },
       alpha: this.config.alpha ?? (activation === 'silu' ? 1 : 1 / Math.sqrt(qkDim)),
       scale: 1 / paddedLength,
       ...{ numTargets: inputs.numTargets ?? null, contextual: inputs.contextual ?? 0 },
-      contextualFull: this.config.contextualFull ?? false,
-      ...(p.positionBias ? { posW: p.positionBias } : {}),
-      ...(p.timeBias && inputs.times && queryTimes
-        ? { timeW: p.timeBias, queryTime: queryTimes, keyTime: inputs.times }
-        : {}),
-      ...(asked ? { qOffsets: asked.offsets } : {}),
-      ...(cached?.paged ? { paged: cached.paged } : {}),
-    })
-    const inner = (concat ? 3 : 1) * heads * vDim
+      ...(posW ? { posW } : {}),
+      ...(timeW && inputs.times && queryTime ? { timeW, queryTime, keyTime: inputs.times } : {}),
+    }
+  }
+
+  #close(x: Tensor, u: Tensor, o: Tensor, p: Record<string, Tensor>, noise: Noise): Tensor {
+    const { heads, vDim, concat = false } = this.config
     const dropout = noise ? this.config.linearDropout : 0
-    return normGateLinear(residual, wanted(u), o, p.output!, {
+    return normGateLinear(x, u, o, p.output!, {
       ...{ bias: p.outputBias!, concat, dropout },
       ...{ normWeight: p.outputNormWeight ?? null, normBias: p.outputNormBias ?? null },
-      ...(noise && dropout > 0 ? { position: noise.draw(residual.shape[0]! * inner) } : {}),
+      ...(noise && dropout > 0 ? { position: noise.draw(x.shape[0]! * (concat ? 3 : 1) * heads * vDim) } : {}),
     })
   }
 }

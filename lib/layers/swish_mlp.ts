@@ -3,7 +3,7 @@ import { layerNorm } from '../ops/layer_norm.js'
 import { linear } from '../ops/linear.js'
 import { swishLayerNorm } from '../ops/swish_layer_norm.js'
 import type { Random } from '../random.js'
-import type { Tensor, TensorOptions } from '../tensor.js'
+import type { Dtype, Tensor, TensorOptions } from '../tensor.js'
 import { ones, xavierUniform, zeros } from './init.js'
 
 export interface SwishMlpConfig {
@@ -41,13 +41,18 @@ export class SwishMlp {
     }
   }
 
+  /** The parameters in the dtype of an input. */
+  weights(dtype: Dtype): Record<string, Tensor> {
+    return castAll(this.parameters, dtype)
+  }
+
   /**
    * @param x [R, input]; the parameters are taken in its dtype
    * @param state [R, hidden], added to z
+   * @param p of {@link weights}
    * @returns [R, output]
    */
-  forward(x: Tensor, state: Tensor | null = null): Tensor {
-    const p = castAll(this.parameters, x.dtype)
+  forward(x: Tensor, state: Tensor | null = null, p = this.weights(x.dtype)): Tensor {
     const z = linear(x, p.hidden!, { bias: p.hiddenBias!, residual: state })
     const gated = swishLayerNorm(z, { weight: p.swishWeight!, bias: p.swishBias! })
     const y = linear(gated, p.output!, { bias: p.outputBias! })

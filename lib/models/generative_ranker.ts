@@ -1,6 +1,6 @@
 import { reshape } from '../autograd.js'
 import { check } from '../errors.js'
-import { type AskedRows, type CachedHistory, HstuLayer, type HstuLayerConfig } from '../layers/hstu_layer.js'
+import { HstuLayer, type HstuLayerConfig } from '../layers/hstu_layer.js'
 import { normal, xavierUniform } from '../layers/init.js'
 import type { Noise, TokenInputs } from '../layers/inputs.js'
 import { computeDtype } from '../layers/precision.js'
@@ -62,8 +62,11 @@ export interface GenerativeRankerConfig
   linearDropout: number
 }
 
-/** Tokens on the device: T history rows and M candidates of B requests, as N tokens, of which R are predicted, in groups. */
-export interface RankerRows extends TokenInputs {
+/**
+ * B requests on the device, once each: T history rows and M candidates, as N tokens. R of the tokens are predicted: first supervised
+ * history rows, each a group of its own, then all candidates, those of a request a group.
+ */
+export interface RankerInputs extends TokenInputs {
   /** int64 [C B + T + M]: contextual, history and candidate rows by their row of the table, or key. */
   ids: Tensor
   /** int64 bits, -1 where not known: [T] of history rows ('interleave'), [C B + T + M] ('add'). */
@@ -78,21 +81,8 @@ export interface RankerRows extends TokenInputs {
   states: Tensor
   /** int64 [G + 1]: where each group begins. */
   groups: Tensor
-}
-
-/**
- * B requests on the device, once each: T history rows and M candidates, as N tokens. R of the tokens are predicted: first supervised
- * history rows, each a group of its own, then all candidates, those of a request a group.
- */
-export interface RankerInputs extends RankerRows {
   /** How many of the predicted tokens are history rows. */
   supervisedHistory: number
-}
-
-/** What of B requests is not cached: the last rows of their histories (or none) and candidates; `times` are of all keys. */
-export interface CachedRankerInputs extends RankerRows {
-  /** The rows of the last layer; `predicted` and `states` number these. */
-  asked: AskedRows
 }
 
 /** @see GenerativeRanker.loss */
@@ -160,6 +150,11 @@ export class GenerativeRanker {
     return layer
   }
 
+  /** What it is made of, for inference. */
+  get modules(): { content: SwishMlp; action: SwishMlp; layers: readonly HstuLayer[]; head: SwishMlp } {
+    return { content: this.#content, action: this.#action, layers: this.#layers, head: this.#head }
+  }
+
   /**
    * Logits of binary tasks and values of regression tasks for the R predicted tokens, [R, K]; candidates are the last M rows.
    * @param noise where dropouts draw from; null in inference
@@ -180,30 +175,8 @@ export class GenerativeRanker {
     return this.#logits(y, inputs, this.#states(y, inputs.states, embedded), embedded)
   }
 
-  /**
-   * Candidates behind histories that may be cached: the tokens are those that are not, and the last layer is computed for the rows asked
-   * alone. Inference; each logit has the bits that `forward` gives it where the backend's ops do not depend on who shares a batch.
-   * @param layers a cache a layer
-   * @param states [G, hidden] of an earlier call with the same histories; else made from `inputs.states`
-   * @returns logits [R, K] of the candidates, and the states
-   */
-  resume(
-    inputs: CachedRankerInputs,
-    layers: readonly CachedHistory[],
-    states: Tensor | null = null,
-    embedded = this.#embed(inputs),
-  ): { logits: Tensor; states: Tensor } {
-    const last = this.#layers.length - 1
-    const y = this.#layers.reduce(
-      (tokens, layer, i) => layer.forward(tokens, inputs, null, layers[i]!, i === last ? inputs.asked : null),
-      this.#tokens(inputs, embedded),
-    )
-    const known = states ?? this.#states(y, inputs.states, embedded)
-    return { logits: this.#logits(y, inputs, known, embedded), states: known }
-  }
-
   /** x, [N, d]. */
-  #tokens(inputs: RankerRows, embedded: Tensor): Tensor {
+  #tokens(inputs: RankerInputs, embedded: Tensor): Tensor {
     const p = this.parameters
     const content = this.#content.forward(cast(embedded, this.#dtype)) // [C B + T + M, d]
     const bits = multiHotEmbedding(p.actions!, inputs.actions, { pending: p.pending ?? null })
@@ -218,12 +191,12 @@ export class GenerativeRanker {
     return linear(cast(embedding(y, rows), dtype), this.parameters.state!)
   }
 
-  #logits(y: Tensor, { predicted, groups }: RankerRows, states: Tensor, { dtype }: Tensor): Tensor {
+  #logits(y: Tensor, { predicted, groups }: RankerInputs, states: Tensor, { dtype }: Tensor): Tensor {
     const items = cast(embedding(y, predicted), dtype) // [R, d]
     return this.#head.forward(items, expand(states, { offsets: groups, rows: predicted.size }))
   }
 
-  #embed(inputs: RankerRows): Tensor {
+  #embed(inputs: RankerInputs): Tensor {
     const { table } = this.parameters
     check(table !== undefined, 'ERR_HSTU_INVALID_ARGUMENT', () => "embeddings 'hash': give forward the looked-up rows")
     return embedding(table!, inputs.ids)

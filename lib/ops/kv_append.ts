@@ -11,6 +11,8 @@ export interface KvAppendOptions {
    * int64 [B + 1] on, `kvLengths` int32 [B]: the tokens that they hold before the call.
    */
   paged: { pages: Tensor; pageTable: Tensor; pageOffsets: Tensor; kvLengths: Tensor }
+  /** int32 [B]: only so many first rows of a sequence are written; default all. */
+  counts?: Tensor | null
 }
 
 /**
@@ -22,7 +24,7 @@ export interface KvAppendOptions {
  * and a page that two sequences write (CPU), also inside `valueAndGrad`.
  * @see Kwon et al., "Efficient Memory Management for Large Language Model Serving with PagedAttention" (2023).
  */
-export function kvAppend(k: Tensor, v: Tensor, { seqOffsets, paged }: KvAppendOptions): void {
+export function kvAppend(k: Tensor, v: Tensor, { seqOffsets, paged, counts = null }: KvAppendOptions): void {
   const op = 'kv_append'
   const { pages, pageTable, pageOffsets, kvLengths } = paged
   refuseInTape(op)
@@ -31,9 +33,9 @@ export function kvAppend(k: Tensor, v: Tensor, { seqOffsets, paged }: KvAppendOp
   const edges = shapes(op, { seqOffsets: [seqOffsets, ['B + 1']], pageOffsets: [pageOffsets, ['B + 1']] })['B + 1']
   argument(op, edges >= 1, () => 'seqOffsets must have B + 1 entries, got none')
   argument(op, S >= 1, () => 'pages must hold at least one slot')
-  shapes(op, { v: [v, [k.shape[0]!, H, V]], kvLengths: [kvLengths, [edges - 1]] })
+  shapes(op, { v: [v, [k.shape[0]!, H, V]], kvLengths: [kvLengths, [edges - 1]], counts: [counts, [edges - 1]] })
   dtypes(op, { pages, k, v })
   dtypes(op, { seqOffsets, pageOffsets }, 'int64')
-  dtypes(op, { pageTable, kvLengths }, 'int32')
-  native.kv_append(pages, k, v, seqOffsets, pageTable, pageOffsets, kvLengths)
+  dtypes(op, { pageTable, kvLengths, counts }, 'int32')
+  native.kv_append(pages, k, v, seqOffsets, pageTable, pageOffsets, kvLengths, counts)
 }

@@ -7,11 +7,12 @@ import type { ModelOptions } from '../models/sequence_model.js'
 import type { Tensor, TensorOptions } from '../tensor.js'
 import { assignTensors, type LoadedCheckpoint, loadCheckpoint, saveCheckpoint } from '../train/checkpoint.js'
 import type { HostTensor } from '../train/safetensors.js'
+import { BaseRates, type SavedRates } from './base_rates.js'
 import type { RankRequest } from './request.js'
 import { Vocabulary } from './vocabulary.js'
 
 /** Version of the bundle's own fields; the checkpoint format around them has one too. */
-export const BUNDLE_VERSION = 1
+export const BUNDLE_VERSION = 2
 
 /** Names of what a ranker's requests speak of. */
 export interface BundleSchema {
@@ -33,9 +34,11 @@ export interface RankerManifest {
   maxHistory: number
   /** Of 'hash' embeddings. */
   table: { config: EmbeddingTableConfig; seed: string; state: EmbeddingTableState } | null
+  /** What its logits stand on; null where they stand on nothing. */
+  rates: SavedRates | null
   /** dtype and shape of each tensor of each safetensors file. */
   tensors: Record<string, Record<string, { dtype: string; shape: readonly number[] }>>
-  /** A request and the logits [m, K] that this model gives it, computed on the CPU in float32. */
+  /** A request and the logits [m, K] that this model gives it, with the rates, computed on the CPU in float32. */
   golden: { request: RankRequest; logits: number[] }
 }
 
@@ -124,7 +127,7 @@ export async function readBundle(folder: string): Promise<LoadedBundle> {
     }
   }
   const names = type === 'ranker' ? checkRanker(manifest as RankerManifest, wants) : ['items']
-  const sizes = type === 'ranker' ? rankerSizes(architecture as GenerativeRankerConfig) : [null]
+  const sizes = type === 'ranker' ? rankerSizes(manifest as RankerManifest, tensors) : [null]
   const vocabularies = names.map((name, f) => {
     const text = files[vocabularyFile(f)]
     if (text === undefined) {
@@ -141,14 +144,18 @@ export async function readBundle(folder: string): Promise<LoadedBundle> {
 
 const sameText = (a: unknown, b: unknown) => JSON.stringify(a) === JSON.stringify(b)
 
-function rankerSizes(config: GenerativeRankerConfig): number[] {
-  return vocabularySizes(config)
+/** A model that knows no users may stand on their rates: their ids are there for these. */
+function rankerSizes({ architecture, rates }: RankerManifest, tensors: LoadedCheckpoint['tensors']): number[] {
+  const [users, ...others] = vocabularySizes(architecture) as [number, ...number[]]
+  const rated = rates?.ids ? tensors.rates?.get('rates.users')?.data.length : undefined
+  return [users === 0 && rated ? rated / (2 * architecture.tasks.length) - 1 : users, ...others]
 }
 
 type Wants = (holds: boolean, field: string, wanted: string, found: unknown) => void
 
 /** @returns names of the vocabularies */
-function checkRanker({ architecture, schema, maxHistory, golden, table }: RankerManifest, wants: Wants): string[] {
+function checkRanker(manifest: RankerManifest, wants: Wants): string[] {
+  const { architecture, schema, maxHistory, golden, table, rates } = manifest
   const texts = (value: unknown): value is string[] => Array.isArray(value) && value.every(x => typeof x === 'string')
   for (const name of ['actions', 'contextual', 'series'] as const)
     wants(texts(schema?.[name]), `json.schema.${name}`, 'a list of names', schema?.[name])
@@ -163,6 +170,21 @@ function checkRanker({ architecture, schema, maxHistory, golden, table }: Ranker
     )
   wants(Number.isSafeInteger(maxHistory) && maxHistory > 0, 'json.maxHistory', 'a count', maxHistory)
   wants((embeddings === 'hash') === Boolean(table?.config), 'json.table', "one with embeddings 'hash' alone", table)
+  // Of a regression it is a sum of values.
+  const rate = (own: unknown, k: number) =>
+    Array.isArray(own) &&
+    own.length === 2 &&
+    own.every(Number.isFinite) &&
+    own[1] >= 0 &&
+    (tasks[k]!.kind !== 'binary' || (own[0] >= 0 && own[0] <= own[1]))
+  const rated = rates && Array.isArray(rates.base) && rates.base.length === tasks.length && rates.base.every(rate)
+  wants(rates === null || Boolean(rated), 'json.rates', `null, or ${tasks.length} pairs of positives and weight`, rates)
+  wants(
+    Boolean(rates?.ids) === Boolean(manifest.tensors.rates),
+    'json.rates.ids',
+    'true with a group of rates alone',
+    rates,
+  )
   const count = (golden.request?.candidates?.length ?? 0) * tasks.length
   const finite = Array.isArray(golden.logits) && golden.logits.every(Number.isFinite)
   wants(finite && count > 0 && golden.logits.length === count, 'json.golden.logits', `${count} numbers`, golden.logits)
@@ -216,6 +238,19 @@ export function makeRanker(
     model.dispose()
     table?.dispose()
     throw error
+  }
+}
+
+/** What the logits of a ranker stand on; null for nothing. @throws HstuError ERR_HSTU_CHECKPOINT */
+export function makeRates({ folder, manifest, tensors, vocabularies }: LoadedBundle<RankerManifest>): BaseRates | null {
+  const { rates, architecture, schema } = manifest
+  if (!rates) return null
+  const [users, items] = [vocabularies[0], vocabularies[1 + schema.contextual.length]].map(ids => ids?.size ?? 0)
+  try {
+    return new BaseRates(architecture.tasks, rates, tensors.rates, { users: users!, items: items! })
+  } catch (cause) {
+    if (!(cause instanceof HstuError)) throw cause
+    throw new HstuError('ERR_HSTU_CHECKPOINT', `${folder}: rates: ${cause.message}`, { cause })
   }
 }
 

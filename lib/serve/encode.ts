@@ -1,6 +1,7 @@
 import { vocabularyBases } from '../data/ranking/ranker_inputs.js'
 import { HstuError } from '../errors.js'
 import type { GenerativeRankerConfig } from '../models/generative_ranker.js'
+import type { BaseRates } from './base_rates.js'
 import type { WireRequest } from './request.js'
 import type { Vocabulary } from './vocabulary.js'
 import { Words } from './words.js'
@@ -13,6 +14,8 @@ export interface Encoder {
   config: GenerativeRankerConfig
   vocabularies: readonly (Vocabulary | null)[]
   unknownIds: UnknownIds
+  /** What the logits stand on; null where they stand on nothing. */
+  rates?: BaseRates | null
 }
 
 /** Columns of `EncodedRequest.history`. */
@@ -23,16 +26,16 @@ export interface EncodedRequest {
   /** [h, 3] row-major: row of the table or key (-1: none), action bits (-1: none), seconds (0 for contextual tokens, which have no time). */
   history: BigInt64Array
   start: number
-  /** The same by column, without what is none: rows of the tokens that have one, actions of those that have any, [h] seconds. */
-  rows: BigInt64Array
+  /** Its columns, [h] each. */
+  content: BigInt64Array
   actions: BigInt64Array
   times: BigInt64Array
-  /** [h + 1] how many of the tokens before have a row, where items and actions are tokens of their own; null: all have both. */
-  rowsBefore: Int32Array | null
   /** [m] row of the table or key */
   candidates: BigInt64Array
   /** [m] seconds */
   candidateTimes: BigInt64Array
+  /** [m, K] what is added to the candidates' logits; null for nothing. */
+  base: Float32Array | null
   /** Ids that were not known. */
   unknown: number
 }
@@ -68,30 +71,30 @@ export function encodeRequest(request: WireRequest, encoder: Encoder): EncodedRe
   if (interleave) for (const s of series) acted += Number(s === 0)
   const h = item + items.length + acted
   const columns = {
-    rows: new Words(item + items.length),
-    actions: new Words(interleave ? acted : h),
+    content: new Words(h),
+    actions: new Words(h),
     times: new Words(h),
   }
-  const rowsBefore = interleave ? new Int32Array(h + 1) : null
   const tokens = new Words(TOKEN_COLUMNS * h)
   const times = Words.of(request.times)
-  let [t, row, action] = [0, 0, 0]
+  let t = 0
   /** @param i history row whose time is the token's; -1: contextual */
   const token = (f: number, number: number, bits: number, i: number) => {
     const { low, high } = bases[f] ?? NONE
     tokens.put(TOKEN_COLUMNS * t, low + number, high)
-    if (f >= 0) columns.rows.put(row++, low + number, high)
+    columns.content.put(t, low + number, high)
     tokens.put(TOKEN_COLUMNS * t + 1, bits, bits < 0 ? -1 : 0)
-    if (bits >= 0) columns.actions.put(action++, bits, 0)
+    columns.actions.put(t, bits, bits < 0 ? -1 : 0)
     if (i >= 0) {
       tokens.copy(TOKEN_COLUMNS * t + 2, times, i)
       columns.times.copy(t, times, i)
     }
     t++
-    if (rowsBefore) rowsBefore[t] = row
   }
   const none = interleave ? -1 : 0
-  token(0, numberOf(0, request.user, 'user', -1), none, -1)
+  // A model that knows no users may stand on their rates.
+  const user = numberOf(0, request.user, 'user', -1)
+  token(0, config.vocabulary.users > 0 ? user : 0, none, -1)
   context.forEach((id, c) => {
     token(c + 1, id === null ? 0 : numberOf(c + 1, id, 'context', c), none, -1)
   })
@@ -101,14 +104,16 @@ export function encodeRequest(request: WireRequest, encoder: Encoder): EncodedRe
     token(item + s, numberOf(item + s, items[i]!, 'history.items', i), interleave ? -1 : bits, i)
     if (interleave && s === 0) token(-1, 0, bits, i)
   }
-  const targets = new Words(candidates.length)
+  const [targets, numbers] = [new Words(candidates.length), new Int32Array(candidates.length)]
   const { low, high } = bases[item]!
-  for (let m = 0; m < candidates.length; m++)
-    targets.put(m, low + numberOf(item, candidates[m]!, 'candidates', m), high)
+  for (let m = 0; m < candidates.length; m++) {
+    numbers[m] = numberOf(item, candidates[m]!, 'candidates', m)
+    targets.put(m, low + numbers[m]!, high)
+  }
   return {
-    ...{ history: tokens.values, start: request.start, rowsBefore, unknown },
-    ...{ rows: columns.rows.values, actions: columns.actions.values, times: columns.times.values },
-    candidates: targets.values,
+    ...{ history: tokens.values, start: request.start, unknown },
+    ...{ content: columns.content.values, actions: columns.actions.values, times: columns.times.values },
+    ...{ candidates: targets.values, base: encoder.rates?.of(user, numbers) ?? null },
     candidateTimes: new BigInt64Array(candidates.length).fill(request.time),
   }
 }

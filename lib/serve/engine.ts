@@ -51,6 +51,7 @@ export class Engine {
   readonly #counts = { accepted: 0, completed: 0, rejected: 0, failed: 0 }
   #next = 1
   readonly #arrived: FromWorker[] = []
+  #turn: NodeJS.Immediate | null = null
   #failure: HstuError | null = null
   #closing: Promise<void> | null = null
   #drained = () => {}
@@ -228,10 +229,17 @@ export class Engine {
     pending.reject(error)
   }
 
-  /** A port hands over a thousand messages before timers get their turn, and what callers do with a result takes time. */
+  /**
+   * A port hands over a thousand messages before timers get their turn, and what callers do with a result takes time: the first message of
+   * a turn is received at once, the others in the next one.
+   */
   #arrive(message: FromWorker): void {
-    if (this.#arrived.push(message) > 1) return
-    setImmediate(() => this.#receiveAll())
+    if (this.#turn) return void this.#arrived.push(message)
+    this.#turn = setImmediate(() => {
+      this.#turn = null
+      this.#receiveAll()
+    })
+    this.#receive(message)
   }
 
   #receiveAll(): void {

@@ -8,9 +8,12 @@ import type { EmbeddingTableState } from '../layers/embedding_table.js'
 import { vocabularySizes } from '../models/generative_ranker.js'
 import { assignTensors, loadCheckpoint } from '../train/checkpoint.js'
 import { loadModel } from '../train/model_checkpoint.js'
+import type { RankFeedState } from '../train/rank_feed.js'
 import { RankTrainer, type RankTrainerSetting } from '../train/rank_trainer.js'
 import { fromCheckpoint } from '../train/state.js'
+import { BaseRates, onTop, RATE_TENSORS } from './base_rates.js'
 import { type BundleSchema, type RankerManifest, type RetrieverManifest, writeBundle } from './bundle.js'
+import { encodeRequest } from './encode.js'
 import { goldenRequest, trainingLogits } from './golden.js'
 import { checkRequest } from './request.js'
 import { retrieve } from './retrieve.js'
@@ -51,6 +54,7 @@ export async function exportBundle(
 interface SavedRanking {
   setting: RankTrainerSetting
   table: EmbeddingTableState | null
+  feed: RankFeedState
   records: string
 }
 
@@ -58,16 +62,12 @@ async function exportRanker(run: string, requests: string, out: string): Promise
   const reader = await RequestReader.open(requests)
   const checkpoint = await loadCheckpoint(join(run, 'checkpoint'))
   return fromCheckpoint(run, async () => {
-    const { setting, table, records } = checkpoint.json as unknown as SavedRanking
+    const { setting, table, feed, records } = checkpoint.json as unknown as SavedRanking
     const fail = (message: string) => new HstuError('ERR_HSTU_CHECKPOINT', `${run}: ${message}`)
     if (checkpoint.kind !== 'ranking') throw fail(`holds a '${checkpoint.kind}' checkpoint, not a ranking run's`)
     if (records !== createHash('sha256').update(JSON.stringify(reader.manifest)).digest('hex'))
       throw fail(`the run was trained on other records than those in ${requests}`)
-    const { precision = 'float32', maxHistory = 256, seed = 0, baseRateWindow = 0 } = setting.options ?? {}
-    if (baseRateWindow > 0)
-      throw fail(
-        'its logits stand on base rates that drift (baseRateWindow), which a bundle does not hold: train without',
-      )
+    const { precision = 'float32', maxHistory = 256, seed = 0, idRates = false } = setting.options ?? {}
     // A trainer knows what model a setting makes; its optimiser is not read.
     const trainer = new RankTrainer(reader, {
       ...setting,
@@ -79,14 +79,23 @@ async function exportRanker(run: string, requests: string, out: string): Promise
       const { actions, contextual, series } = reader.manifest.schema
       const schema: BundleSchema = { actions, contextual, series }
       const { config } = trainer.model
-      const vocabularies = await readVocabularies(requests, schema, vocabularySizes(config))
+      const { sizes } = reader.manifest
+      const own = vocabularySizes(config)
+      const vocabularies = await readVocabularies(requests, schema, idRates ? [sizes.users, ...own.slice(1)] : own)
+      const saved = feed.baseRates && { base: feed.baseRates, ids: idRates }
+      const rateTensors = idRates
+        ? Object.fromEntries(RATE_TENSORS.map(name => [name, checkpoint.tensors.feed!.get(name)!]))
+        : null
+      const rates = saved && new BaseRates(config.tasks, saved, checkpoint.tensors.feed, sizes)
       const request = goldenRequest(schema, vocabularies)
       const encoder = {
-        ...{ config, unknownIds: 'error' as const },
+        ...{ config, unknownIds: 'error' as const, rates },
         vocabularies: vocabularies.map((ids, f) => ids && new Vocabulary(`${f}`, ids)),
       }
       const limits = { ...schema, maxHistory, maxCandidates: Infinity }
-      const logits = trainingLogits(trainer, checkRequest(request, limits), encoder, schema)
+      const wire = checkRequest(request, limits)
+      const { base } = encodeRequest(wire, encoder)
+      const logits = onTop(trainingLogits(trainer, [wire], encoder, schema), base)
       const model = modelName(checkpoint.step)
       const { seed: _, ...tableConfig } = trainer.table?.config ?? { dim: config.dim }
       await writeBundle<RankerManifest>(
@@ -94,12 +103,14 @@ async function exportRanker(run: string, requests: string, out: string): Promise
         {
           ...{ type: 'ranker', model, architecture: config, precision, schema, maxHistory },
           table: trainer.table && { config: tableConfig, seed: String(seed), state: table! },
+          rates: saved,
           golden: { request, logits: Array.from(logits) },
         },
         {
           tensors: {
             model: trainer.model.parameters,
             ...(trainer.table ? { table: trainer.table.state().tensors } : {}),
+            ...(rateTensors ? { rates: rateTensors } : {}),
           },
           vocabularies,
         },

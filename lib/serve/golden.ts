@@ -1,3 +1,4 @@
+import { concatBatches } from '../data/ranking/batches.js'
 import { rankerBatch } from '../data/ranking/ranker_inputs.js'
 import type { RequestBatch } from '../data/ranking/schema.js'
 import type { EmbeddingTable } from '../layers/embedding_table.js'
@@ -14,10 +15,11 @@ function requestBatch(request: WireRequest, { config, vocabularies }: Encoder, s
   const numberOf = (f: number, id: string | bigint | null) =>
     BigInt(id === null ? 0 : (vocabularies[f]?.numberOf(id) ?? 0))
   const item = 1 + config.vocabulary.contextual.length
+  const user = config.vocabulary.users > 0 ? numberOf(0, request.user) : 0n
   const zeros = { taken: new Int32Array(T), pending: new Int32Array(T), requests: new Int32Array(T).fill(-1) }
   return {
     schema: { ...schema, values: [] },
-    ...{ requests: Int32Array.of(0), requestIds: [''], users: BigInt64Array.of(numberOf(0, request.user)) },
+    ...{ requests: Int32Array.of(0), requestIds: [''], users: BigInt64Array.of(user) },
     times: BigInt64Array.of(request.time),
     contextual: BigInt64Array.from({ length: C }, (_, c) => numberOf(c + 1, context[c]!)),
     history: {
@@ -36,19 +38,23 @@ function requestBatch(request: WireRequest, { config, vocabularies }: Encoder, s
   }
 }
 
-/** Logits [m, K] as training computes them: without cache and microbatches. What the serving path is held against. */
+/**
+ * Logits [M, K] of all candidates of some requests, as training computes them: without cache and microbatches. What the serving path is
+ * held against.
+ */
 export function trainingLogits(
   { model, table }: { model: GenerativeRanker; table: EmbeddingTable | null },
-  request: WireRequest,
+  requests: readonly WireRequest[],
   encoder: Encoder,
   schema: BundleSchema,
 ): Float32Array {
   return scope(() => {
+    const batch = concatBatches(requests.map(request => requestBatch(request, encoder, schema)))
     const K = model.config.tasks.length
-    const [rows, candidates] = [request.items.length * K, request.candidates.length * K]
+    const [rows, candidates] = [batch.history.items.length * K, batch.candidates.items.length * K]
     const none = { labels: new Float32Array(candidates), weights: new Float32Array(candidates) }
     const targets = { ...none, historyLabels: new Float32Array(rows), historyWeights: new Float32Array(rows) }
-    const { inputs } = rankerBatch(requestBatch(request, encoder, schema), targets, model.config, model.options)
+    const { inputs } = rankerBatch(batch, targets, model.config, model.options)
     const embedded = table ? [table.embed(table.lookup(inputs.ids))] : []
     return model.forward(inputs, null, ...embedded).dataSync() as Float32Array
   })

@@ -22,7 +22,8 @@ export interface HostOptions {
   maxHistory: number | null
   cacheBytes: number | null
   cacheTtlMs: number | null
-  microbatch: number
+  /** null: by the device. */
+  microbatch: number | null
   unknownIds: 'error' | 'unknown-row'
   /** Of the CPU backend, which is the process's; null: as it is. */
   threads: number | null

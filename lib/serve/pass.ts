@@ -1,25 +1,26 @@
-import { toDevice } from '../data/inputs.js'
-import { type CachedHistory, takeRows } from '../layers/hstu_layer.js'
-import type { CachedRankerInputs, GenerativeRanker } from '../models/generative_ranker.js'
+import type { CachedHistory } from '../layers/hstu_layer.js'
+import type { PassInputs, RankerInference } from '../models/ranker_inference.js'
 import { kvAppend } from '../ops/kv_append.js'
 import type { Tensor } from '../tensor.js'
 import { type EncodedRequest, historyTokens } from './encode.js'
-import { joined, Words } from './words.js'
+import { Words } from './words.js'
 
 /** A request, and what of its history is in pages. */
 export interface Slot {
   request: EncodedRequest
   /** Pages of the whole history, in order; null: none are kept, and the candidates must be one microbatch. */
   pages: Int32Array | null
-  /** Leading tokens of the history that are read from the pages; less than all, for the last one's output is wanted. */
+  /** Leading tokens of the history that are read from the pages: all that they hold, but for the last one, whose output is wanted. */
   cached: number
-  /** Leading tokens that the pages hold, at least `cached`: those after them are written. */
+  /** Leading tokens that the pages hold: those after them are written. */
   stored: number
 }
 
 /** Candidates `first .. end - 1` of a slot, with the history that is not in pages yet, or behind all of it. */
 export interface Part {
   slot: Slot
+  /** Of the slot among those that are scored together. */
+  index: number
   from: number
   first: number
   end: number
@@ -28,136 +29,225 @@ export interface Part {
 /** Candidates of a part. */
 export const partRows = ({ first, end }: Part) => end - first
 
-/** int64 offsets [B + 1] of lengths. */
-function offsetsOf(lengths: readonly number[]): BigInt64Array {
-  const offsets = new Words(lengths.length + 1)
-  let sum = 0
-  lengths.forEach((length, b) => {
-    offsets.put(b + 1, (sum += length), 0)
-  })
-  return offsets.values
+/** Sizes of a pass. Passes of one shape differ in nothing but the values of two arrays. */
+export interface PassShape {
+  /** N, tokens, and R of them, the rows of the last layer; M candidates. */
+  tokens: number
+  asked: number
+  candidates: number
+  /** B */
+  sequences: number
+  /** Of all sequences; 0: none has any in pages. */
+  keys: number
+  /** Entries of the page table. */
+  pages: number
+  /** Rows of content and of actions that are made in the pass; 0 with tables. */
+  contentRows: number
+  actionRows: number
+  /** Keys of the longest sequence, at most. */
+  longest: number
+  /** Whether histories come with the candidates, and whether any of them is written to pages. */
+  first: boolean
+  writes: boolean
 }
 
-/** Where each token of a pass is among the rows, and below them the actions, and its index in the request. */
-function layoutOf(parts: readonly Part[], ids: number, withPositions: boolean) {
-  const N = parts.reduce((sum, { slot, from, first, end }) => sum + historyTokens(slot.request) - from + end - first, 0)
-  const [source, positions] = [new Words(N), withPositions ? new Words(N) : null]
-  let [n, row, action] = [0, 0, ids]
-  for (const { slot, from, first, end } of parts) {
-    const { rowsBefore, times } = slot.request
-    const h = times.length
-    if (rowsBefore) {
-      for (let t = from; t < h; t++) source.put(n + t - from, rowsBefore[t + 1]! > rowsBefore[t]! ? row++ : action++, 0)
-      source.count(n + h - from, row, end - first)
-      row += end - first
-    } else source.count(n, n, h - from + end - first)
-    positions?.count(n, from, h - from)
-    n += h - from
-    for (let m = 0; m < end - first; m++) positions?.put(n + m, h, 0)
-    n += end - first
+const sum = <T>(list: readonly T[], of: (item: T) => number) => list.reduce((total, item) => total + of(item), 0)
+const power = (n: number, least: number) => 2 ** Math.ceil(Math.log2(Math.max(n, least)))
+const multiple = (n: number, of: number) => Math.ceil(n / of) * of
+
+const freshOf = ({ slot, from }: Part) => historyTokens(slot.request) - from
+const keysOf = ({ slot, first, end }: Part) => historyTokens(slot.request) + end - first
+/** Tokens that are written to pages: the first of those that are fresh. */
+const writtenOf = ({ slot, from }: Part) =>
+  slot.pages ? Math.max(0, historyTokens(slot.request) - Math.max(slot.stored, from)) : 0
+const pagesOf = (part: Part) => (part.from > 0 || writtenOf(part) > 0 ? part.slot.pages!.length : 0)
+
+/** The shape of a pass as it is. */
+export function shapeOf(parts: readonly Part[], inference: RankerInference): PassShape {
+  const fresh = sum(parts, freshOf)
+  const candidates = sum(parts, partRows)
+  const made = (of: (request: EncodedRequest) => BigInt64Array, ofCandidates: boolean) =>
+    (ofCandidates ? candidates : 0) + sum(parts, ({ slot, from }) => new Words(of(slot.request).subarray(from)).there())
+  return {
+    ...{ tokens: fresh + candidates, candidates, sequences: parts.length },
+    asked: candidates + sum(parts, part => Number(freshOf(part) > 0)),
+    keys: parts.some(({ from }) => from > 0) ? sum(parts, keysOf) : 0,
+    pages: sum(parts, pagesOf),
+    contentRows: inference.content ? 0 : made(request => request.content, true),
+    actionRows: inference.actions ? 0 : made(request => request.actions, inference.model.config.fusion === 'add'),
+    longest: Math.max(...parts.map(keysOf)),
+    ...{ first: fresh > 0, writes: parts.some(part => writtenOf(part) > 0) },
   }
-  return { source: source.values, positions: positions?.values ?? null }
 }
 
-/** The rows of the last layer: of each part the last row of its history, if that is fresh, then the candidates. */
-function askedOf(parts: readonly Part[], fresh: readonly number[], counts: readonly number[]) {
-  const withState = fresh.map(length => Number(length > 0))
-  const offsets = offsetsOf(counts.map((count, b) => count + withState[b]!))
-  const total = Number(offsets.at(-1)!)
-  const [rows, predicted] = [new Words(total), new Words(total - withState.reduce((a, b) => a + b, 0))]
-  let [n, r, p] = [0, 0, 0]
-  counts.forEach((count, b) => {
-    const state = withState[b]!
-    rows.count(r, n + fresh[b]! - state, count + state)
-    predicted.count(p, r + state, count)
-    n += fresh[b]! + count
-    r += count + state
-    p += count
-  })
-  const times = parts.flatMap(({ slot: { request }, first, end }, b) => [
-    request.times.subarray(request.times.length - withState[b]!),
-    request.candidateTimes.subarray(first, end),
-  ])
-  return { rows: rows.values, offsets, predicted: predicted.values, queryTimes: joined(times) }
-}
-
-/** The tokens of a pass on the device, and a cache a layer; tensors belong to the current scope. @param pages of each layer */
-export function assemblePass(parts: readonly Part[], model: GenerativeRanker, pages: readonly Tensor[]) {
-  const { config, options } = model
-  const tokens = parts.map(({ slot }) => historyTokens(slot.request))
-  const fresh = parts.map(({ from }, b) => tokens[b]! - from)
-  const counts = parts.map(partRows)
-  const cached = parts.some(({ from }) => from > 0)
-  const each = (of: (request: EncodedRequest, part: Part) => BigInt64Array[]) =>
-    joined(parts.flatMap(part => of(part.slot.request, part)))
-  const ids = each(({ rows, rowsBefore, candidates }, { from, first, end }) => [
-    ...[rows.subarray(rowsBefore ? rowsBefore[from] : from), candidates.subarray(first, end)],
-  ])
-  const actions = each(({ actions, rowsBefore }, { from, first, end }) =>
-    rowsBefore
-      ? [actions.subarray(from - rowsBefore[from]!)]
-      : [actions.subarray(from), new BigInt64Array(end - first).fill(-1n)],
-  )
-  const timesFrom = (whole: boolean) =>
-    each(({ times, candidateTimes }, { from, first, end }) => [
-      ...[times.subarray(whole ? 0 : from), candidateTimes.subarray(first, end)],
-    ])
-  const { source, positions } = layoutOf(parts, ids.length, Boolean(config.positions))
-  const asked = askedOf(parts, fresh, counts)
-
-  const device = (data: BigInt64Array | Int32Array) => toDevice(data, options)
-  const paged = cached
-    ? {
-        ...pageTable(parts.map(({ from }) => from > 0)),
-        kvLengths: device(Int32Array.from(parts, ({ from }) => from)),
-        timeOffsets: device(offsetsOf(tokens.map((h, b) => h + counts[b]!))),
-      }
-    : null
-  const queryTimes = device(timesFrom(false))
-  const inputs: CachedRankerInputs = {
-    seqOffsets: device(offsetsOf(fresh.map((length, b) => length + counts[b]!))),
-    ...{ times: cached ? device(timesFrom(true)) : queryTimes, queryTimes },
-    maxSeqLen: Math.max(...tokens.map((h, b) => h + counts[b]!)),
-    ...{ numTargets: device(Int32Array.from(counts)), contextual: 1 + config.vocabulary.contextual.length },
-    ...{ ids: device(ids), actions: device(actions), source: device(source) },
-    positions: positions && device(positions),
-    predicted: device(asked.predicted),
-    states: device(asked.offsets.slice(0, -1)),
-    groups: device(offsetsOf(counts)),
-    asked: { rows: device(asked.rows), offsets: device(asked.offsets), queryTimes: device(asked.queryTimes) },
+/**
+ * A shape for many passes: sizes rounded up, and a last sequence, of targets alone, that has the tokens which nobody asked for. A row's bits
+ * do not depend on what stands beside it.
+ */
+export function bucketOf(shape: PassShape): PassShape {
+  const asked = multiple(shape.asked, 64)
+  const least = shape.tokens + asked - shape.asked
+  const tokens = shape.first ? multiple(least, least > 1024 ? 128 : 64) : asked
+  const keys = shape.keys && power(shape.keys + tokens - shape.tokens, 1024)
+  return {
+    ...{ tokens, asked, candidates: asked, sequences: power(shape.sequences + 1, 2), keys },
+    pages: shape.pages && power(shape.pages, 64),
+    contentRows: shape.contentRows && tokens,
+    actionRows: shape.actionRows && tokens,
+    ...{ longest: Math.max(keys, tokens), first: shape.first, writes: shape.writes },
   }
-  const append = appender()
-  const layers: CachedHistory[] = pages.map(of => ({
-    paged: paged && { ...paged, pages: of },
-    append: (k, v) => append?.(of, k, v),
+}
+
+/** The int64 arrays of a pass, one after the other; keys' times last, for no pass fills its bucket's. */
+function wordFields(shape: PassShape, positions: boolean) {
+  const { tokens: N, asked: R, candidates: M, sequences: B, keys } = shape
+  return {
+    ...{ seqOffsets: B + 1, askedOffsets: B + 1, groups: B + 1, pageOffsets: B + 1, timeOffsets: keys && B + 1 },
+    ...{ states: B, askedRows: R, askedTimes: R, predicted: M, positions: positions ? N : 0 },
+    ...{ content: N, contentFrom: shape.contentRows, actions: N, actionsFrom: shape.actionRows },
+    ...{ queryTimes: N, keyTimes: keys },
+  }
+}
+
+const numberFields = ({ sequences: B, pages }: PassShape) => ({
+  ...{ numTargets: B, kvLengths: B, counts: B, pageTable: pages },
+})
+
+/** The place of each field, and how long all of them are. */
+function places<N extends string>(fields: Record<N, number>): { of: Record<N, [number, number]>; size: number } {
+  let size = 0
+  const of = Object.entries<number>(fields).map(([name, length]) => [name, [size, (size += length)]])
+  return { of: Object.fromEntries(of), size }
+}
+
+/** The values of a pass: what is copied to the device. `used`: words before those that nobody reads. */
+export interface PassValues {
+  words: BigInt64Array
+  used: number
+  numbers: Int32Array
+}
+
+/** The arrays of a pass in a shape that holds it. */
+export function fillPass(parts: readonly Part[], shape: PassShape, inference: RankerInference): PassValues {
+  const { model } = inference
+  const wide = places(wordFields(shape, Boolean(model.config.positions)))
+  const narrow = places(numberFields(shape))
+  const [words, numbers] = [new BigInt64Array(wide.size), new Int32Array(narrow.size)]
+  const values = (name: keyof typeof wide.of) => words.subarray(...wide.of[name])
+  const view = (name: keyof typeof wide.of) => new Words(values(name))
+  const count = (name: keyof typeof narrow.of) => numbers.subarray(...narrow.of[name])
+  const [seqOffsets, askedOffsets, groups] = [view('seqOffsets'), view('askedOffsets'), view('groups')]
+  const [pageOffsets, timeOffsets, states] = [view('pageOffsets'), view('timeOffsets'), view('states')]
+  const [askedRows, predicted, positions] = [view('askedRows'), view('predicted'), view('positions')]
+  const [askedTimes, queryTimes, keyTimes] = [values('askedTimes'), values('queryTimes'), values('keyTimes')]
+  const [content, actions] = [values('content'), values('actions')]
+  const [numTargets, kvLengths, counts, pageTable] = [
+    ...[count('numTargets'), count('kvLengths'), count('counts'), count('pageTable')],
+  ] as [Int32Array, Int32Array, Int32Array, Int32Array]
+  const pending = model.config.fusion !== 'add' ? -1n : inference.actions ? 1n << BigInt(model.config.actions) : PENDING
+  let [n, r, m, k, p] = [0, 0, 0, 0, 0]
+  const ends = (b: number) => {
+    seqOffsets.put(b + 1, n, 0)
+    askedOffsets.put(b + 1, r, 0)
+    groups.put(b + 1, m, 0)
+    pageOffsets.put(b + 1, p, 0)
+    if (shape.keys) timeOffsets.put(b + 1, k, 0)
+  }
+  parts.forEach((part, b) => {
+    const { slot, index, from, first, end } = part
+    const { request } = slot
+    const h = historyTokens(request)
+    const [fresh, rows] = [h - from, end - first]
+    const state = Number(fresh > 0)
+    const times = request.candidateTimes.subarray(first, end)
+    content.set(request.content.subarray(from), n)
+    content.set(request.candidates.subarray(first, end), n + fresh)
+    actions.set(request.actions.subarray(from), n)
+    actions.fill(pending, n + fresh, n + fresh + rows)
+    queryTimes.set(request.times.subarray(from), n)
+    queryTimes.set(times, n + fresh)
+    if (model.config.positions) {
+      positions.count(n, from, fresh)
+      for (let i = 0; i < rows; i++) positions.put(n + fresh + i, h, 0)
+    }
+    if (shape.keys) {
+      keyTimes.set(request.times, k)
+      keyTimes.set(times, k + h)
+      k += h + rows
+    }
+    states.put(b, shape.first ? r : index, 0)
+    askedRows.count(r, n + fresh - state, rows + state)
+    askedTimes.set(request.times.subarray(h - state), r)
+    askedTimes.set(times, r + state)
+    predicted.count(m, r + state, rows)
+    numTargets[b] = rows
+    kvLengths[b] = from
+    counts[b] = writtenOf(part)
+    const pages = pagesOf(part)
+    if (pages > 0) pageTable.set(slot.pages!, p)
+    ;[n, r, m, p] = [n + fresh + rows, r + rows + state, m + rows, p + pages]
+    ends(b)
+  })
+  // What is over: the last sequence's, as targets, of which the last ones are asked.
+  const { tokens: N, asked: R, candidates: M, sequences: B } = shape
+  for (let b = parts.length; b < B - 1; b++) ends(b)
+  if (B > parts.length) {
+    content.fill(-1n, n)
+    actions.fill(-1n, n)
+    askedRows.count(r, N - (R - r), R - r)
+    numTargets[B - 1] = N - n
+    if (shape.keys) k += N - n
+    ;[n, r, m] = [N, R, M]
+    ends(B - 1)
+  }
+  if (!inference.content) numberRows(content, values('contentFrom'))
+  if (!inference.actions) numberRows(actions, values('actionsFrom'))
+  return { words, used: wide.size - keyTimes.length + k, numbers }
+}
+
+/** The actions of a candidate, where they are no row of a table. */
+const PENDING = -2n
+
+/** Puts what the tokens' rows are made from in their order into `from`, and into `ids` where each token's row is among them. */
+function numberRows(ids: BigInt64Array, from: BigInt64Array): void {
+  let row = 0
+  for (let t = 0; t < ids.length; t++) {
+    if (ids[t] === -1n) continue
+    from[row] = ids[t] === PENDING ? -1n : ids[t]!
+    ids[t] = BigInt(row++)
+  }
+}
+
+/** The tensors of a pass as views of its two arrays on the device, and a cache a layer. @param pages of each layer */
+export function bindPass(
+  words: Tensor,
+  numbers: Tensor,
+  shape: PassShape,
+  { model, content, actions }: RankerInference,
+  pages: readonly Tensor[],
+): { inputs: PassInputs; layers: CachedHistory[]; states: Tensor } {
+  const wide = places(wordFields(shape, Boolean(model.config.positions)))
+  const narrow = places(numberFields(shape))
+  const of = (name: keyof typeof wide.of) => words.rows(...wide.of[name])
+  const count = (name: keyof typeof narrow.of) => numbers.rows(...narrow.of[name])
+  const [queryTimes, seqOffsets, states] = [of('queryTimes'), of('seqOffsets'), of('states')]
+  const table = { pageTable: count('pageTable'), pageOffsets: of('pageOffsets'), kvLengths: count('kvLengths') }
+  const paged = shape.keys > 0 ? { ...table, timeOffsets: of('timeOffsets') } : null
+  const counts = count('counts')
+  const layers = pages.map(own => ({
+    paged: paged && { ...paged, pages: own },
+    append: (k: Tensor, v: Tensor) => {
+      if (shape.writes) kvAppend(k, v, { seqOffsets, counts, paged: { ...table, pages: own } })
+    },
   }))
-  return { inputs, layers }
-
-  function pageTable(used: readonly boolean[]) {
-    const lists = parts.map(({ slot }, b) => (used[b] && slot.pages) || new Int32Array(0))
-    const offsets = offsetsOf(lists.map(list => list.length))
-    const table = new Int32Array(Number(offsets.at(-1)!))
-    lists.forEach((list, b) => void table.set(list, Number(offsets[b]!)))
-    return { pageTable: device(table), pageOffsets: device(offsets) }
+  const inputs: PassInputs = {
+    ...{ seqOffsets, queryTimes, times: shape.keys > 0 ? of('keyTimes') : queryTimes, maxSeqLen: shape.longest },
+    ...{ numTargets: count('numTargets'), contextual: 1 + model.config.vocabulary.contextual.length },
+    content: { ids: of('content'), from: content ? null : of('contentFrom') },
+    actions: { ids: of('actions'), from: actions ? null : of('actionsFrom') },
+    positions: model.config.positions ? of('positions') : null,
+    asked: { rows: of('askedRows'), offsets: of('askedOffsets'), queryTimes: of('askedTimes') },
+    ...{ predicted: of('predicted'), groups: of('groups'), states: shape.first ? states : null },
   }
-
-  /** Writes what is new of histories that have pages; null where nothing is. */
-  function appender() {
-    const begins = parts.map(({ slot: { stored }, from }) => Math.max(stored, from))
-    const lengths = parts.map(({ slot }, b) => (slot.pages ? Math.max(0, tokens[b]! - begins[b]!) : 0))
-    const wantedRows = new Words(lengths.reduce((a, b) => a + b, 0))
-    if (wantedRows.values.length === 0) return null
-    let [first, row] = [0, 0]
-    parts.forEach(({ from }, b) => {
-      wantedRows.count(row, first + begins[b]! - from, lengths[b]!)
-      row += lengths[b]!
-      first += fresh[b]! + counts[b]!
-    })
-    const wanted = device(wantedRows.values)
-    const seqOffsets = device(offsetsOf(lengths))
-    const kvLengths = device(Int32Array.from(lengths, (length, b) => (length > 0 ? begins[b]! : 0)))
-    const where = { ...pageTable(lengths.map(length => length > 0)), kvLengths }
-    return (of: Tensor, k: Tensor, v: Tensor) =>
-      kvAppend(takeRows(k, wanted), takeRows(v, wanted), { seqOffsets, paged: { pages: of, ...where } })
-  }
+  return { inputs, layers, states }
 }

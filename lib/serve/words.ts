@@ -25,6 +25,13 @@ export class Words {
     this.#words[2 * i + 1] = from.#words[2 * j + 1]!
   }
 
+  /** How many elements are not negative. */
+  there(): number {
+    let count = 0
+    for (let i = 1; i < this.#words.length; i += 2) count += Number(this.#words[i]! >= 0)
+    return count
+  }
+
   /** Elements i .. i + count - 1 become first, first + 1, .., all of them 0 .. 2^31 - 1. */
   count(i: number, first: number, count: number): void {
     for (let k = 0; k < count; k++) this.#words[2 * (i + k)] = first + k

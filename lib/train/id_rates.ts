@@ -1,10 +1,20 @@
 import type { RequestBatch, TaskTargets } from '../data/ranking/schema.js'
-import type { RankingTask } from '../data/ranking/tasks.js'
 import { check } from '../errors.js'
 import type { HostTensor } from './safetensors.js'
 
 /** Impressions of the base rate that a user's and an item's rate begin with. */
 const strengths = { users: 10, items: 20 }
+
+/** A regression has no rate. */
+export interface RatedTask {
+  kind: 'binary' | 'regression'
+}
+
+/** [K] logits of the tasks' base rates, from positives and weight of each; 0 of a regression. No rate is ever 0 or 1. */
+export function baseLogits(tasks: readonly RatedTask[], rates: readonly (readonly [number, number])[]): Float64Array {
+  const logit = ([positives, weight]: readonly [number, number]) => Math.log((positives + 1) / (weight - positives + 1))
+  return Float64Array.from(rates, (own, k) => (tasks[k]!.kind === 'binary' ? logit(own) : 0))
+}
 
 /** Positives and weight of each user, each item and of all, task by task, over a stream of impressions. */
 export class IdRates {
@@ -13,7 +23,7 @@ export class IdRates {
   readonly #sums: Record<'users' | 'items' | 'all', Float64Array>
 
   constructor(
-    readonly tasks: readonly RankingTask[],
+    readonly tasks: readonly RatedTask[],
     sizes: { users: number; items: number },
   ) {
     const K = (this.#K = tasks.length)
@@ -31,18 +41,33 @@ export class IdRates {
    * @throws HstuError ERR_HSTU_DATA for a number beyond the records' vocabulary.
    */
   addTo(logits: Float64Array, batch: RequestBatch): void {
-    const logit = (p: number) => Math.log(p / (1 - p))
     const K = this.#K
-    const { all } = this.#sums
-    const base = this.tasks.map((_, k) => (all[2 * k]! + 1) / (all[2 * k + 1]! + 2))
+    const base = this.#base()
     for (const [which, id, m] of this.#ids(batch))
-      for (let k = 0; k < K; k++) {
-        if (this.tasks[k]!.kind !== 'binary') continue
-        const at = 2 * (id * K + k)
-        const [positives, weight] = [this.#sums[which][at]!, this.#sums[which][at + 1]!]
-        const rate = (positives + strengths[which] * base[k]!) / (weight + strengths[which])
-        logits[m * K + k]! += logit(rate) - logit(base[k]!)
-      }
+      for (let k = 0; k < K; k++) logits[m * K + k]! += this.#shift(which, id, k, base[k]!)
+  }
+
+  /** What {@link addTo} adds for each user, or each item: [ids + 1, K]. */
+  shifts(which: 'users' | 'items'): Float64Array {
+    const K = this.#K
+    const base = this.#base()
+    return new Float64Array(this.#sums[which].length / 2).map((_, i) =>
+      this.#shift(which, Math.floor(i / K), i % K, base[i % K]!),
+    )
+  }
+
+  /** [K] of all impressions; one positive of two to begin with. */
+  #base(): number[] {
+    const { all } = this.#sums
+    return this.tasks.map((_, k) => (all[2 * k]! + 1) / (all[2 * k + 1]! + 2))
+  }
+
+  #shift(which: 'users' | 'items', id: number, k: number, base: number): number {
+    if (this.tasks[k]!.kind !== 'binary') return 0
+    const logit = (p: number) => Math.log(p / (1 - p))
+    const at = 2 * (id * this.#K + k)
+    const [positives, weight] = [this.#sums[which][at]!, this.#sums[which][at + 1]!]
+    return logit((positives + strengths[which] * base) / (weight + strengths[which])) - logit(base)
   }
 
   /** Adds what became of a batch's candidates. */

@@ -11,7 +11,7 @@ import {
 } from '../data/stochastic_length.js'
 import { check } from '../errors.js'
 import { Random } from '../random.js'
-import { IdRates } from './id_rates.js'
+import { baseLogits, IdRates } from './id_rates.js'
 import type { RankOptions } from './rank_options.js'
 import type { HostTensor } from './safetensors.js'
 
@@ -100,9 +100,7 @@ export class RankFeed {
   baseOf(batch: RequestBatch): BaseLogits | null {
     const { baseRates } = this.#state
     if (!baseRates) return null
-    // One positive of two to begin with: no rate is ever 0 or 1.
-    const logit = ([positives, weight]: [number, number]) => Math.log((positives + 1) / (weight - positives + 1))
-    const all = Float64Array.from(baseRates, (own, k) => (this.tasks[k]!.kind === 'binary' ? logit(own) : 0))
+    const all = baseLogits(this.tasks, baseRates)
     const K = all.length
     const candidates = new Float64Array(batch.candidates.items.length * K).map((_, i) => all[i % K]!)
     this.#rates?.addTo(candidates, batch)

@@ -32,42 +32,20 @@ describe('export', () => {
     expect(json.table === null).toBe(embeddings === 'dense')
   })
 
-  it('refuses a run whose logits stand on base rates, and writes nothing', async () => {
-    const train = [
-      'rank',
-      'train',
-      '--preset',
-      'ranking/synthetic',
-      '--requests',
-      at('requests'),
-      '--out',
-      at('drifting'),
-    ]
-    const options = [
-      '--model-set',
-      'layers=1',
-      '--set',
-      'baseRateWindow=100',
-      '--batch-size',
-      '16',
-      '--task',
-      'like = LIKE',
-    ]
-    expect(await hstu([...train, ...options, '--device', 'cpu'])).toMatchObject({ code: 0 })
-    const refused = await hstu([
-      'export',
-      '--checkpoint',
-      at('drifting'),
-      '--requests',
-      at('requests'),
-      '--out',
-      at('none'),
-    ])
-    expect(refused).toMatchObject({
-      code: 1,
-      stderr: expect.stringMatching(/base rates that drift \(baseRateWindow\)/),
+  it('keeps the rates that the logits of a run stand on', async () => {
+    const where = ['--requests', at('requests'), '--out', at('rated')]
+    const small = ['--model-set', 'layers=1', '--batch-size', '16', '--task', 'like = LIKE', '--device', 'cpu']
+    const rates = ['--set', 'baseRateWindow=100', '--set', 'idRates=true', '--set', 'supervise=candidates']
+    expect(await hstu(['rank', 'train', '--preset', 'ranking/synthetic', ...where, ...small, ...rates])).toMatchObject({
+      code: 0,
     })
-    expect(readdirSync(folder)).not.toContain('none')
+    const files = ['--checkpoint', at('rated'), '--requests', at('requests'), '--out', at('bundle-rated')]
+    expect(await hstu(['export', ...files])).toMatchObject({ code: 0 })
+    const { json } = manifestOf('bundle-rated') as { json: RankerManifest }
+    expect(json.rates).toMatchObject({ ids: true, base: [[expect.any(Number), expect.any(Number)]] })
+    const users = readdirSync(at('bundle-rated')).find(name => name.startsWith('vocabulary-0'))!
+    const ids = JSON.parse(readFileSync(at(`bundle-rated/${users}`), 'utf8')) as string[]
+    expect(json.tensors.rates!['rates.users']!.shape).toEqual([2 * (ids.length + 1)])
   })
 
   it('makes a bundle of a retrieval run', async () => {

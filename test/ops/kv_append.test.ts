@@ -17,8 +17,8 @@ import {
   type Values,
 } from '../harness.js'
 
-/** Tokens held before, new tokens; H heads of D and V, pages of S slots of which the tensor has two more than are in use. */
-type Case = { held: number[]; fresh: number[]; H: number; D: number; V: number; S: number }
+/** Tokens held before, new tokens, of which only `counts` are written; H heads of D and V, pages of S slots of which the tensor has two more than are in use. */
+type Case = { held: number[]; fresh: number[]; counts?: number[]; H: number; D: number; V: number; S: number }
 
 const nans = (shape: readonly number[]) => new Float64Array(shape.reduce((a, b) => a * b, 1)).fill(Number.NaN)
 const pagesOf = (tokens: number, S: number) => Math.ceil(tokens / S)
@@ -49,6 +49,16 @@ describeOp<Case>('kv_append', {
     { name: 'pages of one slot', held: [2, 0], fresh: [3, 2], H: 2, D: 2, V: 3, S: 1 },
     { name: 'one head of one', held: [0, 2], fresh: [3, 1], H: 1, D: 1, V: 1, S: 2 },
     { name: 'no heads', held: [0, 2], fresh: [3, 1], H: 0, D: 4, V: 4, S: 2 },
+    {
+      name: 'the first rows alone',
+      held: [5, 3, 0, 2],
+      fresh: [6, 4, 9, 0],
+      counts: [6, 0, 3, 0],
+      H: 2,
+      D: 16,
+      V: 12,
+      S: 4,
+    },
     { name: 'past one task', held: [0, 130, 63], fresh: [700, 1, 260], H: 4, D: 64, V: 64, S: 64 },
   ],
   inputs: (c, random) => {
@@ -58,19 +68,21 @@ describeOp<Case>('kv_append', {
       k: normal(random, [sum(c.fresh), c.H, c.D]),
       v: normal(random, [sum(c.fresh), c.H, c.V]),
       seqOffsets: offsets(c.fresh),
+      counts: c.counts ? int32(c.counts) : null,
       ...rest,
     }
   },
   run: t => {
-    kvAppend(t.k!, t.v!, { seqOffsets: t.seqOffsets!, paged: pagedOf(t) })
+    kvAppend(t.k!, t.v!, { seqOffsets: t.seqOffsets!, paged: pagedOf(t), counts: t.counts ?? null })
     return t.pages!
   },
-  reference: (x, { held, fresh, H, D, V, S }) => {
+  reference: (x, { held, fresh, counts = fresh, H, D, V, S }) => {
     const pages = Float64Array.from(x.pages!)
     const wide = Math.max(D, V)
     let row = 0
     fresh.forEach((count, b) => {
       for (let r = 0; r < count; r++, row++) {
+        if (r >= counts[b]!) continue
         const position = held[b]! + r
         const page = x.pageTable![x.pageOffsets![b]! + Math.floor(position / S)]!
         const at = (part: number, h: number) => (((page * 2 + part) * S + (position % S)) * H + h) * wide
@@ -237,6 +249,7 @@ const dims = [
   { D: 16, V: 16 },
   { D: 25, V: 32 },
   { D: 64, V: 20 },
+  { D: 128, V: 96 },
 ]
 for (const [name, attention] of Object.entries(kinds))
   for (const device of ['cpu', 'cuda'] as const) {
@@ -270,6 +283,14 @@ itOp('kv_append', 'names what does not fit', () => {
   throwsCode(append([0, 1], [1, 2], [0, 0], [1, 1]), wrong, /page_offsets\[2\] = 3 are no range of the 2 entries/)
   throwsCode(append([0, 1], [3, -2], [0, 0], [0, 1]), wrong, /page_offsets\[1\] = 3 and page_offsets\[2\] = 1/)
   throwsCode(append([0, 1], [1, 1], [0, -1], [1, 1]), wrong, /kv_lengths\[1\] = -1 is negative/)
+  const counted = (...counts: number[]) => {
+    const k = Tensor.zeros([3, 2, 3])
+    const paged = { pages: Tensor.zeros([4, 2, 2, 2, 3]), ...table([0, 1], [1, 1], [0, 0]) }
+    return () => kvAppend(k, k, { seqOffsets: starts([2, 1]), paged, counts: ints(counts) })
+  }
+  throwsCode(counted(1, 2), wrong, /kv_append: counts\[1\] = 2, sequence 1 has 1 rows/)
+  throwsCode(counted(-1, 0), wrong, /counts\[0\] = -1, sequence 0 has 2 rows/)
+  throwsCode(counted(1), 'ERR_HSTU_SHAPE', /counts must have shape \[2\]/)
   append([0, 0], [1, 1], [1, 2], [1, 0])() // a shared page that nobody writes to a second time
   const pages = Tensor.zeros([4, 2, 2, 2, 3])
   const k = Tensor.zeros([1, 2, 3])

@@ -46,7 +46,7 @@ describe('a bundle', () => {
     expect(model).toBe('test-1')
     const parts = makeRanker(bundle as never)
     const encoder = { config: parts.model.config, vocabularies: bundle.vocabularies, unknownIds: 'error' as const }
-    const logits = trainingLogits(parts, wireOf(golden.request), encoder, schema)
+    const logits = trainingLogits(parts, [wireOf(golden.request)], encoder, schema)
     expect(Array.from(logits)).toEqual(golden.logits)
     parts.model.dispose()
     expect(memory()).toEqual(before)
@@ -97,7 +97,7 @@ describe('a bundle', () => {
       await expect(load()).rejects.toThrow(refusal(message))
     }
     const manifest = json as unknown as BundleManifest
-    await refuse({ bundle: 2 }, /manifest\.json: json\.bundle: expected version 1, found 2/)
+    await refuse({ bundle: 1 }, /manifest\.json: json\.bundle: expected version 2, found 1/)
     await refuse({ type: 'reader' }, /json\.type: expected 'ranker' or 'retriever', found "reader"/)
     await refuse({ precision: 'int4' }, /json\.precision: expected one of float32, bf16, found "int4"/)
     await refuse({ schema: { ...schema, actions: ['LIKE'] } }, /json\.schema\.actions: expected 2 names/)

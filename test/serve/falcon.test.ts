@@ -1,30 +1,28 @@
-import { afterAll, describe, expect, it } from 'vitest'
-import type { Precision } from '#lib/layers/precision.js'
-import { native } from '#lib/native.js'
+// M-FALCON in 315 random scenarios on each backend: rows of `hstu selftest` too.
+import { deepStrictEqual, ok } from 'node:assert/strict'
+import type { ModelOptions } from '#lib/models/sequence_model.js'
 import { memory } from '#lib/tensor.js'
+import { itOp } from '../harness.js'
 import { forms } from './requests.js'
-import { disposeModels, runScenario, scenarios } from './scenarios.js'
+import { runScenario, Stage, scenarios } from './scenarios.js'
 
-const before = memory()
-afterAll(() => {
-  disposeModels()
-  expect(memory()).toEqual(before)
-})
+const COUNT = 315
 
-const { cuda } = native.backend()
-const cudaScenarios = ['float32', 'bf16'].flatMap(precision =>
-  Object.keys(forms).map(form => [precision, form] as const),
-)
+async function check(form: string, options: ModelOptions): Promise<void> {
+  const before = memory()
+  const stage = new Stage(form, options)
+  let compared = 0
+  try {
+    for (const scenario of scenarios(COUNT)) if (scenario.form === form) compared += await runScenario(scenario, stage)
+  } finally {
+    stage[Symbol.dispose]()
+  }
+  ok(compared > 300, `only ${compared} candidates were compared`)
+  deepStrictEqual(memory(), before, 'memory() before and after')
+}
 
-describe('M-FALCON', () => {
-  it.skipIf(!cuda.usable).each(cudaScenarios)('does so on CUDA: %s, %s', async (precision, form) => {
-    for (const scenario of scenarios(315).filter(one => one.form === form))
-      await runScenario(scenario, { device: 'cuda', precision: precision as Precision })
-  })
-
-  it.each(Object.keys(forms))('gives each candidate the bits that it has alone: %s', async form => {
-    let compared = 0
-    for (const scenario of scenarios(315).filter(one => one.form === form)) compared += await runScenario(scenario)
-    expect(compared).toBeGreaterThan(300)
-  })
-})
+for (const form of Object.keys(forms)) {
+  itOp('falcon', `gives each candidate the bits that it has alone: ${form}`, () => check(form, {}))
+  for (const precision of ['float32', 'bf16'] as const)
+    itOp('falcon', `so in ${precision}: ${form}`, () => check(form, { device: 'cuda', precision }), 'cuda')
+}

@@ -27,7 +27,7 @@ const error = (code: string, message: RegExp) =>
 /** The scores that the candidates have alone, by the training path. */
 function scoresOf(request: RankRequest, maxHistory = 100): Record<string, number[]> {
   const K = config.tasks.length
-  const logits = trainingLogits(parts, wireOf(request, maxHistory), parts.encoder, schema)
+  const logits = trainingLogits(parts, [wireOf(request, maxHistory)], parts.encoder, schema)
   const of = (k: number) => Array.from({ length: logits.length / K }, (_, m) => logits[m * K + k]!)
   return { like: of(0).map(z => 1 / (1 + Math.exp(-z))), watch: of(1) }
 }

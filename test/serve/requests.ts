@@ -1,4 +1,6 @@
-import { GenerativeRanker, type GenerativeRankerConfig } from '#lib/models/generative_ranker.js'
+import { vocabularyBases } from '#lib/data/ranking/ranker_inputs.js'
+import { EmbeddingTable } from '#lib/layers/embedding_table.js'
+import { GenerativeRanker, type GenerativeRankerConfig, vocabularySizes } from '#lib/models/generative_ranker.js'
 import type { ModelOptions } from '#lib/models/sequence_model.js'
 import { Random } from '#lib/random.js'
 import { type BundleSchema, type RankerManifest, writeBundle } from '#lib/serve/bundle.js'
@@ -6,6 +8,7 @@ import type { Encoder } from '#lib/serve/encode.js'
 import { goldenRequest, trainingLogits } from '#lib/serve/golden.js'
 import { checkRequest, type RankRequest, type WireRequest } from '#lib/serve/request.js'
 import { Vocabulary } from '#lib/serve/vocabulary.js'
+import { scope, Tensor } from '#lib/tensor.js'
 
 export const schema: BundleSchema = { actions: ['LIKE', 'SHARE'], contextual: ['country'], series: ['language'] }
 export const config: GenerativeRankerConfig = {
@@ -26,6 +29,9 @@ export const forms: Record<string, Partial<GenerativeRankerConfig>> = {
   'added, positions': { fusion: 'add', positions: 700 },
   'no bias, one layer': { positionBias: false, timeBias: false, layers: 1 },
   'wide heads': { heads: 1, qkDim: 16, vDim: 8 },
+  'heads of 64': { layers: 2, heads: 2, qkDim: 64, vDim: 64 },
+  'hash embeddings': { embeddings: 'hash' },
+  'many actions, added': { actions: 12, fusion: 'add' },
   'contextual tokens see the history: cached within a request': { contextualFull: true },
 }
 
@@ -43,7 +49,27 @@ export function stirred(form: Partial<GenerativeRankerConfig>, options: ModelOpt
   const names = ['user', 'country', 'item', 'language']
   const vocabularies = vocabularyIds.map((list, f) => new Vocabulary(names[f]!, list))
   const encoder: Encoder = { config: model.config, vocabularies, unknownIds: 'unknown-row' }
-  return { model, table: null, encoder }
+  const actions = ids(model.config.actions, 'a')
+  return {
+    model,
+    table: model.config.embeddings === 'hash' ? tableOf(model) : null,
+    encoder,
+    schema: { ...schema, actions },
+  }
+}
+
+/** Rows of all ids that there are, unknown ones among them. */
+function tableOf({ config, options }: GenerativeRanker): EmbeddingTable {
+  const table = new EmbeddingTable({ dim: config.dim, seed: 11n }, options)
+  const sizes = vocabularySizes(config)
+  const keys = vocabularyBases(config).flatMap((base, f) =>
+    Array.from({ length: sizes[f]! + 1 }, (_, n) => base + BigInt(n)),
+  )
+  scope(() => {
+    const all = Tensor.from(BigInt64Array.from(keys), undefined, { device: options.device ?? 'cpu' })
+    table.lookup(all, { insert: true })
+  })
+  return table
 }
 
 /** `rows` random rows of a history that follow those given. */
@@ -85,11 +111,20 @@ export async function writeTestBundle(folder: string, form: Partial<GenerativeRa
   try {
     const { config: architecture } = parts.model
     const request = goldenRequest(schema, vocabularyIds)
-    const logits = Array.from(trainingLogits(parts, wireOf(request), parts.encoder, schema))
+    const logits = Array.from(trainingLogits(parts, [wireOf(request)], parts.encoder, schema))
     await writeBundle<RankerManifest>(
       folder,
       {
-        ...{ type: 'ranker', model, architecture, precision: 'float32', schema, maxHistory: 100, table: null },
+        ...{
+          type: 'ranker',
+          model,
+          architecture,
+          precision: 'float32',
+          schema,
+          maxHistory: 100,
+          table: null,
+          rates: null,
+        },
         golden: { request, logits },
       },
       { tensors: { model: parts.model.parameters }, vocabularies: vocabularyIds },

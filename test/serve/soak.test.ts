@@ -28,7 +28,7 @@ function expectSome(random: Random, request: RankRequest, model: string, scores:
   for (let k = 0; k < 2; k++) {
     const m = random.int(request.candidates.length)
     const alone = { ...request, candidates: [(request.candidates as string[])[m]!] }
-    const [like, watch] = trainingLogits(parts[model]!, wireOf(alone, 120), parts[model]!.encoder, schema)
+    const [like, watch] = trainingLogits(parts[model]!, [wireOf(alone, 120)], parts[model]!.encoder, schema)
     expect([scores.like![m], scores.watch![m]]).toEqual([1 / (1 + Math.exp(-like!)), watch])
   }
 }
