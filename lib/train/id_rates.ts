@@ -2,8 +2,9 @@ import type { RequestBatch, TaskTargets } from '../data/ranking/schema.js'
 import { check } from '../errors.js'
 import type { HostTensor } from './safetensors.js'
 
-/** Impressions of the base rate that a user's and an item's rate begin with. */
-const strengths = { users: 10, items: 20 }
+/** Impressions of the base rate that a user's and an item's rate begin with, and what stays of a sum when the next impression joins it. */
+const strengths = { users: 5, items: 20 }
+const memory = { users: 0.99, items: 1, all: 1 }
 
 /** A regression has no rate. */
 export interface RatedTask {
@@ -16,7 +17,10 @@ export function baseLogits(tasks: readonly RatedTask[], rates: readonly (readonl
   return Float64Array.from(rates, (own, k) => (tasks[k]!.kind === 'binary' ? logit(own) : 0))
 }
 
-/** Positives and weight of each user, each item and of all, task by task, over a stream of impressions. */
+/**
+ * Positives and weight of each user, each item and of all, task by task, over a stream of impressions. A user's are those of the last hundred
+ * or so: what a user does changes.
+ */
 export class IdRates {
   readonly #K: number
   /** [ids + 1, K, 2], and [K, 2] of all. */
@@ -73,13 +77,13 @@ export class IdRates {
   /** Adds what became of a batch's candidates. */
   count(batch: RequestBatch, { labels, weights }: TaskTargets): void {
     const K = this.#K
-    const add = (to: Float64Array, at: number, i: number) => {
-      to[at]! += weights[i]! * labels[i]!
-      to[at + 1]! += weights[i]!
+    const add = (which: keyof typeof memory, at: number, i: number) => {
+      const [sums, kept] = [this.#sums[which], weights[i]! > 0 ? memory[which] : 1]
+      sums[at] = kept * sums[at]! + weights[i]! * labels[i]!
+      sums[at + 1] = kept * sums[at + 1]! + weights[i]!
     }
-    for (const [which, id, m] of this.#ids(batch))
-      for (let k = 0; k < K; k++) add(this.#sums[which], 2 * (id * K + k), m * K + k)
-    for (let i = 0; i < labels.length; i++) add(this.#sums.all, 2 * (i % K), i)
+    for (const [which, id, m] of this.#ids(batch)) for (let k = 0; k < K; k++) add(which, 2 * (id * K + k), m * K + k)
+    for (let i = 0; i < labels.length; i++) add('all', 2 * (i % K), i)
   }
 
   /** The user and the item of each candidate. */

@@ -50,8 +50,9 @@ export interface RankOptions extends Required<AdamWOptions>, Required<ScheduleOp
    */
   baseRateWindow: number
   /**
-   * Besides, on top of the smoothed rates of the impression's user and item so far in the pass, as logits less that of the rate of all: what
-   * `additiveLogit` predicts. Candidates alone may have a loss then, for the rates know the labels of the history. Default false.
+   * Besides, on top of the smoothed rates of the impression's user (of its last hundred or so impressions) and item so far in the pass, as
+   * logits less that of the rate of all: the additive logit. Candidates alone may have a loss then, for the rates know the labels of the
+   * history. Default false.
    */
   idRates: boolean
   /** Impressions of the windowed metrics. */

@@ -45,7 +45,7 @@ const articles: RankPreset = {
 
 /** Of several passes: a user's sequence is learnt from for all its new labels at once. The last steps hardly change what was learnt. */
 const sequences: Partial<RankOptions> = {
-  ...{ passes: 4, supervise: 'new', learnEvery: 32, batchSize: 256, maxHistory: 200, finalShare: 0.01 },
+  ...{ passes: 4, supervise: 'new', learnEvery: 16, batchSize: 256, maxHistory: 200, finalShare: 0.01 },
 }
 
 const presets: Record<string, RankPreset> = {

@@ -2,7 +2,7 @@ import { beforeAll, describe, expect, it } from 'vitest'
 import type { RequestReader } from '#lib/data/ranking/reader.js'
 import type { RequestBatch } from '#lib/data/ranking/schema.js'
 import { parseTasks } from '#lib/data/ranking/tasks.js'
-import { additiveLogit } from '#lib/eval/ranking_baselines.js'
+import type { Impression } from '#lib/eval/baseline_features.js'
 import { Random } from '#lib/random.js'
 import { RankFeed, sendRate } from '#lib/train/rank_feed.js'
 import { type RankOptions, rankOptions } from '#lib/train/rank_options.js'
@@ -166,6 +166,36 @@ describe('baseRateWindow', () => {
   })
 })
 
+/** The additive logit whose users' rates forget: of n impressions the one k before the last counts .99^k. */
+function forgettingLogit() {
+  const seen: (Impression & { label: number })[] = []
+  const rateOf = (own: typeof seen, strength: number, base: number, kept: number) => {
+    const weights = own.map((_, i) => kept ** (own.length - 1 - i))
+    const positives = own.reduce((sum, { label }, i) => sum + weights[i]! * label, 0)
+    return (positives + strength * base) / (weights.reduce((a, b) => a + b, 0) + strength)
+  }
+  const logit = (p: number) => Math.log(p / (1 - p))
+  return {
+    predict({ user, item }: Impression): number {
+      const base = (seen.reduce((sum, { label }) => sum + label, 0) + 1) / (seen.length + 2)
+      const users = rateOf(
+        seen.filter(one => one.user === user),
+        5,
+        base,
+        0.99,
+      )
+      const items = rateOf(
+        seen.filter(one => one.item === item),
+        20,
+        base,
+        1,
+      )
+      return logit(users) + logit(items) - logit(base)
+    },
+    update: (impression: Impression, label: number) => void seen.push({ ...impression, label }),
+  }
+}
+
 describe('idRates', () => {
   it('predicts as the additive logit does, over the base rate, and begins anew with a pass', async () => {
     const tasks = parseTasks(['like = LIKE', 'watch = watch'], reader.manifest.schema)
@@ -173,7 +203,7 @@ describe('idRates', () => {
     let feed = new RankFeed(options, tasks, 'interleave', reader.manifest.sizes)
     for (const pass of [0, 1]) {
       if (pass > 0) feed.begin()
-      const reference = additiveLogit(10, 20)
+      const reference = forgettingLogit()
       for await (const batch of reader.batches({ batchSize: 16 })) {
         const { batch: read, base, candidates, commit } = feed.work(batch, pass)
         const shown = Array.from(read.candidates.items, (item, m) => {
