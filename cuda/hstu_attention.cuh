@@ -169,6 +169,9 @@ struct VisibleKeys {
   __device__ __forceinline__ uint64_t bits(int first) const {
     return below(prefix - first) | (below(end - first) & ~below(begin - first));
   }
+  __device__ __forceinline__ uint32_t bits32(int first) const {
+    return below32(prefix - first) | (below32(end - first) & ~below32(begin - first));
+  }
   // What covers all that some lane's rows see, and what all of them see.
   __device__ __forceinline__ VisibleKeys any_of_warp() const {
     return {__reduce_max_sync(kFullWarp, prefix), __reduce_min_sync(kFullWarp, begin), __reduce_max_sync(kFullWarp, end), 0};
@@ -176,6 +179,7 @@ struct VisibleKeys {
   __device__ __forceinline__ VisibleKeys all_of_warp() const {
     return {__reduce_min_sync(kFullWarp, prefix), __reduce_max_sync(kFullWarp, begin), __reduce_min_sync(kFullWarp, end), 0};
   }
+  static __device__ __forceinline__ uint32_t below32(int n) { return ~__funnelshift_lc(0, ~0u, max(n, 0)); }
   static __device__ __forceinline__ uint64_t below(int n) { return n >= 64 ? ~uint64_t(0) : n <= 0 ? 0 : (uint64_t(1) << n) - 1; }
 };
 

@@ -16,12 +16,22 @@ __device__ __forceinline__ float own_bias(const Call<T>& p, const Sequence& s, i
   return p.last_bucket < 0 ? bias : bias + time_term(p, head, bucket_of(p.query_time[query_row], p.key_time[s.time + j], p.last_bucket));
 }
 
-// A block is persistent: one warpgroup loads, the others own 64 query rows each of an item, a warp 16 of them, in the layout of the accumulators.
-// K and V arrive tile by tile; S = Q K^T from shared memory, the weights stay in registers for O += P V. Without a bias the scores of
-// a tile and the values of the one before it are multiplied at the same time, while the last scores become weights; with a bias the scores begin as
-// the position's bias / alpha, read while the values before are multiplied. Targets' own groups come last, in float32.
-// A row's bits depend on the order of its keys and the products of 16 keys, counted from key 0, alone: hidden keys and skipped tiles add exact
-// zeros, all ways to a time bucket give the same bucket.
+// A descriptor `by` times 16 bytes on, or from its lower half: the upper one is a constant, which takes fewer registers.
+template <int kBytes>
+__device__ __forceinline__ uint64_t moved(uint64_t descriptor, int by) {
+  return descriptor + by;
+}
+template <int kBytes>
+__device__ __forceinline__ uint64_t moved(uint32_t low, int by) {
+  return by_rows<kBytes>(0) >> 32 << 32 | (low + by);
+}
+
+// A block is persistent: one warpgroup loads, the others own 64 query rows each of an item, a warp 16 of them, in the layout of the
+// accumulators. K and V arrive tile by tile; S = Q K^T from shared memory, the weights stay in registers for O += P V. The scores of a tile
+// and the values of the one before it are multiplied at the same time, and these values go on while the scores become weights; with a bias
+// the scores begin as the position's bias / alpha. Targets' own groups come last, in float32. A row's bits depend on the order of its keys
+// and the products of 16 keys, counted from key 0, alone: hidden keys and skipped tiles add exact zeros, all ways to a time bucket give the
+// same bucket.
 template <typename T, int kDim, Mode kMode>
 __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
     hstu_attention_sm90_kernel(const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap k_map,
@@ -59,7 +69,6 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
   int row0 = 16 * (warp - 4) + lane / 4, column0 = lane % 4 * 2;
   Ring<kSlots> turn;
   Ring<kRing> ring;
-  Ring<C::kBiasRing> bias_ring;
   Ring<C::kQueries> q_ring;
   if (C::kTurns && group == 0) sm90::announce(kTurn, 256);
   auto my_turn = [&] {
@@ -69,7 +78,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
     if constexpr (C::kTurns) sm90::announce(kTurn + (group + 1) % kGroups, 256);
   };
   auto release = [&](Barrier& barrier) {
-    if (lane == 0) barrier.arrive();
+    if ((kBias ? lane_id() : lane) == 0) barrier.arrive();  // with a bias, a register for it would be spilled
   };
   for (;; turn.next()) {
     shared.work_full[turn.stage].wait(turn.parity);
@@ -83,81 +92,74 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
 #pragma unroll
     for (int x = 0; x < kDim / 2; ++x) sums[x] = 0.f;
 
+    using Descriptor = std::conditional_t<kBias, uint32_t, uint64_t>;
     auto scores = [&](int stage) {
-      uint64_t q_rows = by_rows<kBytes>(shared_address(shared.q[q_ring.stage]) + 64 * group * kBytes);
-      uint64_t k_rows = by_rows<kBytes>(shared_address(shared.k[stage]));
+      Descriptor q_rows = by_rows<kBytes>(shared_address(shared.q[q_ring.stage]) + 64 * group * kBytes);
+      Descriptor k_rows = by_rows<kBytes>(shared_address(shared.k[stage]));
+      if constexpr (kBias) asm volatile("" : "+r"(q_rows));  // else its steps are made before the loop, and spilled
 #pragma unroll
       for (int d = 0; d < kDim; d += 16)
-        wgmma<T, false>(w, q_rows + (d / kColumns * kRows * kBytes + d % kColumns * 2) / 16,
-                        k_rows + (d / kColumns * kKeys * kBytes + d % kColumns * 2) / 16, kBias || d > 0);
+        wgmma<T, false>(w, moved<kBytes>(q_rows, (d / kColumns * kRows * kBytes + d % kColumns * 2) / 16),
+                        moved<kBytes>(k_rows, (d / kColumns * kKeys * kBytes + d % kColumns * 2) / 16), kBias || d > 0);
     };
     auto add_values = [&](int stage) {
-      uint64_t v_columns = by_columns<kBytes>(shared_address(shared.v[stage]), kKeys * kBytes);
+      Descriptor v_columns = by_columns<kBytes>(shared_address(shared.v[stage]), kKeys * kBytes);
 #pragma unroll
-      for (int x = 0; x < kKeys; x += 16) wgmma<T, true>(sums, weights + x / 4, v_columns + x * kBytes / 16, true);
+      for (int x = 0; x < kKeys; x += 16) wgmma<T, true>(sums, weights + x / 4, moved<kBytes>(v_columns, x * kBytes / 16), true);
     };
     // Scores begin as the position's bias / alpha, and the product is added to them.
     auto begin = [&](int j0) {
       if constexpr (kBias) {
-        shared.bias.full[bias_ring.stage].wait(bias_ring.parity);
-        const float* pos = shared.bias.pos[shared.bias.part[bias_ring.stage]] + kPositions;
-        int i = s.shift + work.first + row0, nearest = j0 + column0;
-        const float* low = pos + ((min(i, s.history) - nearest) & (kPositions - 1));
-        const float* high = pos + ((min(i + 8, s.history) - nearest) & (kPositions - 1));
+        auto& bias = shared.bias;
+        constexpr int kMod = std::remove_reference_t<decltype(bias)>::kPositions - 1;
+        int i = s.shift + work.first + row0, j = j0 + column0;
+        auto row = [&](int i) {
+          int at = j - min(i, s.history) & kMod;
+          return reinterpret_cast<const float2*>(bias.pos[bias.part[ring.stage]][at & 1] + (at & ~1));
+        };
+        const float2 *low = row(i), *high = row(i + 8);
 #pragma unroll
-        for (int x = 0; x < kKeys / 8; ++x)
-#pragma unroll
-          for (int e = 0; e < 2; ++e) w[4 * x + e] = low[-8 * x - e], w[4 * x + 2 + e] = high[-8 * x - e];
+        for (int x = 0; x < kKeys / 8; ++x) {
+          float2 a = low[4 * x], b = high[4 * x];
+          w[4 * x] = a.x, w[4 * x + 1] = a.y, w[4 * x + 2] = b.x, w[4 * x + 3] = b.y;
+        }
       }
     };
-    // v[16] = factor v + the time's bias, of 32 keys from column c0 on.
-    [[maybe_unused]] auto add_time = [&](float* v, int code, int c0) {
+    // v[16] = factor v + the time's bias, of 32 keys from column c0 on. All ways add the same value in the same operation.
+    [[maybe_unused]] auto add_time = [&](float* v, const Piece& piece, int c0) {
       if constexpr (kBias) {
         auto& bias = shared.bias;
-        const float* time = bias.time[turn.stage];
-        int low = code & 255, high = code >> 8 & 255;
-        auto kind = TimeKind(code >> 16);
-        const int* near = &bias.near[bias_ring.stage][c0 + column0];
-        int fixed[2] = {bias.row_near[turn.stage][row0], bias.row_near[turn.stage][row0 + 8]};
-        float factor = p.unit * p.alpha, first = time[low];
-        if (kind == TimeKind::kOne) {
+        float factor = p.unit * p.alpha;
+        int kind = piece.flags & Piece::kKind;
+        if (kind == Piece::kOne) {
 #pragma unroll
-          for (int x = 0; x < 16; ++x) v[x] = fmaf(factor, v[x], first);
-        } else if (kind == TimeKind::kMany) {
+          for (int x = 0; x < 16; ++x) v[x] = fmaf(factor, v[x], piece.first);
+          return;
+        }
+        if (kind == Piece::kFar) return;
+        const int* near = &bias.near[ring.stage][c0 + column0];
+        int fixed[2] = {bias.row_near[turn.stage][row0], bias.row_near[turn.stage][row0 + 8]};
+        if (kind == Piece::kTwo) {
+          int until[2] = {fixed[0] - piece.least, fixed[1] - piece.least};
 #pragma unroll
           for (int x = 0; x < 4; ++x) {
             int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
 #pragma unroll
             for (int y = 0; y < 4; ++y)
-              v[4 * x + y] = fmaf(factor, v[4 * x + y], time[bias.near_bucket(bias.apart(fixed[y / 2], y % 2 ? at.y : at.x))]);
+              v[4 * x + y] = fmaf(factor, v[4 * x + y], (y % 2 ? at.y : at.x) <= until[y / 2] ? piece.second : piece.first);
           }
-        } else if (kind == TimeKind::kFew && high == low + 1) {
-          int least = int(bias.threshold[low]), until[2] = {fixed[0] - least, fixed[1] - least};
-          float second = time[high];
+        } else {
+          const float4* cells = bias.cells[turn.stage];
 #pragma unroll
           for (int x = 0; x < 4; ++x) {
             int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
 #pragma unroll
-            for (int y = 0; y < 4; ++y) v[4 * x + y] = fmaf(factor, v[4 * x + y], (y % 2 ? at.y : at.x) <= until[y / 2] ? second : first);
-          }
-        } else {
-          float term[16];
-#pragma unroll
-          for (int x = 0; x < 16; ++x) term[x] = first;
-#pragma unroll 1
-          for (int bucket = low + 1; bucket <= high; ++bucket) {
-            int least = int(bias.threshold[bucket - 1]), until[2] = {fixed[0] - least, fixed[1] - least};
-            float value = time[bucket];
-#pragma unroll
-            for (int x = 0; x < 4; ++x) {
-              int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
-#pragma unroll
-              for (int y = 0; y < 4; ++y)
-                if ((y % 2 ? at.y : at.x) <= until[y / 2]) term[4 * x + y] = value;
+            for (int y = 0; y < 4; ++y) {
+              uint32_t d = __sad(fixed[y / 2], y % 2 ? at.y : at.x, 0);
+              float4 cell = cells[(__float_as_uint(fmaxf(__uint2float_rz(d), 1.f)) >> 21) - (127 << 2)];
+              v[4 * x + y] = fmaf(factor, v[4 * x + y], d >= __float_as_uint(cell.x) ? cell.z : cell.y);
             }
           }
-#pragma unroll
-          for (int x = 0; x < 16; ++x) v[x] = fmaf(factor, v[x], term[x]);
         }
       }
     };
@@ -172,28 +174,11 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
         for (int x = 0; x < kKeys / 2; ++x) w[x] = x == y ? fmaf(factor, w[x], value) : w[x];
       }
     };
-    auto weigh = [&](int j0) {
-      if constexpr (kBias) {
-        int path[kKeys / 32];
-        bool far = false;
+    // Weights of all keys of the tile.
+    [[maybe_unused]] auto weigh = [&](int j0) {
+      float factor = p.unit * p.alpha;
 #pragma unroll
-        for (int c = 0; c < kKeys / 32; ++c)
-          path[c] = shared.bias.path[bias_ring.stage][warp - 4][c], far |= TimeKind(path[c] >> 16) == TimeKind::kFar;
-        if (far) add_far_time(j0);
-#pragma unroll
-        for (int c = 0; c < kKeys / 32; ++c) {
-          if (!far) add_time(w + 16 * c, path[c], 32 * c);
-#pragma unroll
-          for (int x = 0; x < 16; ++x) w[16 * c + x] = weight_of<T>(w[16 * c + x]);
-        }
-        __syncwarp();
-        release(shared.bias.empty[bias_ring.stage]);
-        bias_ring.next();
-      } else {
-        float factor = p.unit * p.alpha;
-#pragma unroll
-        for (int x = 0; x < kKeys / 2; ++x) w[x] = weight_of<T>(factor * w[x]);
-      }
+      for (int x = 0; x < kKeys / 2; ++x) w[x] = weight_of<T>(factor * w[x]);
       if (every.all(j0, j0 + kKeys)) return;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
@@ -209,9 +194,52 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
         }
       }
     };
-    auto round = [&] {
+    // Hidden ones of 32 keys from j on.
+    [[maybe_unused]] auto hide = [&](float* v, int j) {
 #pragma unroll
-      for (int x = 0; x < kKeys / 4; ++x) weights[x] = pack_pair<T>(w[2 * x], w[2 * x + 1]);
+      for (int half = 0; half < 2; ++half) {
+        uint32_t seen = shared.seen[turn.stage][row0 + 8 * half].bits32(j) >> column0;
+#pragma unroll
+        for (int x = 0; x < 4; ++x)
+#pragma unroll
+          for (int e = 0; e < 2; ++e)
+            if (!(seen >> (8 * x + e) & 1)) v[4 * x + 2 * half + e] = 0.f;
+      }
+    };
+    // Weights with a bias, of pieces kFrom .. kTo - 1 of the tile, 32 keys each.
+    [[maybe_unused]] auto weigh_pieces = [&](int j0, auto from, auto to) {
+      if constexpr (kBias) {
+        constexpr int kFrom = decltype(from)::value, kTo = decltype(to)::value;
+        float factor = p.unit * p.alpha;
+        const Piece* pieces = shared.bias.piece[ring.stage][warp - 4];
+        int flags = 0;
+        float first[kTo];
+#pragma unroll
+        for (int c = kFrom; c < kTo; ++c) flags |= pieces[c].flags, first[c] = pieces[c].first;
+        if (flags == 0) {  // one bucket each, all seen
+#pragma unroll
+          for (int x = 16 * kFrom; x < 16 * kTo; ++x) w[x] = weight_of<T>(fmaf(factor, w[x], first[x / 16]));
+          return;
+        }
+        if (kFrom == 0 && (pieces[0].flags & Piece::kKind) == Piece::kFar) add_far_time(j0);
+#pragma unroll
+        for (int c = kFrom; c < kTo; ++c) {
+          Piece piece = pieces[c];
+          if (piece.flags & Piece::kHidden) {
+#pragma unroll
+            for (int x = 16 * c; x < 16 * c + 16; ++x) w[x] = 0.f;
+            continue;
+          }
+          add_time(w + 16 * c, piece, 32 * c);
+#pragma unroll
+          for (int x = 16 * c; x < 16 * c + 16; ++x) w[x] = weight_of<T>(w[x]);
+          if (piece.flags & Piece::kPartly) hide(w + 16 * c, j0 + 32 * c);
+        }
+      }
+    };
+    auto round = [&](auto from, auto to) {
+#pragma unroll
+      for (int x = 8 * from; x < 8 * to; ++x) weights[x] = pack_pair<T>(w[2 * x], w[2 * x + 1]);
     };
     // Values behind the last key belong to others: they may be anything, and 0 times NaN is NaN.
     auto clear_tail = [&](int stage, int valid) {
@@ -222,6 +250,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
       fence_async();
       meet(kGroup + group, 128);
     };
+    auto before = [](int stage) { return stage == 0 ? kRing - 1 : stage - 1; };
     auto sees = [&](int n) { return some.any(n * kKeys, (n + 1) * kKeys); };
     // The next tile that this warpgroup sees; others are given back.
     auto seek = [&](int n) {
@@ -230,12 +259,6 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
         __syncwarp();
         release(shared.k_empty[ring.stage]), release(shared.v_empty[ring.stage]);
         ring.next();
-        if constexpr (kBias) {
-          shared.bias.full[bias_ring.stage].wait(bias_ring.parity);
-          __syncwarp();
-          release(shared.bias.empty[bias_ring.stage]);
-          bias_ring.next();
-        }
         my_turn(), your_turn();
       }
       return n;
@@ -245,29 +268,47 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
     // Runs of tiles that this warpgroup sees: the scores of a tile and the values of the one before it are multiplied at the same time.
     for (int n = seek(work.tiles.from(0)); n < work.tiles.last; n = seek(n)) {
       if constexpr (kBias) {
+        shared.k_full[ring.stage].wait(ring.parity);
+        begin(n * kKeys);
+        my_turn();
+        wgmma_fence();
+        scores(ring.stage);
+        wgmma_commit();
+        your_turn();
+        wgmma_wait<0>(w);
         for (bool first = true;; first = false) {
-          begin(n * kKeys);
-          shared.k_full[ring.stage].wait(ring.parity);
-          wgmma_fence();
-          scores(ring.stage);
-          wgmma_commit();
-          wgmma_wait<1>(sums);
-          if (!first) release(shared.v_empty[ring.stage == 0 ? kRing - 1 : ring.stage - 1]);
-          wgmma_wait<0>(w);
+          constexpr std::integral_constant<int, 0> kFirst;
+          constexpr std::integral_constant<int, kKeys / 64> kHalf;
+          constexpr std::integral_constant<int, kKeys / 32> kAll;
+          weigh_pieces(n * kKeys, kFirst, kHalf);  // in halves, for the registers of the weights before
+          wgmma_wait<0>(sums);
+          if (!first) release(shared.v_empty[before(ring.stage)]);
+          round(kFirst, kHalf);
+          weigh_pieces(n * kKeys, kHalf, kAll);
+          round(kHalf, kAll);
+          __syncwarp();
           release(shared.k_empty[ring.stage]);
-          weigh(n * kKeys);
-          round();
           shared.v_full[ring.stage].wait(ring.parity);
           clear_tail(ring.stage, s.history - n * kKeys);
-          wgmma_fence();
-          add_values(ring.stage);
-          wgmma_commit();
           ring.next();
           n = work.tiles.from(n + 1);
           if (n >= work.tiles.last || !sees(n)) break;
+          shared.k_full[ring.stage].wait(ring.parity);
+          begin(n * kKeys);
+          my_turn();
+          wgmma_fence();
+          scores(ring.stage);
+          wgmma_commit();
+          add_values(before(ring.stage));
+          wgmma_commit();
+          your_turn();
+          wgmma_wait<1>(w);
         }
+        wgmma_fence();
+        add_values(before(ring.stage));
+        wgmma_commit();
         wgmma_wait<0>(sums);
-        release(shared.v_empty[ring.stage == 0 ? kRing - 1 : ring.stage - 1]);
+        release(shared.v_empty[before(ring.stage)]);
       } else {
         shared.k_full[ring.stage].wait(ring.parity);
         my_turn();
@@ -278,7 +319,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
         wgmma_wait<0>(w);
         release(shared.k_empty[ring.stage]);
         weigh(n * kKeys);
-        round();
+        round(0, kKeys / 32);
         Ring<kRing> now;
         for (;;) {
           now = ring;
@@ -300,7 +341,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
           weigh(n * kKeys);
           wgmma_wait<0>(sums);
           release(shared.v_empty[now.stage]);
-          round();
+          round(0, kKeys / 32);
         }
         wgmma_fence();
         add_values(now.stage);
@@ -313,28 +354,33 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
     // Targets' own groups, in float32, a quad a row.
     int64_t query = s.query + work.first;
     int head = work.head, rows = work.rows;
-    Rows<T> keys = rows_of(p, s, head, p.k, p.key_dim, false), values = rows_of(p, s, head, p.v, p.value_dim, true);
+    auto add_own = [&](const Rows<T>& keys, const Rows<T>& values) {
 #pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      int r = row0 + 8 * half, i = s.shift + work.first + r, own = shared.seen[turn.stage][r].own, count = r < rows ? i + 1 - own : 0;
+      for (int half = 0; half < 2; ++half) {
+        int r = row0 + 8 * half, i = s.shift + work.first + r, own = shared.seen[turn.stage][r].own, count = r < rows ? i + 1 - own : 0;
 #pragma unroll 1
-      for (int x = 0, longest = __reduce_max_sync(kFullWarp, count); x < longest; ++x) {
-        bool active = x < count;
-        int j = active ? own + x : 0;
-        const T* row = p.q + ((query + (active ? r : 0)) * p.heads + head) * p.key_dim;
-        float score = p.unit * p.alpha * quad_dot(row, active ? keys.at(j) : nullptr, p.key_dim, active);
-        if (!active) continue;
-        if constexpr (kBias) score += own_bias(p, s, head, query + r, j);
-        float weight = weight_of<T>(score);
-        const T* value = values.at(j);
+        for (int x = 0, longest = __reduce_max_sync(kFullWarp, count); x < longest; ++x) {
+          bool active = x < count;
+          int j = active ? own + x : 0;
+          const T* row = p.q + ((query + (active ? r : 0)) * p.heads + head) * p.key_dim;
+          float score = p.unit * p.alpha * quad_dot(row, active ? keys.at(j) : nullptr, p.key_dim, active);
+          if (!active) continue;
+          if constexpr (kBias) score += own_bias(p, s, head, query + r, j);
+          float weight = weight_of<T>(score);
+          const T* value = values.at(j);
 #pragma unroll
-        for (int d = 0; d < kDim / 8; ++d)
-          if (8 * d < p.value_dim)
+          for (int d = 0; d < kDim / 8; ++d)
+            if (8 * d < p.value_dim)
 #pragma unroll
-            for (int e = 0; e < 2; ++e)
-              sums[4 * d + 2 * half + e] = fmaf(weight, to_float(value[8 * d + column0 + e]), sums[4 * d + 2 * half + e]);
+              for (int e = 0; e < 2; ++e)
+                sums[4 * d + 2 * half + e] = fmaf(weight, to_float(value[8 * d + column0 + e]), sums[4 * d + 2 * half + e]);
+        }
       }
-    }
+    };
+    if constexpr (kBias)
+      add_own(shared.bias.keys[turn.stage], shared.bias.values[turn.stage]);
+    else
+      add_own(rows_of(p, s, head, p.k, p.key_dim, false), rows_of(p, s, head, p.v, p.value_dim, true));
     // Rows leave through this warpgroup's part of the query tile.
     meet(kGroup + group, 128);
     unsigned char* tile = reinterpret_cast<unsigned char*>(shared.q[q_ring.stage]);
@@ -365,6 +411,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
 template <typename T, int kDim, Mode kMode>
 void run(const Call<T>& p, T* out, int64_t query_rows, int64_t key_rows, Stream stream) {
   using C = Config<kDim, kMode>;
+  static_assert(sizeof(Shared<T, kDim, kMode>) <= kHopperShared);
   int64_t most = (query_rows / C::kRows + p.sequences) * p.heads;
   HSTU_CHECK(most <= INT_MAX / 2, kInvalidArgument, "hstu_attention: ", query_rows, " rows of ", p.heads,
              " heads are too many for one call");

@@ -1,5 +1,5 @@
-// The forward for Hopper, sm_90a: what its warps share, and what the loading warpgroup does. The kernel is in hstu_attention_sm90.cu, a drawing
-// in docs/hstu_attention.md.
+// The forward for Hopper, sm_90a: what its warps share, and what the loading warpgroup does. The kernel is in hstu_attention_sm90.cu, a
+// drawing in docs/hstu_attention.md.
 #pragma once
 #include "hstu_attention.cuh"
 #include "hstu_attention_bias.cuh"
@@ -18,16 +18,15 @@ struct Config {
   static constexpr int kGroups = kDim <= 64 || (kBias && kDim <= 128) ? 3 : 2;  // warpgroups that compute; one more loads
   static constexpr int kRows = 64 * kGroups;
   static constexpr int kKeys = kBias || kDim > 128 ? 64 : 128;  // of a tile
-  static constexpr int kRing = kBias && kDim <= 128 ? 3 : 2;    // tiles of K and of V in shared memory
+  static constexpr int kRing = kBias && kDim <= 64 ? 3 : 2;     // tiles of K and of V in shared memory
   static constexpr int kQueries = kDim <= 128 ? 2 : 1;          // tiles of Q
-  static constexpr int kBiasRing = 2;
-  static constexpr bool kTurns = !kBias && kDim == 128;  // warpgroups start their products in turns
+  static constexpr bool kTurns = !kBias && kDim == 128;         // warpgroups start their products in turns
   static constexpr int kThreads = 128 * (kGroups + 1);
   static constexpr int kLoading = kGroups == 3 && !kBias ? 32 : 56;  // registers a thread
   static constexpr int kComputing = kGroups == 2 ? 224 : kBias ? 152 : 160;
 };
-constexpr int kSlots = 3;                                   // items under way
-enum NamedBarrier { kTurn = 1, kGroup = 4, kStagers = 7 };  // the first two: of one warpgroup each
+constexpr int kSlots = 3;                     // items under way
+enum NamedBarrier { kTurn = 1, kGroup = 4 };  // of one warpgroup each
 
 // One head of up to kRows rows of one sequence.
 struct Work {
@@ -36,40 +35,69 @@ struct Work {
   KeyTiles tiles;
 };
 
-// What the bias needs of an item's rows and of a tile of keys, brought by two warps of the loading warpgroup. A tile shares all but kKeys of its
-// position differences with the one before it: entries stand at their difference modulo kPositions, twice in a row, so that a thread
-// reads on without looking; a first tile takes the other part, while the last tile of the item before may still be read.
-constexpr int kPositions = 512;
-template <int kRows, int kKeys, int kRing>
+// Time differences d >= 1 by cells: the exponent and two bits of float(d). At most one bucket begins within a cell.
+constexpr int kCells = 128;
+constexpr int64_t cell_start(int cell) { return ((4 + cell % 4) * (int64_t(1) << cell / 4) + 3) / 4; }
+struct CellBuckets {
+  uint8_t at[kCells];
+};
+constexpr CellBuckets cell_buckets() {
+  CellBuckets buckets{};
+  for (int x = 0; x < kCells; ++x)
+    while (kTimeThreshold[buckets.at[x]] <= cell_start(x)) ++buckets.at[x];
+  return buckets;
+}
+constexpr bool cells_hold_one_threshold() {
+  for (int x = 0; x + 1 < kCells; ++x)
+    if (kTimeThreshold[cell_buckets().at[x] + 1] < cell_start(x + 1) && kTimeThreshold[cell_buckets().at[x]] < cell_start(x + 1))
+      return false;
+  return true;
+}
+static_assert(cells_hold_one_threshold());
+static __constant__ CellBuckets kCellBuckets = cell_buckets();
+
+// 16 rows by 32 keys: what some row sees of them, and how their time's bias is found.
+struct alignas(16) Piece {
+  enum { kOne, kTwo, kMany, kFar, kKind = 3, kPartly = 4, kHidden = 8 };  // kPartly: a mask is needed; kFar goes for all pieces of a tile
+  int flags;
+  float first, second;  // of two buckets, the later one from a difference of `least` on
+  int least;
+};
+
+// What the bias needs of an item's rows and of a tile of keys, brought by two warps of the loading warpgroup. A tile shares all but kKeys
+// of its position differences with the one before it: entries stand at key - row modulo kPositions, twice in a row, so that a thread reads
+// on without looking, and once more one place earlier, so that pairs are aligned for odd differences too; a first tile takes the next part,
+// while the last tiles of items before may still be read.
+template <typename T, int kRows, int kKeys, int kRing>
 struct BiasStages {
-  static_assert(kRows + kKeys + kRing * kKeys <= kPositions && kRing == 2);
+  static constexpr int kPositions = kRows + kKeys + kRing * kKeys <= 512 ? 512 : 1024, kCopy = 2 * kPositions + 16;
+  static_assert(kRows + kKeys + kRing * kKeys <= kPositions);
+  Rows<T> keys[kSlots], values[kSlots];  // for pages and targets' own groups: registers are short
   uint32_t threshold[kNearThresholds];
   float time[kSlots][kNearThresholds + 1];  // of the item's head; 0 from kUntimed on
+  float4 cells[kSlots][kCells];             // a threshold, the bias below it, the bias from there on
+  VisibleKeys some[kSlots][kRows / 16];     // what some row of a warp sees
   int row_near[kSlots][kRows];
-  TimeSpan row_span[kRows / 16];
-  float pos[2][2 * kPositions];
+  TimeSpan row_span[kSlots][kRows / 16];
+  alignas(8) float pos[kRing][2][kCopy];
   alignas(8) int near[kRing][kKeys];
-  TimeSpan span[kKeys / 32];
+  TimeSpan span[kRing][kKeys / 32];
   int part[kRing];
-  alignas(8) int path[kRing][kRows / 16][kKeys / 32];  // of 16 rows by 32 keys: kind, high, low, a byte each
-  Barrier full[kRing], empty[kRing];
+  Piece piece[kRing][kRows / 16][kKeys / 32];
 
-  static __device__ __forceinline__ uint32_t apart(int a, int b) { return a > b ? uint32_t(a) - uint32_t(b) : uint32_t(b) - uint32_t(a); }
   // Not limited to the table.
   __device__ __forceinline__ int near_bucket(uint32_t d) const {
     int guess = bucket_guess(fmaxf(__uint2float_rz(d), 1.f));
     return guess + int(d >= threshold[guess]);
   }
-  __device__ __forceinline__ int path_of(TimeSpan rows, TimeSpan keys, int last) const {
-    auto coded = [](TimeKind kind, int low, int high) { return int(kind) << 16 | high << 8 | low; };
-    if (last < 0) return coded(TimeKind::kOne, 0, 0);
-    int kinds = rows.kinds | keys.kinds;
-    if (kinds || rows.least > rows.most || keys.least > keys.most)
-      return coded(kinds & kSomeFar ? TimeKind::kFar : TimeKind::kMany, 0, last);
+  __device__ __forceinline__ Piece piece_of(TimeSpan rows, TimeSpan keys, const float* time, bool far, int last) const {
+    if (last < 0) return {Piece::kOne, 0.f, 0.f, 0};
+    if (far) return {Piece::kFar, 0.f, 0.f, 0};
+    if (rows.kinds | keys.kinds || rows.least > rows.most || keys.least > keys.most) return {Piece::kMany, 0.f, 0.f, 0};
     int low = min(near_bucket(max(max(rows.least - keys.most, keys.least - rows.most), 0)), last);
     int high = min(near_bucket(max(rows.most - keys.least, keys.most - rows.least)), last);
-    bool few = keys.most <= rows.least && high - low <= kFewBuckets;
-    return coded(low == high ? TimeKind::kOne : few ? TimeKind::kFew : TimeKind::kMany, low, high);
+    int kind = low == high ? Piece::kOne : keys.most <= rows.least && high == low + 1 ? Piece::kTwo : Piece::kMany;
+    return {kind, time[low], time[high], int(threshold[low])};
   }
 };
 
@@ -86,18 +114,24 @@ struct Shared {
   VisibleKeys seen[kSlots][C::kRows];         // of a row
   VisibleKeys some[kSlots][C::kGroups];       // what some row of a warpgroup sees
   VisibleKeys every[kSlots][4 * C::kGroups];  // what every row of a warp sees
-  std::conditional_t<C::kBias, BiasStages<C::kRows, C::kKeys, C::kBiasRing>, None> bias;
+  std::conditional_t<C::kBias, BiasStages<T, C::kRows, C::kKeys, C::kRing>, None> bias;
 
   __device__ __forceinline__ void init() {
     constexpr int kWarps = 4 * C::kGroups;
     for (int x = 0; x < C::kQueries; ++x) q_full[x].init(1), q_empty[x].init(kWarps);
-    for (int x = 0; x < C::kRing; ++x) k_full[x].init(1), v_full[x].init(1), k_empty[x].init(kWarps), v_empty[x].init(kWarps);
+    for (int x = 0; x < C::kRing; ++x)
+      k_full[x].init(C::kBias ? 2 : 1), v_full[x].init(1), k_empty[x].init(kWarps), v_empty[x].init(kWarps);
     for (int x = 0; x < kSlots; ++x) work_full[x].init(1), work_empty[x].init(kWarps + 1 + (C::kBias ? 2 : 0));
-    if constexpr (C::kBias)
-      for (int x = 0; x < C::kBiasRing; ++x) bias.full[x].init(2), bias.empty[x].init(kWarps);
     fence_barriers();
   }
 };
+
+// Asked for anew each time.
+__device__ __forceinline__ int lane_id() {
+  int lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+}
 
 // By a warp: what the rows of an item see, each by itself and together, and the tiles that the item needs.
 template <typename Shared, typename T>
@@ -118,6 +152,14 @@ __device__ __forceinline__ void stage_masks(Shared& shared, int slot, const Call
                min(every.end, __shfl_xor_sync(kFullWarp, every.end, x)), 0};
     if (lane % 16 == 0) shared.every[slot][r / 16] = every;
     bool empty = keys.begin >= keys.end;
+    if constexpr (Shared::C::kBias) {
+      VisibleKeys any{keys.prefix, empty ? INT_MAX : keys.begin, empty ? 0 : keys.end, 0};
+#pragma unroll
+      for (int x = 8; x > 0; x /= 2)
+        any = {max(any.prefix, __shfl_xor_sync(kFullWarp, any.prefix, x)), min(any.begin, __shfl_xor_sync(kFullWarp, any.begin, x)),
+               max(any.end, __shfl_xor_sync(kFullWarp, any.end, x)), 0};
+      if (lane % 16 == 0) shared.bias.some[slot][r / 16] = any;
+    }
     some = {max(some.prefix, __reduce_max_sync(kFullWarp, keys.prefix)),
             min(some.begin, __reduce_min_sync(kFullWarp, empty ? INT_MAX : keys.begin)),
             max(some.end, __reduce_max_sync(kFullWarp, empty ? 0 : keys.end)), 0};
@@ -160,21 +202,67 @@ __device__ __forceinline__ void load_rows(T* tile, const Rows<T>& rows, int j0, 
   copy_async_commit();
 }
 
+// By the same warp: what the bias needs of an item's rows.
+template <typename Shared, typename T>
+__device__ __forceinline__ void stage_rows(Shared& shared, int slot, const Call<T>& p) {
+  constexpr int kRows = Shared::C::kRows;
+  auto& bias = shared.bias;
+  const Work& work = shared.work[slot];
+  int lane = threadIdx.x % 32, i0 = work.s.shift + work.first;
+  if (lane == 0) {
+    bias.keys[slot] = rows_of(p, work.s, work.head, p.k, p.key_dim, false);
+    bias.values[slot] = rows_of(p, work.s, work.head, p.v, p.value_dim, true);
+  }
+  int64_t time_row = p.time_per_head ? work.head * p.time_width : 0;
+#pragma unroll 1
+  for (int x = lane; x <= kNearThresholds; x += 32)
+    bias.time[slot][x] = p.last_bucket >= 0 && x < kUntimed ? p.unit * p.time_w.at(time_row + min(x, p.last_bucket)) : 0.f;
+  __syncwarp();
+#pragma unroll 1
+  for (int x = lane; x < kCells; x += 32) {
+    int bucket = kCellBuckets.at[x];
+    bias.cells[slot][x] = float4{__uint_as_float(bias.threshold[bucket]), bias.time[slot][bucket], bias.time[slot][bucket + 1], 0.f};
+  }
+  int64_t base = first_time(p, work.s);
+  const int64_t* times = p.query_time + work.s.query + work.first;
+#pragma unroll 1
+  for (int r = lane; r < kRows; r += 32) {
+    bool there = p.last_bucket >= 0 && r < work.rows;
+    NearTime time{kNoFixedTime, kSomeUntimed};
+    if (there && i0 + r >= work.s.contextual) time = near_time(times[r], base);
+    bias.row_near[slot][r] = time.at;
+    TimeSpan low = TimeSpan::of_warp(time, there && lane < 16), high = TimeSpan::of_warp(time, there && lane >= 16);
+    if (lane % 16 == 0) bias.row_span[slot][r / 16] = lane ? high : low;
+  }
+}
+
 // Warp 1 of the loading warpgroup: draws items and finds what their rows see.
 template <typename T, int kDim, Mode kMode>
 __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode>& shared, const Call<T>& p, const Plan& plan) {
   using C = Config<kDim, kMode>;
   int lane = threadIdx.x % 32, item = int(blockIdx.x), items = plan.items();
+  if constexpr (C::kBias) {
+    for (int x = lane; x < kNearThresholds; x += 32) shared.bias.threshold[x] = uint32_t(min(kThresholds.at[x], int64_t(UINT32_MAX)));
+    __syncwarp();
+  }
   for (Ring<kSlots> turn;; turn.next()) {
     Work work{};
     if (item < items) {
       Plan::Item found = plan.item(item);
-      work.head = found.head, work.s = sequence_of(p, found.sequence), work.first = found.tile * C::kRows;
-      work.rows = min(C::kRows, work.s.queries - work.first);
+      work.head = found.head, work.s = sequence_of(p, found.sequence);
+      if constexpr (C::kBias) {  // the first tile of a sequence, which sees fewest keys, is the one that may not be full
+        int last = work.s.queries - (work.s.queries - 1) / C::kRows * C::kRows + found.tile * C::kRows;
+        work.first = max(last - C::kRows, 0), work.rows = last - work.first;
+      } else {
+        work.first = found.tile * C::kRows, work.rows = min(C::kRows, work.s.queries - work.first);
+      }
     }
     shared.work_empty[turn.stage].wait(turn.parity ^ 1);
     if (work.rows > 0) stage_masks(shared, turn.stage, p, work);
     if (lane == 0) shared.work[turn.stage] = work;
+    __syncwarp();
+    if constexpr (C::kBias)
+      if (work.rows > 0) stage_rows(shared, turn.stage, p);
     __syncwarp();
     if (lane == 0) shared.work_full[turn.stage].arrive();
     if (work.rows <= 0) return;
@@ -282,61 +370,73 @@ __device__ __forceinline__ void load_paged_tiles(Shared<T, kDim, kMode>& shared,
   }
 }
 
-// Warps 2 and 3 of the loading warpgroup bring what the bias needs.
+// Warps 2 and 3 of the loading warpgroup bring what the bias needs of a tile of keys, in turns.
 template <typename T, int kDim, Mode kMode>
 __device__ __forceinline__ void stage_bias(Shared<T, kDim, kMode>& shared, const Call<T>& p) {
   using C = Config<kDim, kMode>;
-  constexpr int kKeys = C::kKeys, kThreads = 64;
-  static_assert(kKeys == kThreads);
+  constexpr int kKeys = C::kKeys, kRows = C::kRows, kPieces = kKeys / 32;
   auto& bias = shared.bias;
-  int thread = int(threadIdx.x) - 64, lane = thread % 32, part = 0;
+  constexpr int kMod = std::remove_reference_t<decltype(bias)>::kPositions;
+  int lane = threadIdx.x % 32, part = 0;
   float up = 1 / p.alpha;
-  for (int x = thread; x < kNearThresholds; x += kThreads) bias.threshold[x] = uint32_t(min(kThresholds.at[x], int64_t(UINT32_MAX)));
-  Ring<C::kBiasRing> ring;
+  bool mine = threadIdx.x / 32 == 2;
+  Ring<C::kRing> ring;
   for (Ring<kSlots> turn;; turn.next()) {
     shared.work_full[turn.stage].wait(turn.parity);
     const Work& work = shared.work[turn.stage];
     if (work.rows <= 0) return;
-    const Sequence& s = work.s;
-    int i0 = s.shift + work.first;
-    int64_t base = first_time(p, s), time_row = p.time_per_head ? work.head * p.time_width : 0;
+    int64_t base = first_time(p, work.s);
     int64_t position_row = p.pos_per_head ? int64_t(work.head) * p.positions : 0;
-    for (int x = thread; x <= kNearThresholds; x += kThreads)
-      bias.time[turn.stage][x] = p.last_bucket >= 0 && x < kUntimed ? p.unit * p.time_w.at(time_row + min(x, p.last_bucket)) : 0.f;
-#pragma unroll 1
-    for (int r = thread; r < C::kRows; r += kThreads) {
-      bool there = p.last_bucket >= 0 && r < work.rows;
-      NearTime time{kNoFixedTime, kSomeUntimed};
-      if (there && i0 + r >= s.contextual) time = near_time(p.query_time[s.query + work.first + r], base);
-      bias.row_near[turn.stage][r] = time.at;
-      TimeSpan low = TimeSpan::of_warp(time, there && lane < 16), high = TimeSpan::of_warp(time, there && lane >= 16);
-      if (lane % 16 == 0) bias.row_span[r / 16] = lane ? high : low;
-    }
     int last = -2;  // the tile before
-    for (int n = work.tiles.from(0); n < work.tiles.last; last = n, n = work.tiles.from(n + 1), ring.next()) {
-      int j0 = n * kKeys, nearest = min(i0, s.history) - j0 - (kKeys - 1), fresh = n == last + 1 ? kKeys : C::kRows + kKeys;
-      bool timed = p.last_bucket >= 0 && j0 + thread < s.history;
-      NearTime time{kNoMovingTime, kSomeUntimed};
-      if (timed && j0 + thread >= s.contextual) time = near_time(p.key_time[s.time + j0 + thread], base);
-      auto entry = [&](int x) { return p.positions ? up * p.pos_w.at(position_row + min(abs(nearest + x), p.positions - 1)) : 0.f; };
-      float first = entry(thread);
-      bias.empty[ring.stage].wait(ring.parity ^ 1);
-      if (fresh > kKeys) part ^= 1;
-      float* pos = bias.pos[part];
-#pragma unroll 1
-      for (int x = thread; x < fresh; x += kThreads) {
-        int at = (nearest + x) & (kPositions - 1);
-        pos[at] = pos[at + kPositions] = x == thread ? first : entry(x);
+    for (int n = work.tiles.from(0); n < work.tiles.last; last = n, n = work.tiles.from(n + 1), ring.next(), mine = !mine) {
+      bool first = n != last + 1;
+      if (first && ++part == C::kRing) part = 0;
+      if (!mine) continue;
+      int j0 = n * kKeys, history = work.s.history, farthest = j0 - min(work.s.shift + work.first + kRows - 1, history);
+      auto entry = [&](int x) { return p.positions ? up * p.pos_w.at(position_row + min(abs(farthest + x), p.positions - 1)) : 0.f; };
+      NearTime time[kPieces];
+      float fresh[kPieces];
+      const int64_t* times = p.key_time + work.s.time + j0;
+#pragma unroll
+      for (int c = 0; c < kPieces; ++c) {
+        int j = 32 * c + lane;
+        fresh[c] = entry(kRows + j);
+        time[c] = {kNoMovingTime, kSomeUntimed};
+        if (p.last_bucket >= 0 && j0 + j >= work.s.contextual && j0 + j < history) time[c] = near_time(times[j], base);
       }
-      bias.near[ring.stage][thread] = time.at;
-      TimeSpan span = TimeSpan::of_warp(time, timed);
-      if (lane == 0) bias.span[thread / 32] = span;
-      if (thread == 0) bias.part[ring.stage] = part;
-      meet(kStagers, kThreads);
-      if (thread < C::kRows / 16 * 2)
-        bias.path[ring.stage][thread / 2][thread % 2] = bias.path_of(bias.row_span[thread / 2], bias.span[thread % 2], p.last_bucket);
-      meet(kStagers, kThreads);
-      if (lane == 0) bias.full[ring.stage].arrive();
+      shared.k_empty[ring.stage].wait(ring.parity ^ 1);
+      auto put = [&](int x, float value) {
+        int at = farthest + x;
+        float *even = bias.pos[part][0] + (at & (kMod - 1)), *odd = bias.pos[part][1] + (at - 1 & (kMod - 1));
+        even[0] = even[kMod] = odd[0] = odd[kMod] = value;
+      };
+#pragma unroll
+      for (int c = 0; c < kPieces; ++c) {
+        int j = 32 * c + lane;
+        put(kRows + j, fresh[c]);
+        bias.near[ring.stage][j] = time[c].at;
+        TimeSpan span = TimeSpan::of_warp(time[c], p.last_bucket >= 0 && j0 + j < history);
+        if (lane == 0) bias.span[ring.stage][c] = span;
+      }
+      if (first)
+#pragma unroll 2
+        for (int x = lane; x < kRows; x += 32) put(x, entry(x));
+      if (lane == 0) bias.part[ring.stage] = part;
+      __syncwarp();
+#pragma unroll 1
+      for (int x = lane; x < kRows / 16 * kPieces; x += 32) {
+        int strip = x / kPieces, c = x % kPieces, j = j0 + 32 * c;
+        TimeSpan rows = bias.row_span[turn.stage][strip];
+        int kinds = rows.kinds;
+#pragma unroll
+        for (int y = 0; y < kPieces; ++y) kinds |= bias.span[ring.stage][y].kinds;
+        Piece piece = bias.piece_of(rows, bias.span[ring.stage][c], bias.time[turn.stage], kinds & kSomeFar, p.last_bucket);
+        if (!shared.every[turn.stage][strip].all(j, j + 32)) piece.flags |= Piece::kPartly;
+        if (!bias.some[turn.stage][strip].any(j, j + 32)) piece.flags |= Piece::kHidden;
+        bias.piece[ring.stage][strip][c] = piece;
+      }
+      __syncwarp();
+      if (lane == 0) shared.k_full[ring.stage].arrive();
     }
     __syncwarp();
     if (lane == 0) shared.work_empty[turn.stage].arrive();
