@@ -15,7 +15,10 @@ struct Negatives {
 
   __device__ __forceinline__ int64_t operator()(int64_t t, int64_t r) const {
     if (ids) return ids[shared ? r : t * count + r];
-    return random_id(philox_word(seed, offset, uint64_t(t * count + r)), first, items - first);
+    const uint64_t index = uint64_t(t * count + r);
+    const Philox4 block = philox4x32(seed, offset + index / 4);
+    const uint32_t low = index % 2 ? block.word[1] : block.word[0], high = index % 2 ? block.word[3] : block.word[2];
+    return random_id(index % 4 < 2 ? low : high, first, items - first);
   }
 
   const int64_t* ids;
