@@ -1,5 +1,7 @@
 // HSTU attention, backward, for Hopper (sm_90a): the kernel, dQ in its dtype, the launches. See docs/hstu_attention.md for a drawing.
-#include "hstu_attention_bwd_sm90.cuh"
+#include <cmath>
+
+#include "hstu_attention_bwd_bias_sm90.cuh"
 #include "hstu_attention_choice.cuh"
 
 namespace hstu::cuda {
@@ -9,16 +11,17 @@ namespace {
 
 // Scores and dP are made transposed, rows are keys, so that P^T and dS^T are operands from registers. Scores s / 2 in registers: with
 // th = tanh(s / 2), P = s / 2 (1 + th) and 2 dsilu = 1 + v, v = th + P (1 - th), which waits for dP in float16. dS is kept doubled.
-template <typename T, int kDim>
-__global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
+template <typename T, int kDim, bool kBias>
+__global__ void __launch_bounds__(Shape<kDim, kBias>::kThreads, 1)
     hstu_attention_backward_sm90_kernel(const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap k_map,
                                         const __grid_constant__ CUtensorMap v_map, const __grid_constant__ CUtensorMap dout_map,
-                                        const __grid_constant__ Call<T> p, const __grid_constant__ Gradients<T> g, float factor) {
+                                        const __grid_constant__ Call<T> p, const __grid_constant__ Gradients<T> g, float factor,
+                                        int positions) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using S = Shape<kDim>;
+  using S = Shape<kDim, kBias>;
   constexpr int kQ = S::kQueries, kK = S::kKeys, kBytes = kRowBytes<T, kDim>, kColumns = kBytes / int(sizeof(T));
   extern __shared__ __align__(1024) unsigned char memory[];
-  auto& shared = *reinterpret_cast<Shared<T, kDim>*>(memory);
+  auto& shared = *reinterpret_cast<SharedOf<T, kDim, kBias>*>(memory);
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4 - 1;
 
   if (threadIdx.x == 0) {
@@ -29,6 +32,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
           shared.dout_empty[x].init(8);
     for (int x = 0; x < 2; ++x)
       shared.dq_full[x].init(4), shared.dq_empty[x].init(1), shared.item_full[x].init(1), shared.item_empty[x].init(8);
+    if constexpr (kBias) shared.init();
     fence_barriers();
   }
   __syncthreads();
@@ -46,7 +50,13 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
     return;
   }
 
-  take_registers<240>();
+  if constexpr (kBias)
+    if (group == 2) {
+      give_registers<S::kTables>();
+      return keep_tables<T, kDim>(shared, p, g, positions);
+    }
+
+  take_registers<S::kComputing>();
   group = __shfl_sync(kFullWarp, group, 0), warp = __shfl_sync(kFullWarp, warp, 0) % 4;
   auto release = [&](Barrier& barrier) {
     if (lane == 0) barrier.arrive();
@@ -69,12 +79,12 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
       }
       float scores[kQ / 2], gradient[kQ / 2], dq[S::kPart / 128];
       uint32_t weights[kQ / 4], slopes[kQ / 4], ds[kQ / 4];
-      auto multiply = [&](float(&c)[kQ / 2], const T* keys_tile, const T* tile) {
+      auto multiply = [&](float(&c)[kQ / 2], const T* keys_tile, const T* tile, bool add) {
         uint64_t keys = by_rows<kBytes>(shared_address(keys_tile) + 64 * group * kBytes), queries = by_rows<kBytes>(shared_address(tile));
 #pragma unroll
         for (int d = 0; d < kDim; d += 16)
           wgmma<T, false>(c, moved(keys, d / kColumns * kK * kBytes + d % kColumns * 2),
-                          moved(queries, d / kColumns * kQ * kBytes + d % kColumns * 2), d > 0);
+                          moved(queries, d / kColumns * kQ * kBytes + d % kColumns * 2), add || d > 0);
         wgmma_commit();
       };
       auto accumulate = [&](float(&c)[kDim / 2], const uint32_t* a, const T* tile) {
@@ -83,10 +93,33 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         for (int x = 0; x < kQ; x += 16) wgmma<T, true>(c, a + x / 4, moved(queries, x * kBytes), true);
         wgmma_commit();
       };
+      // Scores begin as the position's bias / alpha.
+      auto begin = [&] {
+        if constexpr (kBias) {
+          int stage = count % 2;
+          shared.bias_full[stage].wait(count / 2 & 1);
+          int last = item.s.history - item.s.shift - shared.tile[stage].index * kQ;
+          uint32_t thread = thread_index() - 128, key = thread / 32 * 16 + thread % 32 / 4, query = thread % 4 * 2;
+          const float* pos = &shared.pos[stage][kK - 1 - key];
+          if (last >= kQ - 1) {
+#pragma unroll
+            for (int x = 0; x < kQ / 8; ++x)
+#pragma unroll
+              for (int e = 0; e < 2; ++e) {
+                scores[4 * x + e] = pos[query + 8 * x + e];
+                scores[4 * x + 2 + e] = x > 0 ? scores[4 * x - 4 + e] : pos[int(query) + e - 8];
+              }
+          } else {  // targets stand at one position
+#pragma unroll
+            for (int x = 0; x < kQ / 2; ++x) scores[x] = pos[min(int(query) + x / 4 * 8 + x % 2, max(last, 0)) - x / 2 % 2 * 8];
+          }
+        }
+      };
       auto multiply_scores = [&] {
+        begin();
         shared.q_full[count % 2].wait(count / 2 & 1);
         wgmma_fence();
-        multiply(scores, shared.k, shared.q[count % 2]);
+        multiply(scores, shared.k, shared.q[count % 2], kBias);
       };
       auto multiply_gradient = [&] {
         int stage = count % 2;
@@ -97,7 +130,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
           meet(1, 256);
         }
         wgmma_fence();
-        multiply(gradient, shared.v, shared.dout[stage]);
+        multiply(gradient, shared.v, shared.dout[stage], false);
       };
       // Hidden pairs get a score where P and dsilu are 0 in float32.
       auto hide = [&](float factor) {
@@ -111,6 +144,52 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
             scores[4 * x + e] = (e % 2 ? bits.y : bits.x) >> (key + e / 2 * 8) & 1 ? factor * scores[4 * x + e] : -128.f;
         }
       };
+      // Scores times `factor`, plus the time's bias.
+      auto add_time = [&](float factor) {
+        if constexpr (kBias) {
+          uint32_t thread = thread_index() - 128, key = thread / 32 * 16 + thread % 32 / 4;
+          int stage = count % 2;
+          const float* time = shared.time[item.parity];
+          int fixed[2] = {shared.key_near[item.parity][key], shared.key_near[item.parity][key + 8]};
+#pragma unroll
+          for (int c = 0; c < kQ / 32; ++c) {
+            int code = shared.path[stage][key / 16][c], low = code & 255;
+            const int* near = &shared.query_near[stage][32 * c + thread % 4 * 2];
+            float first = time[low], *v = scores + 16 * c;
+            auto kind = TimeKind(code >> 16);
+            if (kind == TimeKind::kOne) {
+#pragma unroll
+              for (int x = 0; x < 16; ++x) v[x] = fmaf(factor, v[x], first);
+            } else if (kind == TimeKind::kTwo) {
+              int least = int(shared.threshold[low]), from[2] = {fixed[0] + least, fixed[1] + least};
+              float second = time[low + 1];
+#pragma unroll
+              for (int x = 0; x < 4; ++x) {
+                int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
+#pragma unroll
+                for (int y = 0; y < 4; ++y)
+                  v[4 * x + y] = fmaf(factor, v[4 * x + y], (y % 2 ? at.y : at.x) >= from[y / 2] ? second : first);
+              }
+            } else if (kind == TimeKind::kMany) {
+#pragma unroll
+              for (int x = 0; x < 4; ++x) {
+                int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
+#pragma unroll
+                for (int y = 0; y < 4; ++y)
+                  v[4 * x + y] = fmaf(factor, v[4 * x + y], time[shared.near_bucket(shared.apart(fixed[y / 2], y % 2 ? at.y : at.x))]);
+              }
+            } else {
+#pragma unroll 1
+              for (int y = 0; y < 16; ++y) {
+                int i = item.s.shift + shared.tile[stage].index * kQ + 32 * c + y / 4 * 8 + int(thread) % 4 * 2 + y % 2;
+                float value = time_term(p, item.head, exact_bucket(p, item.s, i, item.tile * kK + int(key) + y / 2 % 2 * 8));
+#pragma unroll
+                for (int x = 0; x < 16; ++x) v[x] = x == y ? fmaf(factor, v[x], value) : v[x];
+              }
+            }
+          }
+        }
+      };
       auto weigh_tile = [&](float factor, auto scaled) {
 #pragma unroll
         for (int x = 0; x < kQ / 8; ++x) {
@@ -118,7 +197,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
           float weight[4], slope[4];
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            float t = factor * scores[4 * x + e], th = tanh_approx(t);
+            float t = kBias ? scores[4 * x + e] : factor * scores[4 * x + e], th = tanh_approx(t);
             weight[e] = fmaf(t, th, t);
             slope[e] = fmaf(weight[e], 1.f - th, th);
           }
@@ -132,7 +211,8 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
       };
       auto weigh = [&] {
         bool all = shared.tile[count % 2].all;
-        if (!all) hide(factor);
+        add_time(factor);
+        if (!all) hide(kBias ? 1.f : factor);
         float last = all ? factor : 1.f;
         if (p.scales)
           weigh_tile(last, std::true_type{});
@@ -161,16 +241,23 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
           differentiate_tile(std::true_type{});
         else
           differentiate_tile(std::false_type{});
+        if constexpr (kBias) shared.ds_empty[count % 2].wait(count / 2 & 1 ^ 1);
         uint32_t thread = thread_index(), row = thread / 16 % 2 * 8 + thread % 8, unit = thread / 32 % 4 * 2 + thread / 8 % 2;
         uint32_t to = shared_address(shared.ds[count % 2]) + (group * kQ + row) * 128 + (unit ^ row % 8) * 16;
 #pragma unroll
         for (int x = 0; x < kQ / 8; x += 2) store_matrices_transposed(to + x * 1024, ds + 2 * x);
         fence_async();
+        if constexpr (kBias) {
+          __syncwarp();
+          release(shared.ds_full[count % 2]);
+        }
       };
       auto multiply_ds = [&] {
         constexpr bool kByColumns = kQ == 64;  // the warpgroups share dQ by columns, else by rows
         uint64_t a = by_rows<128>(shared_address(shared.ds[count % 2]) + (kByColumns ? 0 : 64 * group * 128));
-        uint64_t b = by_columns<kBytes>(shared_address(shared.k) + (kByColumns ? group * kK * kBytes : 0), kK * kBytes);
+        uint64_t b = by_columns<kBytes>(
+            shared_address(shared.k) + (kByColumns ? group * kDim / 2 / kColumns * kK * kBytes + kDim / 2 % kColumns * 2 * group : 0),
+            kK * kBytes);
 #pragma unroll
         for (int x = 0; x < kK; x += 16) wgmma<T, true>(dq, moved(a, x / 64 * kQ * 128 + x % 64 * 2), moved(b, x * kBytes), x > 0);
         wgmma_commit();
@@ -188,14 +275,20 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         release(shared.dq_full[group]);
       };
 
+      auto make_weights = [&](bool first) {
+        multiply_scores();
+        if (first) shared.v_full.wait(item.parity);
+        multiply_gradient();
+        wgmma_wait<1>(scores);
+        weigh();
+        wgmma_wait<0>(gradient);
+      };
+
+      // With a bias one copy of the loop's first half: code is what the instruction cache is short of.
       shared.k_full.wait(item.parity);
-      multiply_scores();
-      shared.v_full.wait(item.parity);
-      multiply_gradient();
-      wgmma_wait<1>(scores);
-      weigh();
-      wgmma_wait<0>(gradient);
+      if (!kBias) make_weights(true);
       for (;;) {
+        if (kBias) make_weights(true);
         int stage = count % 2;
         if (shared.tile[stage].last) release(shared.v_empty);
         wgmma_fence();
@@ -213,11 +306,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         release(shared.q_empty[stage]);
         if (last) break;
         ++count;
-        multiply_scores();
-        multiply_gradient();
-        wgmma_wait<1>(scores);
-        weigh();
-        wgmma_wait<0>(gradient);
+        if (!kBias) make_weights(false);
       }
       wgmma_wait<0>(dv);
       release(shared.k_empty);
@@ -243,6 +332,8 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         float score = factor * dot(query, row_of(p.k, p, s.key + j, head, p.key_dim), p.key_dim, active);
         float dweight = dot(dout, row_of(p.v, p, s.key + j, head, p.value_dim), p.value_dim, active);
         if (active) {
+          int bucket;
+          if constexpr (kBias) score += own_bias(p, s, head, row, j, bucket);
           Pair pair = pair_of<T, false>(score, dweight, true, 1.f, 0.f, 0.f);
           float scale = p.scales ? p.scales[row] * item.inverse_unit : 1.f;
           add_to_row(dv, half, scale * pair.weight, dout, column0, p.value_dim);
@@ -263,25 +354,33 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
 #endif
 }
 
-// dQ from its sums, and targets' own groups: a block a tile of queries of one head.
-template <typename T, int kDim>
-__global__ void __launch_bounds__(256) dq_sm90_kernel(const Call<T> p, const Gradients<T> g) {
-  using S = Shape<kDim>;
+// dQ from its sums, and targets' own groups: a block a tile of queries of one head. own_pos, own_time: what own groups add to the tables,
+// [H, tiles of queries] and [H, tiles of queries, last_bucket + 1]; null where nothing is wanted.
+template <typename T, int kDim, bool kBias>
+__global__ void __launch_bounds__(256) dq_sm90_kernel(const Call<T> p, const Gradients<T> g, float* own_pos, float* own_time) {
+  using S = Shape<kDim, kBias>;
   constexpr int kCount = S::kPart / 128;
   constexpr bool kByColumns = S::kQueries == 64;
   int b = int(blockIdx.x) / g.most_query_tiles, tile = int(blockIdx.x) % g.most_query_tiles, first = tile * S::kQueries, head = blockIdx.y;
   Sequence s = sequence_of(p, b);
   int rows = s.queries - first, group = threadIdx.x / 128, thread = threadIdx.x % 128, lane = threadIdx.x % 32;
+  __shared__ float time_sums[kBias ? 4 : 1][kBias ? kTimeThresholds + 1 : 1], pos_sums[4];
   if (rows <= 0) return;
+  bool own = kBias && (own_pos || own_time) && s.shift + min(first + S::kQueries, s.queries) > s.history;
+  float own_sum = 0;
+  if (own) {
+    for (int x = threadIdx.x; x < 4 * (kTimeThresholds + 1); x += 256) (&time_sums[0][0])[x] = 0;
+    __syncthreads();
+  }
   bool some = !g.deterministic || KeyTiles::of(g.query_tiles[blockIdx.x].any, S::kKeys).last > 0;
   float unit = g.units_of(p, b, false).weight, c[kCount];
-  const float* sums = sums_of<T, kDim>(p, g, s, tile, head) + group * S::kPart;
+  const float* sums = sums_of<S>(p, g, s, tile, head) + group * S::kPart;
 #pragma unroll
   for (int x = 0; x < kCount / 4; ++x) {
     float4 four = some ? *reinterpret_cast<const float4*>(sums + (x * 128 + thread) * 4) : float4{0, 0, 0, 0};
     c[4 * x] = four.x, c[4 * x + 1] = four.y, c[4 * x + 2] = four.z, c[4 * x + 3] = four.w;
   }
-  int column = kByColumns ? 64 * group : 0, row0 = (kByColumns ? 0 : 64 * group) + thread / 32 * 16 + lane / 4;
+  int column = kByColumns ? kDim / 2 * group : 0, row0 = (kByColumns ? 0 : 64 * group) + thread / 32 * 16 + lane / 4;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     int r = row0 + 8 * half, i = s.shift + first + r, count = 0;
@@ -295,21 +394,46 @@ __global__ void __launch_bounds__(256) dq_sm90_kernel(const Call<T> p, const Gra
       const T *key = row_of(p.k, p, j, head, p.key_dim), *value = row_of(p.v, p, j, head, p.value_dim);
       float score = p.unit * p.alpha * dot(p.q + at * p.key_dim, key, p.key_dim, active);
       float dweight = dot(g.dout + at * p.value_dim, value, p.value_dim, active);
-      if (active)
-        add_to_row(c, half, 2 * scale * pair_of<T, false>(score, dweight, true, 1.f, 0.f, 0.f).ds, key, column + lane % 4 * 2, p.key_dim);
+      int bucket = -1;
+      if (kBias && active) score += own_bias(p, s, head, row, int(j - s.key), bucket);
+      float ds = active ? scale * pair_of<T, false>(score, dweight, true, 1.f, 0.f, 0.f).ds : 0.f;
+      if (active) add_to_row(c, half, 2 * ds, key, column + lane % 4 * 2, p.key_dim);
+      if (own && group == 0) {
+        if (lane % 4 != 0) bucket = -1, ds = 0;
+        own_sum += ds;
+        if (own_time) add_by_bucket(time_sums[threadIdx.x / 32], bucket, ds);
+      }
     }
     store_row(g.dq + at * p.key_dim, c, half, 0.5f * p.alpha * unit, column, p.key_dim, r < rows);
   }
+  if (!own) return;
+  own_sum = warp_sum(own_sum);
+  if (group == 0 && lane == 0) pos_sums[threadIdx.x / 32] = own_sum;
+  __syncthreads();
+  int64_t at = int64_t(head) * gridDim.x + blockIdx.x;
+  if (own_pos && threadIdx.x == 0) own_pos[at] = unit * ((pos_sums[0] + pos_sums[1]) + (pos_sums[2] + pos_sums[3]));
+  if (own_time && threadIdx.x <= p.last_bucket)
+    own_time[at * (p.last_bucket + 1) + threadIdx.x] =
+        unit * ((time_sums[0][threadIdx.x] + time_sums[1][threadIdx.x]) + (time_sums[2][threadIdx.x] + time_sums[3][threadIdx.x]));
 }
 
-template <typename T, int kDim>
-void run(const Call<T>& p, Gradients<T> g, int64_t rows, int64_t keys, int64_t longest, Stream stream) {
-  using S = Shape<kDim>;
+constexpr int64_t kTableScratch = 1 << 26;  // floats for private sums of the tables
+
+template <typename T, int kDim, bool kBias>
+void run(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int64_t rows, int64_t keys, int64_t longest, Stream stream) {
+  using S = Shape<kDim, kBias>;
   int64_t tiles = ceil_div(longest, S::kQueries), query_tiles = tiles * p.sequences;
   int64_t key_tiles = std::min<int64_t>(ceil_div(int64_t(p.max_seq_len), S::kKeys) * p.sequences, keys / S::kKeys + p.sequences);
   HSTU_CHECK(query_tiles <= INT_MAX - 4 && key_tiles * p.heads <= INT_MAX / 2, kInvalidArgument, "hstu_attention_backward: ", p.sequences,
              " sequences of ", p.max_seq_len, " rows are too many for one call");
-  int64_t blocks = std::min<int64_t>(processors(), key_tiles * p.heads);
+  // Each item has its own sums of the tables; where all these would be too large, a launch has a part of the tiles.
+  int64_t positions = std::min<int64_t>(p.positions, int64_t(p.max_seq_len)), buckets = p.last_bucket + 1;
+  int64_t entries = ((dpos_w ? positions : 0) + (dtime_w ? buckets : 0)) * p.heads;
+  g.copies = int(entries ? std::clamp<int64_t>(kTableScratch / entries, 1, std::max<int64_t>(key_tiles, 1)) : key_tiles);
+  int64_t sums = int64_t(g.copies) * p.heads, blocks = std::min<int64_t>(processors(), sums),
+          own = p.num_targets ? query_tiles * p.heads : 0;
+  Scratch<float> pos_sums(dpos_w ? sums * positions : 0, stream), time_sums(dtime_w ? sums * buckets : 0, stream);
+  Scratch<float> own_pos(dpos_w ? own : 0, stream), own_time(dtime_w ? own * buckets : 0, stream);
   Scratch<float> dq_sums((rows / S::kQueries + p.sequences) * p.heads * 2 * S::kPart, stream);
   Scratch<QueryTile> seen(query_tiles, stream);
   Scratch<int> turns(query_tiles * p.heads + 2, stream);
@@ -318,38 +442,58 @@ void run(const Call<T>& p, Gradients<T> g, int64_t rows, int64_t keys, int64_t l
   if (p.scales) largest.zero();
   if (!g.deterministic) dq_sums.zero();
   g.dq_sums = dq_sums, g.query_tiles = seen, g.turns = turns + 2, g.tiles = turns, g.ticket = turns + 1, g.key_tiles = key_list;
-  g.largest = largest, g.most_query_tiles = int(tiles);
+  g.largest = largest, g.most_query_tiles = int(tiles), g.pos_sums = pos_sums, g.time_sums = time_sums;
   for (g.group = 32; g.group > 1 && g.group * int64_t(p.max_seq_len) > (1 << 14);) g.group /= 2;
   CUtensorMap q_map = tensor_map<T, kDim>(p.q, rows, p.heads, p.key_dim, S::kQueries);
   CUtensorMap k_map = tensor_map<T, kDim>(p.k, keys, p.heads, p.key_dim, S::kKeys);
   CUtensorMap v_map = tensor_map<T, kDim>(p.v, keys, p.heads, p.value_dim, S::kKeys);
   CUtensorMap dout_map = tensor_map<T, kDim>(g.dout, rows, p.heads, p.value_dim, S::kQueries);
   launch(prepare_kernel<T, S::kQueries, S::kKeys>, dim3(unsigned(ceil_div(query_tiles, 4) + 1)), dim3(128), 0, stream, p, g);
-  launch(hstu_attention_backward_sm90_kernel<T, kDim>, dim3(unsigned(blocks)), dim3(S::kThreads), sizeof(Shared<T, kDim>), stream, q_map,
-         k_map, v_map, dout_map, p, g, p.unit * p.alpha);
-  launch(dq_sm90_kernel<T, kDim>, dim3(unsigned(query_tiles), unsigned(p.heads)), dim3(256), 0, stream, p, g);
+  do {
+    if (dpos_w) pos_sums.zero();
+    if (dtime_w) time_sums.zero();
+    if (g.first_tile > 0) CUDA_CHECK(cudaMemsetAsync(g.ticket, 0, sizeof(int), handle_of(stream)));
+    launch(hstu_attention_backward_sm90_kernel<T, kDim, kBias>, dim3(unsigned(blocks)), dim3(S::kThreads), sizeof(SharedOf<T, kDim, kBias>),
+           stream, q_map, k_map, v_map, dout_map, p, g, p.unit * p.alpha, int(positions));
+    if (dpos_w) reduce_table(*dpos_w, pos_sums, g.copies, p.heads, int(positions), g.first_tile > 0, stream);
+    if (dtime_w) reduce_table(*dtime_w, time_sums, g.copies, p.heads, int(buckets), g.first_tile > 0, stream);
+    g.first_tile += g.copies;
+  } while (g.first_tile < key_tiles);
+  if (own_pos) own_pos.zero();
+  if (own_time) own_time.zero();
+  launch(dq_sm90_kernel<T, kDim, kBias>, dim3(unsigned(query_tiles), unsigned(p.heads)), dim3(256), 0, stream, p, g, own_pos.get(),
+         own_time.get());
+  if (own_pos) reduce_table(*dpos_w, own_pos, query_tiles, p.heads, 1, true, stream);
+  if (own_time) reduce_table(*dtime_w, own_time, query_tiles, p.heads, int(buckets), true, stream);
 }
 
 }  // namespace
 }  // namespace backward_sm90
 
 template <typename T>
-bool backward_on_hopper(const Call<T>& p, const Gradients<T>& g, int64_t rows, int64_t keys, int64_t longest, Stream stream) {
+bool backward_on_hopper(const Call<T>& p, const Gradients<T>& g, Tensor* dpos_w, Tensor* dtime_w, int64_t rows, int64_t keys,
+                        int64_t longest, Stream stream) {
   using namespace backward_sm90;
   auto whole = [](const T* data, int dim) { return piece_of(data, dim) == 16; };
   int dim = std::max(p.key_dim, p.value_dim);
-  if (g.deterministic && p.max_seq_len / Shape<32>::kKeys > 65535) return false;  // turns are counted in 16 bits
+  bool bias = p.positions || p.last_bucket >= 0;
+  if (g.deterministic && p.max_seq_len / Shape<32>::kKeys > 65535) return false;           // turns are counted in 16 bits
+  if (bias && (dim <= 32 || p.max_seq_len < 1024) && !asked_for("wgmma")) return false;    // not seen to be faster than mma.sync
+  if (bias && !(std::fabs(p.alpha) > 1e-20f && std::fabs(p.alpha) < 1e20f)) return false;  // scores begin as bias / alpha
   if (dim > 128 || rows == 0 || keys == 0 || !whole(g.dq, p.key_dim) || !whole(g.dk, p.key_dim) || !whole(g.dv, p.value_dim) ||
-      !takes_hopper(p, rows, keys, reinterpret_cast<const void*>(hstu_attention_backward_sm90_kernel<T, 64>)))
+      !takes_hopper(p, rows, keys, reinterpret_cast<const void*>(hstu_attention_backward_sm90_kernel<T, 64, false>)))
     return false;
-  pick<32, 64, 128>("head_dim",
-                    dim <= 32   ? 32
-                    : dim <= 64 ? 64
-                                : 128,
-                    [&](auto bucket) { run<T, decltype(bucket)::value>(p, g, rows, keys, longest, stream); });
+  auto go = [&]<int kDim, bool kBias>() { run<T, kDim, kBias>(p, g, dpos_w, dtime_w, rows, keys, longest, stream); };
+  if (bias)
+    dim <= 64 ? go.template operator()<64, true>() : go.template operator()<128, true>();
+  else
+    dim <= 32   ? go.template operator()<32, false>()
+    : dim <= 64 ? go.template operator()<64, false>()
+                : go.template operator()<128, false>();
   return true;
 }
-template bool backward_on_hopper(const Call<__nv_bfloat16>&, const Gradients<__nv_bfloat16>&, int64_t, int64_t, int64_t, Stream);
+template bool backward_on_hopper(const Call<__nv_bfloat16>&, const Gradients<__nv_bfloat16>&, Tensor*, Tensor*, int64_t, int64_t, int64_t,
+                                 Stream);
 
 }  // namespace attention
 }  // namespace hstu::cuda

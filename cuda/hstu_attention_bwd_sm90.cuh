@@ -9,10 +9,11 @@ namespace backward_sm90 {
 
 using namespace sm90;
 
-// Two warpgroups own 64 keys each of a tile of 128; one more loads, and adds to dQ.
-template <int kDim>
+// Two warpgroups own 64 keys each of a tile of 128; one more loads, and adds to dQ; with a bias a fourth one has to do with the tables.
+template <int kDim, bool kBias = false>
 struct Shape {
-  static constexpr int kKeys = 128, kQueries = kDim <= 64 ? 128 : 64, kStages = 2, kThreads = 384;
+  static constexpr int kKeys = 128, kQueries = kDim <= 64 && !kBias ? 128 : 64, kStages = 2, kThreads = kBias ? 512 : 384;
+  static constexpr int kTables = kDim <= 64 ? 104 : 40, kComputing = kBias ? (488 - kTables) / 2 : 240;  // registers a thread
   static constexpr int kPart = kQueries * kDim / 2;  // floats of a tile of dQ that one warpgroup makes
 };
 
@@ -21,6 +22,7 @@ struct Item {
   int head, tile;  // tile -1: no more
   bool any;        // whether some query sees a key of the tile
   int parity;      // of K and V
+  int copy;        // of the tables' sums
   float unit, inverse_unit;
 };
 struct Tile {
@@ -30,9 +32,9 @@ struct Tile {
   bool all, last;
 };
 
-template <typename T, int kDim>
+template <typename T, int kDim, bool kBias>
 struct Shared {
-  using S = Shape<kDim>;
+  using S = Shape<kDim, kBias>;
   alignas(1024) T k[S::kKeys * kDim];
   alignas(1024) T v[S::kKeys * kDim];
   alignas(1024) T q[S::kStages][S::kQueries * kDim];
@@ -103,40 +105,39 @@ __device__ __forceinline__ void add_to_row(float (&c)[kCount], int half, float f
 }
 
 // Sums of dQ: tiles of queries of a sequence begin where no other's end.
-template <typename T, int kDim>
+template <typename S, typename T>
 __device__ __forceinline__ float* sums_of(const Call<T>& p, const Gradients<T>& g, const Sequence& s, int tile, int head) {
-  using S = Shape<kDim>;
   return g.dq_sums + ((s.query / S::kQueries + s.index + tile) * p.heads + head) * 2 * S::kPart;
 }
 
 // Whether a tile of queries sees tile n of keys; how many tiles before n it sees.
-template <int kDim>
+template <typename S>
 __device__ __forceinline__ bool sees(const QueryTile& queries, int n, int& turn) {
-  KeyTiles keys = KeyTiles::of(queries.any, Shape<kDim>::kKeys);
+  KeyTiles keys = KeyTiles::of(queries.any, S::kKeys);
   bool before = keys.gap >= 0 && n < keys.gap;
   turn = n - (before || keys.gap < 0 ? 0 : keys.resume - keys.gap);
   return n < keys.last && (before || keys.gap < 0 || n >= keys.resume);
 }
 
 // The thread that loads: tells the others which items and tiles come.
-template <typename T, int kDim>
-__device__ __forceinline__ void produce(Shared<T, kDim>& shared, const CUtensorMap& q_map, const CUtensorMap& k_map,
+template <typename T, int kDim, bool kBias>
+__device__ __forceinline__ void produce(Shared<T, kDim, kBias>& shared, const CUtensorMap& q_map, const CUtensorMap& k_map,
                                         const CUtensorMap& v_map, const CUtensorMap& dout_map, const Call<T>& p, const Gradients<T>& g) {
-  using S = Shape<kDim>;
+  using S = Shape<kDim, kBias>;
   constexpr int kQ = S::kQueries, kK = S::kKeys, kTileBytes = kQ * kDim * int(sizeof(T));
   uint32_t count = 0;
   for (uint32_t turn = 0;; ++turn) {
     uint32_t ticket = atomicAdd(g.ticket, 1);
     Item &item = shared.item[turn % 2], &before = shared.item[turn % 2 ^ 1];
     shared.item_empty[turn % 2].wait(turn / 2 & 1 ^ 1);
-    if (ticket >= uint32_t(*g.tiles * p.heads)) {
+    if (int(ticket) >= min(*g.tiles - g.first_tile, g.copies) * p.heads) {
       item.tile = -1, shared.item_full[turn % 2].arrive();
       shared.q_empty[count % 2].wait(count / 2 & 1 ^ 1);
       shared.tile[count % 2].item = -1, shared.told[count % 2].arrive();
       return;
     }
-    int2 where = g.key_tiles[ticket / uint32_t(p.heads)];
-    item.head = int(ticket % uint32_t(p.heads)), item.tile = where.y;
+    int2 where = g.key_tiles[g.first_tile + ticket / uint32_t(p.heads)];
+    item.head = int(ticket % uint32_t(p.heads)), item.copy = int(ticket / uint32_t(p.heads)), item.tile = where.y;
     __threadfence_block();  // this thread is short of registers
     item.s = sequence_of(p, where.x);
     __threadfence_block();
@@ -146,7 +147,7 @@ __device__ __forceinline__ void produce(Shared<T, kDim>& shared, const CUtensorM
     auto next_seen = [&](int m) {  // the first tile of queries from m on that sees the item's keys, -1: none
       int turn, tiles = item.tile * kK < item.s.history ? (item.s.queries + kQ - 1) / kQ : 0;
       for (; m < tiles; ++m)
-        if (sees<kDim>(g.query_tiles[int64_t(item.s.index) * g.most_query_tiles + m], item.tile, turn)) return m;
+        if (sees<S>(g.query_tiles[int64_t(item.s.index) * g.most_query_tiles + m], item.tile, turn)) return m;
       return -1;
     };
     // Without rows that look ahead no query before the first key sees any.
@@ -173,10 +174,10 @@ __device__ __forceinline__ void produce(Shared<T, kDim>& shared, const CUtensorM
       }
       Tile& tile = shared.tile[stage];
       const QueryTile& queries = g.query_tiles[int64_t(item.s.index) * g.most_query_tiles + m];
-      sees<kDim>(queries, item.tile, tile.turn);
+      sees<S>(queries, item.tile, tile.turn);
       tile.item = turn % 2, tile.index = m, tile.rows = item.s.queries - m * kQ;
       tile.all = queries.all.all(item.tile * kK, (item.tile + 1) * kK) && tile.rows >= kQ;
-      tile.sums = sums_of<T, kDim>(p, g, item.s, m, item.head);
+      tile.sums = sums_of<S>(p, g, item.s, m, item.head);
       tile.turns = g.turns + (int64_t(item.s.index) * p.heads + item.head) * g.most_query_tiles + m;
       m = next_seen(m + 1);
       tile.last = m < 0;
@@ -186,9 +187,9 @@ __device__ __forceinline__ void produce(Shared<T, kDim>& shared, const CUtensorM
 }
 
 // The warp that tells which keys of a tile its queries see, and their scales. `more`(stage, tile, item) does what else a tile needs.
-template <typename T, int kDim>
-__device__ __forceinline__ void tell(Shared<T, kDim>& shared, const Call<T>& p) {
-  using S = Shape<kDim>;
+template <typename T, int kDim, bool kBias>
+__device__ __forceinline__ void tell(Shared<T, kDim, kBias>& shared, const Call<T>& p) {
+  using S = Shape<kDim, kBias>;
   auto below = [](int n) { return n >= 32 ? ~0u : n <= 0 ? 0u : (1u << n) - 1; };
   for (uint32_t count = 0;; ++count) {
     int stage = count % 2;
@@ -215,14 +216,14 @@ __device__ __forceinline__ void tell(Shared<T, kDim>& shared, const Call<T>& p) 
 }
 
 // A thread that adds one warpgroup's parts of dQ to their sums.
-template <typename T, int kDim>
-__device__ __forceinline__ void add_parts(Shared<T, kDim>& shared, int group, bool deterministic) {
-  constexpr int kBytes = Shape<kDim>::kPart * 4;
+template <typename T, int kDim, bool kBias>
+__device__ __forceinline__ void add_parts(Shared<T, kDim, kBias>& shared, int group, bool deterministic) {
+  constexpr int kPart = Shape<kDim, kBias>::kPart, kBytes = kPart * 4;
   for (int parity = 0;; parity ^= 1) {
     shared.dq_full[group].wait(parity);
     Tile out = shared.out[group];
     if (!out.sums) return;
-    out.sums += group * Shape<kDim>::kPart;
+    out.sums += group * kPart;
     if (deterministic) {
       for (int done = 0; done < out.turn; done = done >> 16 * group & 0xffff)
         asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(done) : "l"(out.turns) : "memory");
