@@ -487,7 +487,7 @@ void hstu_attention_backward(Tensor& dq, Tensor& dk, Tensor& dv, Tensor* dpos_w,
              rows * q.shape[1], int(v.shape[2]));
     }
     if constexpr (kIsHalf<T>)
-      if (!pos_w && !time_w && backward_on_hopper(call, gradients, rows, k.shape[0], longest, stream)) return;
+      if (backward_on_hopper(call, gradients, dpos_w, dtime_w, rows, k.shape[0], longest, stream)) return;
     pick_dim(q.shape[2], v.shape[2], [&](auto dim) {
       constexpr int kDim = decltype(dim)::value;
       pick_mode<T, kDim>(softmax, pos_w || time_w, [&](auto mode) {

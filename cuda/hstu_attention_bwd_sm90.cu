@@ -1,5 +1,7 @@
 // HSTU attention, backward, for Hopper (sm_90a): the kernel, the launches. See docs/hstu_attention.md for a drawing.
-#include "hstu_attention_bwd_sm90.cuh"
+#include <cmath>
+
+#include "hstu_attention_bwd_bias_sm90.cuh"
 #include "hstu_attention_choice.cuh"
 
 namespace hstu::cuda {
@@ -10,16 +12,18 @@ namespace {
 // Scores and dP are made transposed, rows are keys, so that P^T and dS^T are operands from registers. Scores s / 2 in registers: with
 // th = tanh(s / 2), P = s / 2 (1 + th) and 2 dsilu = 1 + v, v = th + P (1 - th), which waits for dP in float16. dS is kept doubled.
 // Softmax: 2^14 P waits for dP in float16.
-template <typename T, int kDim, bool kSoftmax>
-__global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
+template <typename T, int kDim, Mode kMode>
+__global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThreads, 1)
     hstu_attention_backward_sm90_kernel(const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap k_map,
                                         const __grid_constant__ CUtensorMap v_map, const __grid_constant__ CUtensorMap dout_map,
-                                        const __grid_constant__ Call<T> p, const __grid_constant__ Gradients<T> g, float factor) {
+                                        const __grid_constant__ Call<T> p, const __grid_constant__ Gradients<T> g, float factor,
+                                        int positions) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using S = Shape<kDim>;
+  constexpr bool kSoftmax = kMode == Mode::kSoftmax, kBias = kMode == Mode::kSiluBias;
+  using S = Shape<kDim, kBias>;
   constexpr int kQ = S::kQueries, kK = S::kKeys, kBytes = kRowBytes<T, kDim>, kColumns = kBytes / int(sizeof(T));
   extern __shared__ __align__(1024) unsigned char memory[];
-  auto& shared = *reinterpret_cast<Shared<T, kDim>*>(memory);
+  auto& shared = *reinterpret_cast<SharedOf<T, kDim, kBias>*>(memory);
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4 - 1;
 
   if (threadIdx.x == 0) {
@@ -30,6 +34,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
           shared.dout_empty[x].init(8);
     for (int x = 0; x < 2; ++x)
       shared.dq_full[x].init(4), shared.dq_empty[x].init(1), shared.item_full[x].init(1), shared.item_empty[x].init(8);
+    if constexpr (kBias) shared.init();
     fence_barriers();
   }
   __syncthreads();
@@ -41,13 +46,19 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
     else if (lane > 0)
       return;
     else if (warp == 0)
-      produce<T, kDim>(shared, q_map, k_map, v_map, dout_map, p, g, kSoftmax, false);
+      produce<T, kDim, kBias>(shared, q_map, k_map, v_map, dout_map, p, g, kSoftmax, false);
     else
       add_parts<T, kDim>(shared, warp - 1, g.deterministic);
     return;
   }
 
-  take_registers<240>();
+  if constexpr (kBias)
+    if (group == 2) {
+      give_registers<S::kTables>();
+      return keep_tables<T, kDim>(shared, p, g, positions);
+    }
+
+  take_registers<S::kComputing>();
   group = __shfl_sync(kFullWarp, group, 0), warp = __shfl_sync(kFullWarp, warp, 0) % 4;
   auto release = [&](Barrier& barrier) {
     if (lane == 0) barrier.arrive();
@@ -70,12 +81,12 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
       }
       float scores[kQ / 2], gradient[kQ / 2], dq[S::kPart / 128];
       uint32_t weights[kQ / 4], slopes[kQ / 4], ds[kQ / 4];
-      auto multiply = [&](float(&c)[kQ / 2], const T* keys_tile, const T* tile) {
+      auto multiply = [&](float(&c)[kQ / 2], const T* keys_tile, const T* tile, bool add) {
         uint64_t keys = by_rows<kBytes>(shared_address(keys_tile) + 64 * group * kBytes), queries = by_rows<kBytes>(shared_address(tile));
 #pragma unroll
         for (int d = 0; d < kDim; d += 16)
           wgmma<T, false>(c, moved(keys, d / kColumns * kK * kBytes + d % kColumns * 2),
-                          moved(queries, d / kColumns * kQ * kBytes + d % kColumns * 2), d > 0);
+                          moved(queries, d / kColumns * kQ * kBytes + d % kColumns * 2), add || d > 0);
         wgmma_commit();
       };
       auto accumulate = [&](float(&c)[kDim / 2], const uint32_t* a, const T* tile) {
@@ -84,10 +95,33 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         for (int x = 0; x < kQ; x += 16) wgmma<T, true>(c, a + x / 4, moved(queries, x * kBytes), true);
         wgmma_commit();
       };
+      // Scores begin as the position's bias / alpha.
+      auto begin = [&] {
+        if constexpr (kBias) {
+          int stage = count % 2;
+          shared.bias_full[stage].wait(count / 2 & 1);
+          int last = item.s.history - item.s.shift - shared.tile[stage].index * kQ;
+          uint32_t thread = thread_index() - 128, key = thread / 32 * 16 + thread % 32 / 4, query = thread % 4 * 2;
+          const float* pos = &shared.pos[stage][kK - 1 - key];
+          if (last >= kQ - 1) {
+#pragma unroll
+            for (int x = 0; x < kQ / 8; ++x)
+#pragma unroll
+              for (int e = 0; e < 2; ++e) {
+                scores[4 * x + e] = pos[query + 8 * x + e];
+                scores[4 * x + 2 + e] = x > 0 ? scores[4 * x - 4 + e] : pos[int(query) + e - 8];
+              }
+          } else {  // targets stand at one position
+#pragma unroll
+            for (int x = 0; x < kQ / 2; ++x) scores[x] = pos[min(int(query) + x / 4 * 8 + x % 2, max(last, 0)) - x / 2 % 2 * 8];
+          }
+        }
+      };
       auto multiply_scores = [&] {
+        begin();
         shared.q_full[count % 2].wait(count / 2 & 1);
         wgmma_fence();
-        multiply(scores, shared.k, shared.q[count % 2]);
+        multiply(scores, shared.k, shared.q[count % 2], kBias);
       };
       auto multiply_gradient = [&] {
         int stage = count % 2;
@@ -98,7 +132,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
           meet(1, 256);
         }
         wgmma_fence();
-        multiply(gradient, shared.v, shared.dout[stage]);
+        multiply(gradient, shared.v, shared.dout[stage], false);
       };
       constexpr float kHidden = kSoftmax ? -1e30f : -128.f;  // a score where P and dsilu are 0 in float32
       auto hide = [&](float factor) {
@@ -110,6 +144,52 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
 #pragma unroll
           for (int e = 0; e < 4; ++e)
             scores[4 * x + e] = (e % 2 ? bits.y : bits.x) >> (key + e / 2 * 8) & 1 ? factor * scores[4 * x + e] : kHidden;
+        }
+      };
+      // Scores times `factor`, plus the time's bias.
+      auto add_time = [&](float factor) {
+        if constexpr (kBias) {
+          uint32_t thread = thread_index() - 128, key = thread / 32 * 16 + thread % 32 / 4;
+          int stage = count % 2;
+          const float* time = shared.time[item.parity];
+          int fixed[2] = {shared.key_near[item.parity][key], shared.key_near[item.parity][key + 8]};
+#pragma unroll
+          for (int c = 0; c < kQ / 32; ++c) {
+            int code = shared.path[stage][key / 16][c], low = code & 255;
+            const int* near = &shared.query_near[stage][32 * c + thread % 4 * 2];
+            float first = time[low], *v = scores + 16 * c;
+            auto kind = TimeKind(code >> 16);
+            if (kind == TimeKind::kOne) {
+#pragma unroll
+              for (int x = 0; x < 16; ++x) v[x] = fmaf(factor, v[x], first);
+            } else if (kind == TimeKind::kTwo) {
+              int least = int(shared.threshold[low]), from[2] = {fixed[0] + least, fixed[1] + least};
+              float second = time[low + 1];
+#pragma unroll
+              for (int x = 0; x < 4; ++x) {
+                int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
+#pragma unroll
+                for (int y = 0; y < 4; ++y)
+                  v[4 * x + y] = fmaf(factor, v[4 * x + y], (y % 2 ? at.y : at.x) >= from[y / 2] ? second : first);
+              }
+            } else if (kind == TimeKind::kMany) {
+#pragma unroll
+              for (int x = 0; x < 4; ++x) {
+                int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
+#pragma unroll
+                for (int y = 0; y < 4; ++y)
+                  v[4 * x + y] = fmaf(factor, v[4 * x + y], time[shared.near_bucket(shared.apart(fixed[y / 2], y % 2 ? at.y : at.x))]);
+              }
+            } else {
+#pragma unroll 1
+              for (int y = 0; y < 16; ++y) {
+                int i = item.s.shift + shared.tile[stage].index * kQ + 32 * c + y / 4 * 8 + int(thread) % 4 * 2 + y % 2;
+                float value = time_term(p, item.head, exact_bucket(p, item.s, i, item.tile * kK + int(key) + y / 2 % 2 * 8));
+#pragma unroll
+                for (int x = 0; x < 16; ++x) v[x] = x == y ? fmaf(factor, v[x], value) : v[x];
+              }
+            }
+          }
         }
       };
       auto weigh_tile = [&](float factor, auto scaled) {
@@ -125,7 +205,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
           } else {
 #pragma unroll
             for (int e = 0; e < 4; ++e) {
-              float t = factor * scores[4 * x + e], th = tanh_approx(t);
+              float t = kBias ? scores[4 * x + e] : factor * scores[4 * x + e], th = tanh_approx(t);
               weight[e] = fmaf(t, th, t);
               slope[e] = fmaf(weight[e], 1.f - th, th);
             }
@@ -141,7 +221,8 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
       auto weigh = [&] {
         bool all = shared.tile[count % 2].all;
         float whole = kSoftmax ? factor * kLog2E : factor, last = all ? whole : 1.f;
-        if (!all) hide(whole);
+        add_time(factor);
+        if (!all) hide(kBias ? 1.f : whole);
         if (!kSoftmax && p.scales)
           weigh_tile(last, std::true_type{});
         else
@@ -177,16 +258,23 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
           differentiate_tile(std::true_type{});
         else
           differentiate_tile(std::false_type{});
+        if constexpr (kBias) shared.ds_empty[count % 2].wait(count / 2 & 1 ^ 1);
         uint32_t thread = thread_index(), row = thread / 16 % 2 * 8 + thread % 8, unit = thread / 32 % 4 * 2 + thread / 8 % 2;
         uint32_t to = shared_address(shared.ds[count % 2]) + (group * kQ + row) * 128 + (unit ^ row % 8) * 16;
 #pragma unroll
         for (int x = 0; x < kQ / 8; x += 2) store_matrices_transposed(to + x * 1024, ds + 2 * x);
         fence_async();
+        if constexpr (kBias) {
+          __syncwarp();
+          release(shared.ds_full[count % 2]);
+        }
       };
       auto multiply_ds = [&] {
         constexpr bool kByColumns = kQ == 64;  // the warpgroups share dQ by columns, else by rows
         uint64_t a = by_rows<128>(shared_address(shared.ds[count % 2]) + (kByColumns ? 0 : 64 * group * 128));
-        uint64_t b = by_columns<kBytes>(shared_address(shared.k) + (kByColumns ? group * kK * kBytes : 0), kK * kBytes);
+        uint64_t b = by_columns<kBytes>(
+            shared_address(shared.k) + (kByColumns ? group * kDim / 2 / kColumns * kK * kBytes + kDim / 2 % kColumns * 2 * group : 0),
+            kK * kBytes);
 #pragma unroll
         for (int x = 0; x < kK; x += 16) wgmma<T, true>(dq, moved(a, x / 64 * kQ * 128 + x % 64 * 2), moved(b, x * kBytes), x > 0);
         wgmma_commit();
@@ -204,14 +292,20 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         release(shared.dq_full[group]);
       };
 
+      auto make_weights = [&](bool first) {
+        multiply_scores();
+        if (first) shared.v_full.wait(item.parity);
+        multiply_gradient();
+        wgmma_wait<1>(scores);
+        weigh();
+        wgmma_wait<0>(gradient);
+      };
+
+      // With a bias one copy of the loop's first half: code is what the instruction cache is short of.
       shared.k_full.wait(item.parity);
-      multiply_scores();
-      shared.v_full.wait(item.parity);
-      multiply_gradient();
-      wgmma_wait<1>(scores);
-      weigh();
-      wgmma_wait<0>(gradient);
+      if (!kBias) make_weights(true);
       for (;;) {
+        if (kBias) make_weights(true);
         int stage = count % 2;
         if (shared.tile[stage].last) release(shared.v_empty);
         wgmma_fence();
@@ -229,11 +323,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         release(shared.q_empty[stage]);
         if (last) break;
         ++count;
-        multiply_scores();
-        multiply_gradient();
-        wgmma_wait<1>(scores);
-        weigh();
-        wgmma_wait<0>(gradient);
+        if (!kBias) make_weights(false);
       }
       wgmma_wait<0>(dv);
       release(shared.k_empty);
@@ -261,6 +351,8 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         if (active) {
           int64_t at = row * p.heads + head;
           float lse = kSoftmax ? g.lse[at] : 0.f, delta = kSoftmax ? g.delta[at] : 0.f;
+          [[maybe_unused]] int bucket;
+          if constexpr (kBias) score += own_bias(p, s, head, row, j, bucket);
           Pair pair = pair_of<T, kSoftmax>(score, dweight, true, 1.f, lse, delta);
           float scale = !kSoftmax && p.scales ? p.scales[row] * item.inverse_unit : 1.f;
           add_to_row(dv, half, scale * pair.weight, dout, column0, p.value_dim);
@@ -281,14 +373,25 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
 #endif
 }
 
-template <typename T, int kDim, bool kSoftmax>
-void run(const Call<T>& p, Gradients<T> g, int64_t rows, int64_t keys, int64_t longest, Stream stream) {
-  using S = Shape<kDim>;
+constexpr int64_t kTableScratch = 1 << 26;  // floats for private sums of the tables
+
+template <typename T, int kDim, Mode kMode>
+void run(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int64_t rows, int64_t keys, int64_t longest, Stream stream) {
+  constexpr bool kBias = kMode == Mode::kSiluBias;
+  using S = Shape<kDim, kBias>;
+  static_assert(sizeof(SharedOf<T, kDim, kBias>) <= kHopperShared);
   int64_t tiles = ceil_div(longest, S::kQueries), query_tiles = tiles * p.sequences;
   int64_t key_tiles = std::min<int64_t>(ceil_div(int64_t(p.max_seq_len), S::kKeys) * p.sequences, keys / S::kKeys + p.sequences);
   HSTU_CHECK(query_tiles <= INT_MAX - 4 && key_tiles * p.heads <= INT_MAX / 2, kInvalidArgument, "hstu_attention_backward: ", p.sequences,
              " sequences of ", p.max_seq_len, " rows are too many for one call");
-  int64_t blocks = std::min<int64_t>(processors(), key_tiles * p.heads);
+  // Each item has its own sums of the tables; where all these would be too large, a launch has a part of the tiles.
+  int64_t positions = std::min<int64_t>(p.positions, int64_t(p.max_seq_len)), buckets = p.last_bucket + 1;
+  int64_t entries = ((dpos_w ? positions : 0) + (dtime_w ? buckets : 0)) * p.heads;
+  g.copies = int(entries ? std::clamp<int64_t>(kTableScratch / entries, 1, std::max<int64_t>(key_tiles, 1)) : key_tiles);
+  int64_t sums = int64_t(g.copies) * p.heads, blocks = std::min<int64_t>(processors(), sums),
+          own = p.num_targets ? query_tiles * p.heads : 0;
+  Scratch<float> pos_sums(dpos_w ? sums * positions : 0, stream), time_sums(dtime_w ? sums * buckets : 0, stream);
+  Scratch<float> own_pos(dpos_w ? own : 0, stream), own_time(dtime_w ? own * buckets : 0, stream);
   Scratch<float> dq_sums((rows / S::kQueries + p.sequences) * p.heads * 2 * S::kPart, stream);
   Scratch<QueryTile> seen(query_tiles, stream);
   Scratch<int> turns(query_tiles * p.heads + 2, stream);
@@ -297,7 +400,7 @@ void run(const Call<T>& p, Gradients<T> g, int64_t rows, int64_t keys, int64_t l
   if (largest) largest.zero();
   if (!g.deterministic) dq_sums.zero();
   g.dq_sums = dq_sums, g.query_tiles = seen, g.turns = turns + 2, g.tiles = turns, g.ticket = turns + 1, g.key_tiles = key_list;
-  g.largest = largest, g.most_query_tiles = int(tiles);
+  g.largest = largest, g.most_query_tiles = int(tiles), g.pos_sums = pos_sums, g.time_sums = time_sums;
   for (g.group = 32; g.group > 1 && g.group * int64_t(p.max_seq_len) > (1 << 14);) g.group /= 2;
   CUtensorMap q_map = tensor_map<T, kDim>(p.q, rows, p.heads, p.key_dim, S::kQueries);
   CUtensorMap k_map = tensor_map<T, kDim>(p.k, keys, p.heads, p.key_dim, S::kKeys);
@@ -305,39 +408,59 @@ void run(const Call<T>& p, Gradients<T> g, int64_t rows, int64_t keys, int64_t l
   CUtensorMap dout_map = tensor_map<T, kDim>(g.dout, rows, p.heads, p.value_dim, S::kQueries);
   if (kScalesGradient<T>) launch(largest_kernel<T>, dim3(unsigned(p.sequences), 8), dim3(256), 0, stream, p, g);
   launch(prepare_kernel<T, S::kQueries, S::kKeys>, dim3(unsigned(ceil_div(query_tiles, 4) + 1)), dim3(128), 0, stream, p, g);
-  launch(hstu_attention_backward_sm90_kernel<T, kDim, kSoftmax>, dim3(unsigned(blocks)), dim3(S::kThreads), sizeof(Shared<T, kDim>), stream,
-         q_map, k_map, v_map, dout_map, p, g, p.unit * p.alpha);
-  launch(dq_sm90_kernel<T, kDim, kSoftmax>, dim3(unsigned(query_tiles), unsigned(p.heads)), dim3(256), 0, stream, p, g);
+  do {
+    if (dpos_w) pos_sums.zero();
+    if (dtime_w) time_sums.zero();
+    if (g.first_tile > 0) CUDA_CHECK(cudaMemsetAsync(g.ticket, 0, sizeof(int), handle_of(stream)));
+    launch(hstu_attention_backward_sm90_kernel<T, kDim, kMode>, dim3(unsigned(blocks)), dim3(S::kThreads), sizeof(SharedOf<T, kDim, kBias>),
+           stream, q_map, k_map, v_map, dout_map, p, g, p.unit * p.alpha, int(positions));
+    if (dpos_w) reduce_table(*dpos_w, pos_sums, g.copies, p.heads, int(positions), g.first_tile > 0, stream);
+    if (dtime_w) reduce_table(*dtime_w, time_sums, g.copies, p.heads, int(buckets), g.first_tile > 0, stream);
+    g.first_tile += g.copies;
+  } while (g.first_tile < key_tiles);
+  if (own_pos) own_pos.zero();
+  if (own_time) own_time.zero();
+  launch(dq_sm90_kernel<T, kDim, kMode>, dim3(unsigned(query_tiles), unsigned(p.heads)), dim3(256), 0, stream, p, g, own_pos.get(),
+         own_time.get());
+  if (own_pos) reduce_table(*dpos_w, own_pos, query_tiles, p.heads, 1, true, stream);
+  if (own_time) reduce_table(*dtime_w, own_time, query_tiles, p.heads, int(buckets), true, stream);
 }
 
 }  // namespace
 }  // namespace backward_sm90
 
 template <typename T>
-bool backward_on_hopper(const Call<T>& p, const Gradients<T>& g, int64_t rows, int64_t keys, int64_t longest, Stream stream) {
+bool backward_on_hopper(const Call<T>& p, const Gradients<T>& g, Tensor* dpos_w, Tensor* dtime_w, int64_t rows, int64_t keys,
+                        int64_t longest, Stream stream) {
   using namespace backward_sm90;
   auto whole = [](const T* data, int dim) { return piece_of(data, dim) == 16; };
   int dim = std::max(p.key_dim, p.value_dim);
+  constexpr bool kTakesBias = std::is_same_v<T, __nv_bfloat16>;
+  bool bias = p.positions || p.last_bucket >= 0;
   if (g.deterministic && p.max_seq_len / Shape<32>::kKeys > 65535) return false;  // turns are counted in 16 bits
+  if (bias && (!kTakesBias || g.lse || dim > 128)) return false;
+  if (bias && (dim <= 32 || p.max_seq_len < 1024) && !asked_for("wgmma")) return false;    // not seen to be faster than mma.sync
+  if (bias && !(std::fabs(p.alpha) > 1e-20f && std::fabs(p.alpha) < 1e20f)) return false;  // scores begin as bias / alpha
   if ((g.lse && (dim > 128 || p.dropout)) || rows == 0 || keys == 0 || !whole(g.dq, p.key_dim) || !whole(g.dk, p.key_dim) ||
       !whole(g.dv, p.value_dim) ||
-      !takes_hopper(p, rows, keys, reinterpret_cast<const void*>(hstu_attention_backward_sm90_kernel<T, 64, false>)))
+      !takes_hopper(p, rows, keys, reinterpret_cast<const void*>(hstu_attention_backward_sm90_kernel<T, 64, Mode::kSilu>)))
     return false;
+  auto go = [&]<int kDim, Mode kMode>() { run<T, kDim, kMode>(p, g, dpos_w, dtime_w, rows, keys, longest, stream); };
   auto run_bucket = [&](auto bucket) {
     constexpr int kDim = decltype(bucket)::value;
-    if (g.lse)
-      run<T, kDim, true>(p, g, rows, keys, longest, stream);
-    else
-      run<T, kDim, false>(p, g, rows, keys, longest, stream);
+    if constexpr (kTakesBias && kDim > 32)
+      if (bias) return go.template operator()<kDim, Mode::kSiluBias>();
+    g.lse ? go.template operator()<kDim, Mode::kSoftmax>() : go.template operator()<kDim, Mode::kSilu>();
   };
   if (dim > 128)
     run_wide(p, g, rows, keys, longest, stream);
   else
-    pick<32, 64, 128>("head_dim", dim <= 32 ? 32 : dim <= 64 ? 64 : 128, run_bucket);
+    pick<32, 64, 128>("head_dim", dim <= 32 && !bias ? 32 : dim <= 64 ? 64 : 128, run_bucket);
   return true;
 }
-template bool backward_on_hopper(const Call<__nv_bfloat16>&, const Gradients<__nv_bfloat16>&, int64_t, int64_t, int64_t, Stream);
-template bool backward_on_hopper(const Call<__half>&, const Gradients<__half>&, int64_t, int64_t, int64_t, Stream);
+template bool backward_on_hopper(const Call<__nv_bfloat16>&, const Gradients<__nv_bfloat16>&, Tensor*, Tensor*, int64_t, int64_t, int64_t,
+                                 Stream);
+template bool backward_on_hopper(const Call<__half>&, const Gradients<__half>&, Tensor*, Tensor*, int64_t, int64_t, int64_t, Stream);
 
 }  // namespace attention
 }  // namespace hstu::cuda

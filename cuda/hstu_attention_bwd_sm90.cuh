@@ -10,10 +10,13 @@ namespace backward_sm90 {
 
 using namespace sm90;
 
-// Up to D 128 two warpgroups own 64 keys each of a tile of 128, and one more loads and adds to dQ; D 256: hstu_attention_bwd_wide_sm90.cuh.
-template <int kDim>
+// Up to D 128 two warpgroups own 64 keys each of a tile of 128, and one more loads and adds to dQ; with a bias a fourth one has to do with
+// the tables: hstu_attention_bwd_bias_sm90.cuh. D 256: hstu_attention_bwd_wide_sm90.cuh.
+template <int kDim, bool kBias = false>
 struct Shape {
-  static constexpr int kKeys = kDim <= 128 ? 128 : 64, kQueries = kDim <= 64 ? 128 : 64, kStages = 2, kThreads = kDim <= 128 ? 384 : 512;
+  static constexpr int kKeys = kDim <= 128 ? 128 : 64, kQueries = kDim <= 64 && !kBias ? 128 : 64, kStages = 2;
+  static constexpr int kThreads = kDim <= 128 && !kBias ? 384 : 512;
+  static constexpr int kTables = kDim <= 64 ? 104 : 40, kComputing = kBias ? (488 - kTables) / 2 : 240;  // registers a thread
   static constexpr int kPart = kQueries * kDim / 2;  // floats of a tile of dQ that one warpgroup makes
 };
 
@@ -36,9 +39,9 @@ struct Tile {
   bool all, last;
 };
 
-template <typename T, int kDim>
+template <typename T, int kDim, bool kBias>
 struct Shared {
-  using S = Shape<kDim>;
+  using S = Shape<kDim, kBias>;
   alignas(1024) T k[S::kKeys * kDim];
   alignas(1024) T v[S::kKeys * kDim];
   alignas(1024) T q[S::kStages][S::kQueries * kDim];
@@ -46,7 +49,7 @@ struct Shared {
   alignas(1024) T ds[2][S::kQueries * S::kKeys];  // [64 keys a chunk][query][key], swizzled
   alignas(128) float dq[2][S::kPart];             // a warpgroup's accumulators, [four of them][thread]
   uint32_t seen[S::kStages][S::kKeys / 32][S::kQueries];
-  float scale[S::kStages][S::kQueries], delta[S::kStages][S::kQueries];  // softmax: lse log2(e); delta in units of 2^14 dS
+  float scale[S::kStages][S::kQueries], delta[S::kStages][kBias ? 1 : S::kQueries];  // softmax: lse log2(e); delta in units of 2^14 dS
   Barrier k_full, k_empty, v_full, v_empty, told[S::kStages], q_full[S::kStages], q_empty[S::kStages], dout_full[S::kStages],
       dout_empty[S::kStages];
   Barrier dq_full[2], dq_empty[2], item_full[2], item_empty[2];
@@ -116,16 +119,15 @@ __device__ __forceinline__ void add_to_row(float (&c)[kCount], int half, float f
 }
 
 // Sums of dQ: tiles of queries of a sequence begin where no other's end.
-template <typename T, int kDim>
+template <typename S, typename T>
 __device__ __forceinline__ float* sums_of(const Call<T>& p, const Gradients<T>& g, const Sequence& s, int tile, int head) {
-  using S = Shape<kDim>;
   return g.dq_sums + ((s.query / S::kQueries + s.index + tile) * p.heads + head) * 2 * S::kPart;
 }
 
 // Whether a tile of queries sees tile n of keys; how many tiles before n it sees, or behind n.
-template <int kDim>
+template <typename S>
 __device__ __forceinline__ bool sees(const QueryTile& queries, int n, int& turn, bool behind = false) {
-  KeyTiles keys = KeyTiles::of(queries.any, Shape<kDim>::kKeys);
+  KeyTiles keys = KeyTiles::of(queries.any, S::kKeys);
   bool before = keys.gap >= 0 && n < keys.gap;
   int gap = keys.gap < 0 ? 0 : keys.resume - keys.gap;
   turn = behind ? keys.last - 1 - n - (before ? gap : 0) : n - (before ? 0 : gap);
@@ -133,25 +135,28 @@ __device__ __forceinline__ bool sees(const QueryTile& queries, int n, int& turn,
 }
 
 // The thread that loads: tells the others which items and tiles come.
-template <typename T, int kDim, typename Memory>
+template <typename T, int kDim, bool kBias = false, typename Memory>
 __device__ __forceinline__ void produce(Memory& shared, const CUtensorMap& q_map, const CUtensorMap& k_map, const CUtensorMap& v_map,
                                         const CUtensorMap& dout_map, const Call<T>& p, const Gradients<T>& g, bool softmax,
                                         bool last_first) {
-  using S = Shape<kDim>;
+  using S = Shape<kDim, kBias>;
   constexpr int kQ = S::kQueries, kK = S::kKeys, kTileBytes = kQ * kDim * int(sizeof(T));
   uint32_t count = 0;
   for (uint32_t turn = 0;; ++turn) {
     uint32_t ticket = atomicAdd(g.ticket, 1);
     Item &item = shared.item[turn % 2], &before = shared.item[turn % 2 ^ 1];
     shared.item_empty[turn % 2].wait(turn / 2 & 1 ^ 1);
-    if (ticket >= uint32_t(*g.tiles * p.heads)) {
+    // With a bias a launch may have a part of the tiles, and the last one none.
+    int first_tile = kBias ? g.first_tile : 0, tiles = kBias ? max(min(*g.tiles - first_tile, g.copies), 0) : *g.tiles;
+    if (ticket >= uint32_t(tiles * p.heads)) {
       item.tile = -1, shared.item_full[turn % 2].arrive();
       shared.q_empty[count % 2].wait(count / 2 & 1 ^ 1);
       shared.tile[count % 2].item = -1, shared.told[count % 2].arrive();
       return;
     }
-    int2 where = g.key_tiles[ticket / uint32_t(p.heads)];
+    int2 where = g.key_tiles[first_tile + ticket / uint32_t(p.heads)];
     item.head = int(ticket % uint32_t(p.heads)), item.tile = where.y;
+    if constexpr (kBias) shared.copy[turn % 2] = int(ticket / uint32_t(p.heads));
     __threadfence_block();  // this thread is short of registers
     item.s = sequence_of(p, where.x);
     __threadfence_block();
@@ -164,7 +169,7 @@ __device__ __forceinline__ void produce(Memory& shared, const CUtensorMap& q_map
     auto next_seen = [&](int m) {  // the first tile of queries from m on that sees the item's keys, -1: none
       int turn, tiles = item.tile * kK < item.s.history ? (item.s.queries + kQ - 1) / kQ : 0;
       for (; m < tiles; ++m)
-        if (sees<kDim>(g.query_tiles[int64_t(item.s.index) * g.most_query_tiles + m], item.tile, turn)) return m;
+        if (sees<S>(g.query_tiles[int64_t(item.s.index) * g.most_query_tiles + m], item.tile, turn)) return m;
       return -1;
     };
     // Without rows that look ahead no query before the first key sees any.
@@ -191,10 +196,10 @@ __device__ __forceinline__ void produce(Memory& shared, const CUtensorMap& q_map
       }
       Tile& tile = shared.tile[stage];
       const QueryTile& queries = g.query_tiles[int64_t(item.s.index) * g.most_query_tiles + m];
-      sees<kDim>(queries, item.tile, tile.turn, last_first);
+      sees<S>(queries, item.tile, tile.turn, last_first);
       tile.item = turn % 2, tile.index = m, tile.rows = item.s.queries - m * kQ;
       tile.all = queries.all.all(item.tile * kK, (item.tile + 1) * kK) && tile.rows >= kQ;
-      tile.sums = sums_of<T, kDim>(p, g, item.s, m, item.head);
+      tile.sums = sums_of<S>(p, g, item.s, m, item.head);
       tile.turns = g.turns + (int64_t(item.s.index) * p.heads + item.head) * g.most_query_tiles + m;
       m = next_seen(m + 1);
       tile.last = m < 0;
@@ -204,9 +209,10 @@ __device__ __forceinline__ void produce(Memory& shared, const CUtensorMap& q_map
 }
 
 // The warp that tells which keys of a tile its queries see, and their scales. `more`(stage, tile, item) does what else a tile needs.
-template <typename T, int kDim>
-__device__ __forceinline__ void tell(Shared<T, kDim>& shared, const Call<T>& p, const Gradients<T>& g) {
-  using S = Shape<kDim>;
+template <typename T, int kDim, bool kBias>
+__device__ __forceinline__ void tell(Shared<T, kDim, kBias>& shared, const Call<T>& p, const Gradients<T>& g) {
+  using S = Shape<kDim, kBias>;
+  const bool softmax = !kBias && g.lse;
   auto below = [](int n) { return n >= 32 ? ~0u : n <= 0 ? 0u : (1u << n) - 1; };
   for (uint32_t count = 0;; ++count) {
     int stage = count % 2;
@@ -225,10 +231,10 @@ __device__ __forceinline__ void tell(Shared<T, kDim>& shared, const Call<T>& p, 
           int j = item.tile * S::kKeys + 32 * x;
           shared.seen[stage][x][r] = below(keys.prefix - j) | (below(keys.end - j) & ~below(keys.begin - j));
         }
-        if (p.scales && !g.lse)
+        if (p.scales && !softmax)
           shared.scale[stage][r] = there ? p.scales[item.s.query + tile.index * S::kQueries + r] * item.inverse_unit : 1.f;
       }
-    if (g.lse) {
+    if (softmax) {
       const int64_t first = (item.s.query + tile.index * S::kQueries) * p.heads + item.head;
 #pragma unroll 1
       for (int r = thread_index() % 32; r < S::kQueries; r += 32) {
@@ -243,14 +249,14 @@ __device__ __forceinline__ void tell(Shared<T, kDim>& shared, const Call<T>& p, 
 }
 
 // A thread that adds one warpgroup's parts of dQ to their sums.
-template <typename T, int kDim>
-__device__ __forceinline__ void add_parts(Shared<T, kDim>& shared, int group, bool deterministic) {
-  constexpr int kBytes = Shape<kDim>::kPart * 4;
+template <typename T, int kDim, bool kBias>
+__device__ __forceinline__ void add_parts(Shared<T, kDim, kBias>& shared, int group, bool deterministic) {
+  constexpr int kPart = Shape<kDim, kBias>::kPart, kBytes = kPart * 4;
   for (int parity = 0;; parity ^= 1) {
     shared.dq_full[group].wait(parity);
     Tile out = shared.out[group];
     if (!out.sums) return;
-    out.sums += group * Shape<kDim>::kPart;
+    out.sums += group * kPart;
     if (deterministic) {
       for (int done = 0; done < out.turn; done = done >> 16 * group & 0xffff)
         asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(done) : "l"(out.turns) : "memory");
@@ -277,20 +283,40 @@ __device__ __forceinline__ uint64_t moved(uint64_t descriptor, int bytes) {
   return (descriptor & 0xffffffff00000000) | uint32_t(uint32_t(descriptor) + uint32_t(bytes) / 16);
 }
 
-// dQ from its sums, and targets' own groups: a block a tile of queries of one head.
-template <typename T, int kDim, bool kSoftmax = false>
-__global__ void __launch_bounds__(256, 2) dq_sm90_kernel(const Call<T> p, const Gradients<T> g) {
-  using S = Shape<kDim>;
+// sums[bucket] += value over a warp's lanes; bucket -1: nothing. One bucket after the other.
+__device__ __forceinline__ void add_by_bucket(float* sums, int bucket, float value) {
+  for (unsigned left = __ballot_sync(kFullWarp, bucket >= 0); left;) {
+    int now = __shfl_sync(kFullWarp, bucket, __ffs(left) - 1);
+    float total = warp_sum(bucket == now ? value : 0.f);
+    if (threadIdx.x % 32 == 0) sums[now] += total;
+    left &= ~__ballot_sync(kFullWarp, bucket == now);
+  }
+  __syncwarp();
+}
+
+// dQ from its sums, and targets' own groups: a block a tile of queries of one head. own_pos, own_time: what own groups add to the tables,
+// [H, tiles of queries] and [H, tiles of queries, last_bucket + 1]; null where nothing is wanted.
+template <typename T, int kDim, Mode kMode = Mode::kSilu>
+__global__ void __launch_bounds__(256, 2) dq_sm90_kernel(const Call<T> p, const Gradients<T> g, float* own_pos, float* own_time) {
+  constexpr bool kSoftmax = kMode == Mode::kSoftmax, kBias = kMode == Mode::kSiluBias;
+  using S = Shape<kDim, kBias>;
   constexpr int kCount = S::kPart / 128;
   constexpr bool kByColumns = S::kQueries == 64;
   int b = int(blockIdx.x) / g.most_query_tiles, tile = int(blockIdx.x) % g.most_query_tiles, first = tile * S::kQueries, head = blockIdx.y;
   Sequence s = sequence_of(p, b);
   int rows = s.queries - first, group = threadIdx.x / 128, thread = threadIdx.x % 128, lane = threadIdx.x % 32;
+  __shared__ float time_sums[kBias ? 4 : 1][kBias ? kTimeThresholds + 1 : 1], pos_sums[4];
   if (rows <= 0) return;
+  bool own = kBias && (own_pos || own_time) && s.shift + min(first + S::kQueries, s.queries) > s.history;
+  float own_sum = 0;
+  if (own) {
+    for (int x = threadIdx.x; x < 4 * (kTimeThresholds + 1); x += 256) (&time_sums[0][0])[x] = 0;
+    __syncthreads();
+  }
   bool some = !g.deterministic || KeyTiles::of(g.query_tiles[blockIdx.x].any, S::kKeys).last > 0;
   Units units = g.units_of(p, b, kSoftmax);
   float unit = units.weight, ds_unit = (kSoftmax ? 1.f : 0.5f) * units.gradient, c[kCount];
-  const float* sums = sums_of<T, kDim>(p, g, s, tile, head) + group * S::kPart;
+  const float* sums = sums_of<S>(p, g, s, tile, head) + group * S::kPart;
 #pragma unroll
   for (int x = 0; x < kCount / 4; ++x) {
     float4 four = some ? *reinterpret_cast<const float4*>(sums + (x * 128 + thread) * 4) : float4{0, 0, 0, 0};
@@ -310,12 +336,32 @@ __global__ void __launch_bounds__(256, 2) dq_sm90_kernel(const Call<T> p, const 
       const T *key = row_of(p.k, p, j, head, p.key_dim), *value = row_of(p.v, p, j, head, p.value_dim);
       float score = p.unit * p.alpha * dot(p.q + at * p.key_dim, key, p.key_dim, active);
       float dweight = dot(g.dout + at * p.value_dim, value, p.value_dim, active);
+      int bucket = -1;
+      float ds = 0;
       if (active) {
+        if constexpr (kBias) score += own_bias(p, s, head, row, int(j - s.key), bucket);
         Pair pair = pair_of<T, kSoftmax>(score, dweight, true, 1.f, kSoftmax ? g.lse[at] : 0.f, kSoftmax ? g.delta[at] : 0.f);
-        add_to_row(c, half, scale / ds_unit * pair.ds, key, column + lane % 4 * 2, p.key_dim);
+        ds = scale / ds_unit * pair.ds;
+        add_to_row(c, half, ds, key, column + lane % 4 * 2, p.key_dim);
+      }
+      if (own && group == 0) {
+        if (lane % 4 != 0) bucket = -1, ds = 0;
+        own_sum += ds;
+        if (own_time) add_by_bucket(time_sums[threadIdx.x / 32], bucket, ds);
       }
     }
     store_row(g.dq + at * p.key_dim, c, half, p.alpha * unit * ds_unit, column, p.key_dim, r < rows);
+  }
+  if constexpr (kBias) {
+    if (!own) return;
+    own_sum = warp_sum(own_sum);
+    if (group == 0 && lane == 0) pos_sums[threadIdx.x / 32] = own_sum;
+    __syncthreads();
+    int64_t to = int64_t(head) * gridDim.x + blockIdx.x;
+    auto of_warps = [&](float w0, float w1, float w2, float w3) { return unit * ds_unit * ((w0 + w1) + (w2 + w3)); };
+    if (own_pos && threadIdx.x == 0) own_pos[to] = of_warps(pos_sums[0], pos_sums[1], pos_sums[2], pos_sums[3]);
+    if (int x = threadIdx.x; own_time && x <= p.last_bucket)
+      own_time[to * (p.last_bucket + 1) + x] = of_warps(time_sums[0][x], time_sums[1][x], time_sums[2][x], time_sums[3][x]);
   }
 }
 
