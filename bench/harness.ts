@@ -215,7 +215,9 @@ export function benchOp<C extends Record<string, Scalar>>(op: string, bench: OpB
         return rowOf(c, unit, parts, run, key)
       }),
     )
-  registered.push({ op, run: rows, dtypes: bench.dtypes ?? ['bfloat16', 'float32'] })
+  const keys = [...bench.cases, ...(bench.cudaCases ?? [])].flatMap(c => (bench.peer ? [bench.peer(c)] : []))
+  const peerCases = keys.filter(key => key.case === 'gemm').map(key => ({ ...key, dtype: 'bf16' }))
+  registered.push({ op, run: rows, dtypes: bench.dtypes ?? ['bfloat16', 'float32'], peerCases })
 }
 
 /** Registers a bench of more than an op: `run` returns its rows, for each of `dtypes`. */

@@ -8,6 +8,7 @@ benchOp('linear', {
     { case: 'd 512, uvqk', T: 4096, in: 512, out: 2048 },
   ],
   cudaCases: [
+    { case: 'cube', T: 8192, in: 8192, out: 8192 },
     { case: 'd 512, uvqk', T: 65536, in: 512, out: 2048 },
     { case: 'd 512, output', T: 65536, in: 512, out: 512 },
     { case: 'd 1024, uvqk', T: 65536, in: 1024, out: 4096 },

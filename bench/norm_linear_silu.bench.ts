@@ -8,6 +8,10 @@ benchOp('norm_linear_silu', {
     { case: 'd 50', T: 25600, d: 50, H: 1, D: 50, V: 50 },
     { case: 'd 512', T: 4096, d: 512, H: 8, D: 64, V: 64 },
   ],
+  cudaCases: [
+    { case: 'd 512', T: 65536, d: 512, H: 8, D: 64, V: 64 },
+    { case: 'd 256', T: 131072, d: 256, H: 4, D: 64, V: 64 },
+  ],
   inputs: (c, random) => ({ x: normal(random, [c.T, c.d]), w: normal(random, [c.d, columns(c)], 0.02) }),
   run: (t, c) => {
     const { u, v, q, k } = normLinearSilu(t.x!, t.w!, { heads: c.H, qkDim: c.D, vDim: c.V })
@@ -16,4 +20,5 @@ benchOp('norm_linear_silu', {
   gradients: ['x', 'w'],
   flops: c => 2 * c.T * c.d * columns(c),
   bytes: (c, F) => F * (c.T * (c.d + columns(c)) + c.d * columns(c)),
+  peer: c => ({ case: 'gemm', M: c.T, N: columns(c), K: c.d }),
 })

@@ -72,29 +72,36 @@ __device__ __forceinline__ void activate(float (&v)[kCount], Activation activati
     for (float& x : v) x = gelu(x);
 }
 
-// A thread owns kCount neighbours of a row: dz = dy activation'(z), dy itself where its part is not activated.
+// dy activation'(z); for 16-bit types by the quick exp and division.
+template <typename T>
+__device__ __forceinline__ float through_activation(float dy, float z, Activation activation) {
+  if (activation == Activation::kRelu) return z > 0.f ? dy : 0.f;
+  if (activation == Activation::kGelu) return dy * gelu_derivative(z);
+  if constexpr (sizeof(T) == 4) return dy * silu_derivative(z);
+  float s = __fdividef(1.f, 1.f + __expf(-z));
+  return dy * (s * (1.f + z * (1.f - s)));
+}
+
+// dz = dy activation'(z), dy itself where its part is not activated. A thread owns kCount neighbours in every teams-th row of the block's;
+// `lanes` threads share a row.
 template <typename T, int kCount>
-__global__ void __launch_bounds__(256) activation_backward_kernel(T* dz, const __grid_constant__ GemmOutput<const T> dy, const T* z,
-                                                                  int64_t size) {
-  int64_t step = int64_t(gridDim.x) * blockDim.x * kCount;
-  for (int64_t i = (int64_t(blockIdx.x) * blockDim.x + threadIdx.x) * kCount; i < size; i += step) {
-    int64_t row = i / dy.n, column = i - row * dy.n;
+__global__ void __launch_bounds__(256)
+    activation_backward_kernel(T* dz, const __grid_constant__ GemmOutput<const T> dy, const T* z, int64_t rows, int lanes) {
+  int teams = 256 / lanes;
+  int64_t step = int64_t(gridDim.x) * teams;
+  for (int64_t column = int64_t(threadIdx.x) % lanes * kCount; column < dy.n; column += lanes * kCount) {
     ColumnPart<const T> part = part_of(dy.parts, column);
-    float gradient[kCount], before[kCount];
-    load(gradient, part.data + row * part.width + column - part.column);
-    if (part.activated) {
-      load(before, z + i);
+#pragma unroll 2
+    for (int64_t row = int64_t(blockIdx.x) * teams + threadIdx.x / lanes; row < rows; row += step) {
+      float gradient[kCount], before[kCount];
+      load(gradient, part.data + row * part.width + column - part.column);
+      if (part.activated) {
+        load(before, z + row * dy.n + column);
 #pragma unroll
-      for (int e = 0; e < kCount; ++e) {
-        if (dy.activation == Activation::kSilu)
-          gradient[e] *= silu_derivative(before[e]);
-        else if (dy.activation == Activation::kRelu)
-          gradient[e] = before[e] > 0.f ? gradient[e] : 0.f;
-        else
-          gradient[e] *= gelu_derivative(before[e]);
+        for (int e = 0; e < kCount; ++e) gradient[e] = through_activation<T>(gradient[e], before[e], dy.activation);
       }
+      store(dz + row * dy.n + column, gradient);
     }
-    store(dz + i, gradient);
   }
 }
 
@@ -102,8 +109,9 @@ __global__ void __launch_bounds__(256) activation_backward_kernel(T* dz, const _
 template <typename T>
 void activation_backward(T* dz, const GemmOutput<const T>& dy, const T* z, int64_t rows, Stream stream) {
   pick_vector<T>(aligned(dy.parts) && aligned(z, dy.n) && aligned(dz, dy.n), [&](auto kCount) {
-    int64_t size = rows * dy.n;
-    launch(activation_backward_kernel<T, kCount>, blocks_for(size, 256 * kCount), dim3(256), 0, stream, dz, dy, z, size);
+    int lanes = 256;
+    while (lanes > 32 && lanes / 2 * kCount >= dy.n) lanes /= 2;
+    launch(activation_backward_kernel<T, kCount>, blocks_for(rows, 256 / lanes * 4), dim3(256), 0, stream, dz, dy, z, rows, lanes);
   });
 }
 

@@ -3,7 +3,7 @@
 #include <algorithm>
 
 #include "column_sums.cuh"
-#include "gemm.cuh"
+#include "gemm_choice.cuh"
 #include "mma.cuh"
 
 namespace hstu::cuda {
@@ -60,7 +60,7 @@ struct Stage {
   using B = std::conditional_t<kBTransposed, SharedMatrix<T, Shape::kN, Shape::kDepth>, SharedMatrix<T, Shape::kDepth, Shape::kN>>;
   static constexpr int kBytes = A::kBytes + B::kBytes;
   static constexpr int kOutputStride = Shape::kN + 8;  // floats: rows g of a fragment fall on different banks
-  static constexpr int kShared = std::max(Shape::kStages * kBytes, Shape::kM * kOutputStride * 4);
+  static constexpr int kShared = std::max(Shape::kStages * kBytes, Shape::kM* kOutputStride * 4);
 
   // c += the warp's part of A B, rows m0 .. of A and columns n0 .. of B. 16-bit types by m16n8k16, float32 by 3xTF32 on m16n8k8.
   static __device__ __forceinline__ void multiply(float (&c)[Shape::kMmaM][Shape::kMmaN][4], const T* a, const T* b, int m0, int n0) {
@@ -233,6 +233,8 @@ void launch_gemm(const Output& output, Matrix<T> a, Matrix<T> b, int64_t m, int6
 
 template <typename T>
 void gemm(const GemmOutput<T>& output, Matrix<T> a, Matrix<T> b, bool b_transposed, int64_t m, int64_t n, int64_t k, Stream stream) {
+  if constexpr (sizeof(T) == 2)
+    if (gemm_on_hopper(output, a, b, b_transposed, m, n, k, stream)) return;
   bool wide = aligned(a.data, a.stride) && aligned(b.data, b.stride) && aligned(output.parts) && aligned(output.bias, n) &&
               aligned(output.residual, n) && aligned(output.z, n);
   auto run = [&](auto kBTransposed, auto kWide) { launch_gemm<T, false, kBTransposed, kWide>(output, a, b, m, n, k, 1, k, stream); };
@@ -248,6 +250,8 @@ void gemm(const GemmOutput<T>& output, Matrix<T> a, Matrix<T> b, bool b_transpos
 // adds: a longer chain would show in float16). The split depends on the shape alone; shares are added in order.
 template <typename T>
 void weight_gradient(T* c, Matrix<T> a, Matrix<T> b, int64_t m, int64_t n, int64_t rows, Stream stream) {
+  if constexpr (sizeof(T) == 2)
+    if (weight_gradient_on_hopper(c, a, b, m, n, rows, stream)) return;
   bool wide = aligned(a.data, a.stride) && aligned(b.data, b.stride) && n % kVector<T> == 0;
   int64_t tiles = wide ? tiles_of<Tile<T, true>>(m, n) : tiles_of<Tile<T, false>>(m, n);
   int64_t share = std::clamp<int64_t>(ceil_div(rows * tiles, 512), 512, 32768);

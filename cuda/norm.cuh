@@ -97,13 +97,22 @@ void normalize_rows(T* y, const T* x, const T* weight, const T* bias, int64_t ro
   });
 }
 
+// Asks for a row of n elements to be in L2 soon.
+template <typename T>
+__device__ __forceinline__ void prefetch_row(const T* row, int64_t n, const RowTeam& team) {
+  constexpr int kSector = 32 / sizeof(T);
+  for (int64_t j = team.lane * kSector; j < n; j += team.threads * kSector) asm volatile("prefetch.global.L2 [%0];" ::"l"(row + j));
+}
+
 // The gradient at the output of a layer norm, where it is simply dy. What norm_backward asks of a Source:
 // gradient<kFirst>(dnorm, past, row, j, x, xhat) gives dnorm, the gradient at the norm's output (after weight and bias), and past, what
-// reaches x by another way, for kCount columns from j on. It is called twice for each element, first with kFirst.
+// reaches x by another way, for kCount columns from j on. It is called twice for each element, first with kFirst. prefetch(row, team), where
+// there is one, asks for what a row will read.
 template <typename T>
 struct PlainGradient {
   const T* dy;
   int64_t n;
+  __device__ __forceinline__ void prefetch(int64_t row, const RowTeam& team) const { prefetch_row(dy + row * n, n, team); }
   template <bool kFirst, int kCount>
   __device__ __forceinline__ void gradient(float (&dnorm)[kCount], float (&past)[kCount], int64_t row, int64_t j, const float (&)[kCount],
                                            const float (&)[kCount]) const {
@@ -131,6 +140,10 @@ __global__ void __launch_bounds__(kRowThreads, 2)
   }
   int64_t end = min(int64_t(blockIdx.x + 1) * rows_per_block, rows);
   for (int64_t row = int64_t(blockIdx.x) * rows_per_block + team.index; row < end; row += team.teams) {
+    if (int64_t next = row + team.teams; next < end) {
+      prefetch_row(x + next * n, n, team);
+      if constexpr (requires { source.prefetch(next, team); }) source.prefetch(next, team);
+    }
     RowStatistics statistics = row_statistics<kCount>(x + row * n, n, eps, team);
     float xs[kCount], xhat[kCount], dnorm[kCount], past[kCount], w[kCount];
     float sum = 0.f, along = 0.f;

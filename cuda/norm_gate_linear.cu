@@ -85,6 +85,10 @@ struct GateGradient {
   const T* dg;
   T *du, *g;
 
+  __device__ __forceinline__ void prefetch(int64_t row, const RowTeam& team) const {
+    prefetch_row(gate.u + row * gate.width, gate.width, team);
+    prefetch_row(dg + row * gate.inner, gate.inner, team);
+  }
   template <bool kFirst, int kCount>
   __device__ __forceinline__ void gradient(float (&dnorm)[kCount], float (&past)[kCount], int64_t row, int64_t j,
                                            const float (&attention)[kCount], const float (&xhat)[kCount]) const {

@@ -9,6 +9,7 @@ import {
   decoded,
   type Inputs,
   isFloat,
+  normal,
   placed,
   rounded,
   roundedInputs,
@@ -268,6 +269,35 @@ export function throwsCode(fn: () => unknown, code: string, message: RegExp): vo
 /** A copy of the values of a float tensor, for comparisons in checks. */
 export function valuesOf(tensor: Tensor): Float64Array {
   return Float64Array.from(tensor.dataSync() as Float64Array)
+}
+
+/**
+ * Asserts on CUDA that rows of `run` have the same bits whatever the number of rows. `run` gets x [n, width[0]],
+ * w [width[0], width[1]] and a maker of further inputs [n, columns], of which a shorter call has the last rows of a longer one.
+ */
+export function sameRows(
+  dtype: 'bfloat16' | 'float16',
+  counts: readonly number[],
+  width: readonly [number, number],
+  run: (rows: (columns: number, seed: number) => Tensor, x: Tensor, w: Tensor) => Tensor,
+): void {
+  const most = Math.max(...counts)
+  const before = memory()
+  const outputs = counts.map(n =>
+    scope(() => {
+      const rows = (columns: number, seed: number) => {
+        const all = normal(new Random(seed), [most, columns]).data as Float64Array
+        return placed(all.slice((most - n) * columns), [n, columns], dtype, 'cuda:0')
+      }
+      const w = placed(normal(new Random(2), width, 0.1).data as Float64Array, width, dtype, 'cuda:0')
+      return decoded(run(rows, rows(width[0], 1), w))
+    }),
+  )
+  const longest = outputs[counts.indexOf(most)]!
+  outputs.forEach((output, i) => {
+    deepStrictEqual(output, longest.slice(longest.length - output.length), `the last ${counts[i]} of ${most} rows`)
+  })
+  deepStrictEqual(memory(), before, 'memory() before and after')
 }
 
 /** Asserts that `run` gives the same bits with 1, 2 and 3 threads and when run again, and frees what it made. */

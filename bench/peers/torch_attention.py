@@ -1,8 +1,8 @@
-"""FlashAttention-2 and cuDNN attention through PyTorch: causal, bfloat16, TFLOP/s [forward, backward] as JSON lines.
+"""FlashAttention-2 and cuDNN attention through PyTorch: causal, bfloat16, TFLOP/s [forward, backward] as JSON lines; and cuBLAS.
 
-Reads a JSON list of cases {case, D, N, B, H, lengths?} on stdin; the first line written is cuBLAS on 8192^3. FLOPs are
-4 H D sum(L^2) / 2 forward, 2.5 times that backward; median of 20 timings by CUDA events after 4 warm-ups. Cases with lengths are
-`fa2_nested`: nested tensors, whose conversions cost more than FlashAttention-2's own variable-length call.
+Reads a JSON list of cases {case, D, N, B, H, lengths?} or {case: "gemm", M, N, K} on stdin; the first line written is cuBLAS on 8192^3.
+FLOPs of attention are 4 H D sum(L^2) / 2 forward, 2.5 times that backward; median of 20 timings by CUDA events after 4 warm-ups. Cases
+with lengths are `fa2_nested`: nested tensors, whose conversions cost more than FlashAttention-2's own variable-length call.
 """
 import json
 import sys
@@ -57,12 +57,18 @@ def measure(case, backend):
     return [round(flops / times[0] / 1e9, 1), round(2.5 * flops / times[1] / 1e9, 1)]
 
 
+def gemm(m, n, k):
+    a, b = (torch.randn(*shape, device="cuda", dtype=torch.bfloat16) for shape in ((m, k), (k, n)))
+    return round(2 * m * n * k / milliseconds(lambda: a @ b) / 1e9, 1)
+
+
 def main():
     n = 8192
-    a, b = (torch.randn(n, n, device="cuda", dtype=torch.bfloat16) for _ in range(2))
-    cublas = round(2 * n**3 / milliseconds(lambda: a @ b) / 1e9, 1)
-    print(json.dumps({"case": "ceiling.gemm", "M": n, "N": n, "K": n, "cublas": cublas, "torch": torch.__version__}))
+    print(json.dumps({"case": "ceiling.gemm", "M": n, "N": n, "K": n, "cublas": gemm(n, n, n), "torch": torch.__version__}))
     for case in json.load(sys.stdin):
+        if case["case"] == "gemm":
+            print(json.dumps({**case, "cublas": gemm(case["M"], case["N"], case["K"])}))
+            continue
         row = {key: value for key, value in case.items() if key != "lengths"}
         for name, backend in BACKENDS.items():
             if "lengths" in case and name == "cudnn":

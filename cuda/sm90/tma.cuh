@@ -49,6 +49,12 @@ __device__ __forceinline__ void load_box(uint32_t to, const CUtensorMap& map, in
                "l"(reinterpret_cast<uint64_t>(&map)), "r"(d), "r"(head), "r"(row), "r"(barrier.address())
                : "memory");
 }
+// Asks for a box to be in L2 soon.
+__device__ __forceinline__ void prefetch_box(const CUtensorMap& map, int d, int head, int row) {
+  asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(reinterpret_cast<uint64_t>(&map)), "r"(d), "r"(head),
+               "r"(row)
+               : "memory");
+}
 
 // A tile in shared memory: chunks of columns, [chunk][row][kRowBytes], swizzled. The byte of element (row, d) of a tile of `rows` rows.
 template <typename T, int kDim>

@@ -32,6 +32,9 @@ __device__ __forceinline__ void wgmma_wait(float (&c)[kCount]) {
   for (int i = 0; i < kCount; ++i) asm volatile("" : "+f"(c[i])::"memory");
 }
 
+template <int kPending>
+__device__ __forceinline__ void wgmma_wait() { asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kPending) : "memory"); }
+
 template <int kRegisters>
 __device__ __forceinline__ void take_registers() { asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters)); }
 template <int kRegisters>
@@ -129,6 +132,16 @@ __device__ __forceinline__ void wgmma(float (&c)[128], const uint32_t* a, uint64
   else
     asm volatile(HSTU_WGMMA(128, "256", "{%128, %129, %130, %131}", "%132", "%133", ", %134", "f16")
                  : HSTU_C128(0) : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b), "r"(int(add)), "n"(int(kColumns)));
+}
+// Both from shared memory; kAColumns: a is given by columns, too.
+template <typename T, bool kAColumns, bool kBColumns>
+__device__ __forceinline__ void wgmma_both(float (&c)[128], uint64_t a, uint64_t b, bool add) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>)
+    asm volatile(HSTU_WGMMA(128, "256", "%128", "%129", "%130", ", %131, %132", "bf16")
+                 : HSTU_C128(0) : "l"(a), "l"(b), "r"(int(add)), "n"(int(kAColumns)), "n"(int(kBColumns)));
+  else
+    asm volatile(HSTU_WGMMA(128, "256", "%128", "%129", "%130", ", %131, %132", "f16")
+                 : HSTU_C128(0) : "l"(a), "l"(b), "r"(int(add)), "n"(int(kAColumns)), "n"(int(kBColumns)));
 }
 
 }  // namespace hstu::cuda::sm90

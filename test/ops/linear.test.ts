@@ -1,6 +1,6 @@
 import { linear } from '#lib/ops/linear.js'
 import { Tensor } from '#lib/tensor.js'
-import { describeOp, itOp, normal, throwsCode } from '../harness.js'
+import { describeOp, itOp, normal, sameRows, throwsCode } from '../harness.js'
 
 type Case = {
   T: number
@@ -42,6 +42,21 @@ describeOp<Case>('linear', {
     { name: 'relu', T: 97, inner: 16, out: 64, activation: 'relu', bias: true },
     { name: 'gelu', T: 12, inner: 31, out: 65, activation: 'gelu', bias: true },
     { name: 'tile and one', T: 193, inner: 33, out: 97, residual: true },
+    // What Hopper's kernel takes in 16-bit types: widths that are multiples of 8, about its tiles of 64 x 256 and steps of 64.
+    {
+      name: 'aligned, a row past two tiles',
+      T: 129,
+      inner: 64,
+      out: 264,
+      activation: 'silu',
+      bias: true,
+      residual: true,
+    },
+    { name: 'aligned, depth of no whole steps', T: 67, inner: 200, out: 72, activation: 'relu', bias: true },
+    { name: 'aligned, tiles of both blocks of a cluster', T: 300, inner: 136, out: 520, residual: true },
+    { name: 'aligned, one row', T: 1, inner: 8, out: 8, bias: true },
+    { name: 'aligned, gelu', T: 65, inner: 72, out: 64, activation: 'gelu', bias: true },
+    { name: 'aligned, a split weight gradient', T: 2100, inner: 16, out: 24 },
     { name: 'past the depth and split blocks', T: 2051, inner: 1030, out: 3 },
   ],
   inputs: ({ T, inner, out, bias, residual }, random) => ({
@@ -79,6 +94,17 @@ itOp('linear', 'a row does not depend on its neighbours', () => {
       throw new Error(`row ${row} differs when alone`)
   }
 })
+for (const dtype of ['bfloat16', 'float16'] as const)
+  itOp(
+    'linear',
+    `a row does not depend on the number of rows, ${dtype}`,
+    () =>
+      // 20000 rows are several rounds of tiles for a large device
+      sameRows(dtype, [1, 70, 20000], [72, 264], (rows, x, w) => {
+        return linear(x, w, { residual: rows(264, 3) })
+      }),
+    'cuda',
+  )
 itOp('linear', 'names the argument and both shapes', () => {
   throwsCode(
     () => linear(Tensor.zeros([2, 3]), Tensor.zeros([4, 5])),

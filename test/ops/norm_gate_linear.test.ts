@@ -1,6 +1,6 @@
 import { normGateLinear } from '#lib/ops/norm_gate_linear.js'
 import { Tensor } from '#lib/tensor.js'
-import { describeOp, itOp, normal, philoxWord, throwsCode } from '../harness.js'
+import { describeOp, itOp, normal, philoxWord, sameRows, throwsCode } from '../harness.js'
 
 interface Case {
   T: number
@@ -24,6 +24,11 @@ describeOp<Case>('norm_gate_linear', {
     { name: 'research form of d 50', T: 70, d: 50, H: 1, V: 50, bias: true, dropout: 0.2 },
     { name: 'two heads of 25', T: 9, d: 50, H: 2, V: 25, bias: true },
     { name: 'concat, affine', T: 11, d: 32, H: 2, V: 8, bias: true, affine: true, concat: true },
+    // What Hopper's kernels take in 16-bit types: on chip up to H V = 512, by a pass before the product beyond.
+    { name: 'aligned, on chip', T: 131, d: 72, H: 2, V: 40, bias: true, affine: true, dropout: 0.3 },
+    { name: 'aligned, whole tiles', T: 129, d: 256, H: 2, V: 64 },
+    { name: 'aligned, concat', T: 67, d: 40, H: 1, V: 24, bias: true, concat: true },
+    { name: 'aligned, past what fits on chip', T: 35, d: 64, H: 4, V: 144, affine: true },
     { name: 'concat, affine, dropout', T: 97, d: 17, H: 3, V: 7, bias: true, affine: true, concat: true, dropout: 0.5 },
     { name: 'offset on the device', T: 33, d: 16, H: 1, V: 16, bias: true, dropout: 0.2, base: 70n },
   ],
@@ -72,6 +77,17 @@ describeOp<Case>('norm_gate_linear', {
   gradients: ['x', 'u', 'o', 'w', 'bias', 'normWeight', 'normBias'],
 })
 
+for (const dtype of ['bfloat16', 'float16'] as const)
+  itOp(
+    'norm_gate_linear',
+    `a row does not depend on the number of rows, ${dtype}`,
+    () =>
+      sameRows(dtype, [1, 17000], [128, 264], (rows, x, w) => {
+        const [u, o] = [rows(128, 5), x].map(values => values.view([values.shape[0]!, 2, 64]))
+        return normGateLinear(rows(264, 7), u!, o!, w)
+      }),
+    'cuda',
+  )
 itOp('norm_gate_linear', 'names bad arguments', () => {
   const [x, u, w] = [Tensor.zeros([2, 3]), Tensor.zeros([2, 1, 4]), Tensor.zeros([4, 3])]
   throwsCode(

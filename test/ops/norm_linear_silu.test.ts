@@ -1,6 +1,6 @@
 import { normLinearSilu } from '#lib/ops/norm_linear_silu.js'
 import { Tensor } from '#lib/tensor.js'
-import { describeOp, itOp, normal, throwsCode } from '../harness.js'
+import { describeOp, itOp, normal, sameRows, throwsCode } from '../harness.js'
 
 interface Case {
   T: number
@@ -21,6 +21,20 @@ describeOp<Case>('norm_linear_silu', {
     { name: 'two heads of 25', T: 9, d: 50, H: 2, D: 25, V: 25 },
     { name: 'industrial form', T: 11, d: 32, H: 2, D: 16, V: 8, bias: true, affine: true, siluAll: false },
     { name: 'affine, SiLU on all', T: 99, d: 17, H: 3, D: 5, V: 7, bias: true, affine: true },
+    // What Hopper's kernels take in 16-bit types: on chip up to d 512, by a pass before the product beyond.
+    {
+      name: 'aligned, parts within a tile',
+      T: 131,
+      d: 136,
+      H: 2,
+      D: 64,
+      V: 40,
+      bias: true,
+      affine: true,
+      siluAll: false,
+    },
+    { name: 'aligned, whole tiles', T: 129, d: 64, H: 4, D: 64, V: 64 },
+    { name: 'aligned, past what fits on chip', T: 35, d: 576, H: 1, D: 32, V: 32, bias: true, affine: true },
     { name: 'tile and one', T: 97, d: 33, H: 1, D: 16, V: 16, bias: true },
   ],
   inputs: ({ T, d, H, D, V, bias, affine }, random) => ({
@@ -74,6 +88,17 @@ itOp('norm_linear_silu', 'a row does not depend on its neighbours', () => {
       throw new Error(`row ${row} differs when alone`)
   }
 })
+for (const dtype of ['bfloat16', 'float16'] as const)
+  itOp(
+    'norm_linear_silu',
+    `a row does not depend on the number of rows, ${dtype}`,
+    () =>
+      // 17000 rows fill a large device; fewer are spread over it by columns
+      sameRows(dtype, [1, 300, 17000], [72, 512], (_, x, w) => {
+        return normLinearSilu(x, w, { heads: 2, qkDim: 64, vDim: 64 }).q
+      }),
+    'cuda',
+  )
 itOp('norm_linear_silu', 'names the argument and both shapes', () => {
   const run = () => normLinearSilu(Tensor.zeros([2, 3]), Tensor.zeros([3, 5]), { heads: 1, qkDim: 1, vDim: 1 })
   throwsCode(run, 'ERR_HSTU_SHAPE', /normLinearSilu: w .*4.*float32\[3, 5\]/)

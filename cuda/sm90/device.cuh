@@ -1,0 +1,53 @@
+// Whether and how a device runs kernels of sm_90a.
+#pragma once
+#include <algorithm>
+#include <atomic>
+
+#include "../common.cuh"
+
+namespace hstu::cuda::sm90 {
+
+inline int processors() {
+  int device = 0, count = 0;
+  CUDA_CHECK(cudaGetDevice(&device));
+  CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
+  return count;
+}
+
+// Whether this build and device run machine code of sm_90a. Elsewhere, also where PTX of another architecture is compiled, those kernels
+// are empty. One `kernel` stands for all of its build.
+inline bool runs_hopper(const void* kernel) {
+  static std::atomic<int8_t> known[64];
+  int device = 0, major = 0;
+  CUDA_CHECK(cudaGetDevice(&device));
+  if (device < 64 && known[device] != 0) return known[device] > 0;
+  CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
+  bool runs = false;
+  if (major == 9) {
+    cudaFuncAttributes attributes{};
+    CUDA_CHECK(cudaFuncGetAttributes(&attributes, kernel));
+    runs = attributes.binaryVersion == 90 && attributes.ptxVersion == 90 && attributes.numRegs > 64;  // sm_90 without the a: empty, too
+  }
+  if (device < 64) known[device] = runs ? 1 : -1;
+  return runs;
+}
+
+// Clusters of `blocks` blocks, one block a processor, of which some may wait for others of their cluster.
+template <typename... P, typename... A>
+void launch_clusters(void (*kernel)(P...), int blocks, int64_t clusters, int threads, size_t shared, Stream stream, A&&... arguments) {
+  if (clusters == 0) return;
+  allow_shared(kernel, shared);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {unsigned(blocks), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(blocks * std::min<int64_t>(clusters, processors() / blocks)));
+  config.blockDim = dim3(unsigned(threads));
+  config.dynamicSmemBytes = shared;
+  config.stream = handle_of(stream);
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, std::forward<A>(arguments)...));
+}
+
+}  // namespace hstu::cuda::sm90
