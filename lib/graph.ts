@@ -74,7 +74,8 @@ export interface Graph<R> {
  * Captures what `fn` does on a CUDA device, so that replaying it costs one launch however many ops it has.
  *
  * Shapes, scalars (seeds, learning rates) and the tensors that `fn` uses are fixed: write new values into the same input tensors
- * before a replay. The graph keeps the tensors that it uses, and memory for those made inside: its own, or that of the graph `pool`. `fn` is run twice by the
+ * before a replay. The graph keeps the tensors that it uses, and memory for those made inside: its own, or that of the graph `pool`, where a
+ * replay of one graph may overwrite the outputs of another: read them, or enqueue what reads them, first. `fn` is run twice by the
  * capture, of which the second run computes nothing, so that `outputs` have values at once and what `fn` changes in place is changed
  * once; each replay changes it again. On the CPU, and under HSTU_DEBUG=1, nothing is captured: each replay runs `fn` and copies what
  * it returned into `outputs`.

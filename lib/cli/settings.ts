@@ -77,7 +77,7 @@ export function explicitOptions(args: Args): Partial<TrainOptions> {
   return options as Partial<TrainOptions>
 }
 
-const changeable = ['epochs', 'patience', 'checkpointEvery'] as const
+const changeable = ['epochs', 'patience', 'checkpointEvery', 'cudaGraphs'] as const
 
 /**
  * What a resumed run may change, out of what the command line names.

@@ -10,7 +10,7 @@ export interface SavedRates {
 }
 
 /** Names of the tensors of rates of ids. */
-export const RATE_TENSORS = ['rates.users', 'rates.items', 'rates.all'] as const
+export const RATE_TENSORS = ['rates.users', 'rates.items', 'rates.all', 'rates.rule'] as const
 
 /** What is added to a model's logits: the base rates' logits, and how far the user's and the item's rates are from them. */
 export class BaseRates {

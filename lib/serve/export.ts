@@ -82,7 +82,7 @@ async function exportRanker(run: string, requests: string, out: string): Promise
       const { sizes } = reader.manifest
       const own = vocabularySizes(config)
       const vocabularies = await readVocabularies(requests, schema, idRates ? [sizes.users, ...own.slice(1)] : own)
-      const saved = feed.baseRates && { base: feed.baseRates, ids: idRates }
+      const saved = feed.baseRates ? { base: feed.baseRates, ids: idRates } : null
       const rateTensors = idRates
         ? Object.fromEntries(RATE_TENSORS.map(name => [name, checkpoint.tensors.feed!.get(name)!]))
         : null

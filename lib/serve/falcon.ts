@@ -1,3 +1,4 @@
+import { HstuError } from '../errors.js'
 import type { EmbeddingTable } from '../layers/embedding_table.js'
 import type { GenerativeRanker, GenerativeRankerConfig } from '../models/generative_ranker.js'
 import { RankerInference } from '../models/ranker_inference.js'
@@ -205,10 +206,18 @@ export class Falcon {
 
   /**
    * Captures the graphs of what is asked most: one user with a cached history of up to `tokens` tokens, and few new ones. For pages that
-   * nobody has: they are written.
+   * nobody has: they are written. Where memory is short there are none ahead.
    */
   async warmUp(tokens: number): Promise<void> {
-    if (!this.#graphs) return
+    try {
+      if (this.#graphs) await this.#capture(tokens)
+    } catch (error) {
+      if (!(error instanceof HstuError && error.code === 'ERR_HSTU_OUT_OF_MEMORY')) throw error
+      this.trim()
+    }
+  }
+
+  async #capture(tokens: number): Promise<void> {
     for (let next = 512; ; next *= 2) {
       const h = Math.min(next, tokens)
       const pages = Int32Array.from({ length: Math.ceil(h / this.pageSize) }, (_, k) => k)

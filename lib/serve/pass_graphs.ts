@@ -43,17 +43,18 @@ export class PassGraphs {
     }
     this.#makeRoom(shape.tokens)
     const { device } = this
-    const [onDevice, narrow] = unscoped(
-      () => [Tensor.from(words, undefined, { device }), Tensor.from(numbers, undefined, { device })] as const,
-    )
+    const onDevice = unscoped(() => Tensor.from(words, undefined, { device }))
+    let narrow: Tensor | null = null
     try {
-      const graph = captureGraph(() => compute(onDevice, narrow), { device })
-      this.#graphs.set(key, { words: onDevice, numbers: narrow, graph, tokens: shape.tokens })
+      narrow = unscoped(() => Tensor.from(numbers, undefined, { device }))
+      const given = narrow
+      const graph = captureGraph(() => compute(onDevice, given), { device })
+      this.#graphs.set(key, { words: onDevice, numbers: given, graph, tokens: shape.tokens })
       this.#tokens += shape.tokens
       return graph.outputs
     } catch (error) {
       onDevice.dispose()
-      narrow.dispose()
+      narrow?.dispose()
       throw error
     }
   }

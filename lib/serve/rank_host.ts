@@ -112,8 +112,8 @@ export class RankHost implements Host {
         ...{ pages, pageSize: PAGE_SIZE, pageBytes, tokenBytes: TOKEN_COLUMNS * BigInt64Array.BYTES_PER_ELEMENT },
         ...(options.cacheTtlMs === null ? {} : { ttlMs: options.cacheTtlMs }),
       })
-      this.#falcon = new Falcon(model, table, PAGE_SIZE, pages)
       this.#encoder = { config, vocabularies, unknownIds: options.unknownIds, rates: makeRates(bundle) }
+      this.#falcon = new Falcon(model, table, PAGE_SIZE, pages)
       this.#microbatch = options.microbatch ?? MICROBATCH[device === 'cpu' ? 'cpu' : 'cuda']
       this.info = {
         ...{ model: manifest.model, device, schema, maxHistory, base, perRow, cacheOff: whyNotCacheable(config) },

@@ -5,6 +5,8 @@ import type { HostTensor } from './safetensors.js'
 /** Impressions of the base rate that a user's and an item's rate begin with, and what stays of a sum when the next impression joins it. */
 const strengths = { users: 5, items: 20 }
 const memory = { users: 0.99, items: 1, all: 1 }
+/** What saved sums must have been counted by. */
+const rule = Float64Array.of(strengths.users, strengths.items, memory.users)
 
 /** A regression has no rate. */
 export interface RatedTask {
@@ -107,10 +109,10 @@ export class IdRates {
     const of = Object.entries(this.#sums).map(([name, sums]) => {
       return [`rates.${name}`, { dtype: 'float64', shape: [sums.length], data: sums.slice() }] as const
     })
-    return Object.fromEntries(of)
+    return { ...Object.fromEntries(of), 'rates.rule': { dtype: 'float64', shape: [rule.length], data: rule.slice() } }
   }
 
-  /** Goes on from tensors taken earlier. @throws HstuError ERR_HSTU_CHECKPOINT where they are of other records. */
+  /** Goes on from tensors taken earlier. @throws HstuError ERR_HSTU_CHECKPOINT where they are of other records, or counted by another rule. */
   restore(tensors: ReadonlyMap<string, HostTensor> | undefined): void {
     for (const [name, sums] of Object.entries(this.#sums)) {
       const data = tensors?.get(`rates.${name}`)?.data
@@ -119,5 +121,10 @@ export class IdRates {
       })
       sums.set(data as Float64Array)
     }
+    const own = tensors?.get('rates.rule')?.data
+    const same = own instanceof Float64Array && own.length === rule.length && own.every((x, i) => x === rule[i])
+    check(same, 'ERR_HSTU_CHECKPOINT', () => {
+      return `the rates of ids were counted by another rule (${own ? [...own] : 'of an earlier version'}) than this version's (${[...rule]}): train anew`
+    })
   }
 }

@@ -46,7 +46,7 @@ export function enqueueStep(parts: StepParts, users: ArrayLike<number>, step: nu
   const { offset } = philox
   try {
     return scope(() => {
-      const { value, grads } = graphs ? graphs.run(batch, philox) : lossAndGrads(parts, batch)
+      const { value, grads } = graphs?.run(batch, philox) ?? lossAndGrads(parts, batch)
       optimizer.step(grads, lr)
       const loss = value.data().then(data => finite(Number(data[0]), step))
       loss.catch(() => {}) // told to who awaits it

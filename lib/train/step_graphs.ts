@@ -1,10 +1,11 @@
 import { valueAndGrad } from '../autograd.js'
 import type { Batch } from '../data/batch.js'
 import { checkIds } from '../data/inputs.js'
-import { check } from '../errors.js'
+import { check, HstuError } from '../errors.js'
 import { captureGraph, type Graph } from '../graph.js'
 import { nextItemLoss } from '../losses/next_item.js'
 import type { AnySequenceModel } from '../models/create.js'
+import { native } from '../native.js'
 import type { Draws, Philox, PhiloxPosition } from '../philox.js'
 import { Tensor, unscoped } from '../tensor.js'
 import type { TrainOptions } from './options.js'
@@ -190,11 +191,13 @@ class PaddedStep {
 /**
  * Forward and backward of training steps as CUDA graphs, one for each shape that batches are padded to: the first batch of a shape
  * captures it; from then on a step costs the host two copies and one launch. What changes from step to step the device reads from its
- * memory: the batch, and where each draw begins, so that dropouts and negatives are those of the step without graphs. All graphs share
- * the memory that they work in. Shapes beyond `most`, the CPU, and all under HSTU_DEBUG=1 run the same step op by op.
+ * memory: the batch, and where each draw begins, so that dropouts and negatives are those of the step without graphs. Graphs share
+ * blocks of the same size of the memory that they work in. Shapes beyond `most`, the CPU, and all under HSTU_DEBUG=1 run the same step op by
+ * op; where a capture finds no memory, all graphs are freed and there are none from then on.
  */
 export class StepGraphs {
   readonly #steps = new Map<string, PaddedStep>()
+  #off = false
   /** Of each draw of a step: the same for all shapes. */
   #wordsARow: readonly number[] = []
 
@@ -216,10 +219,11 @@ export class StepGraphs {
 
   /**
    * @param philox where the draws come from; it moves on as without graphs
-   * @returns tensors that the next batch of the same shape overwrites
+   * @returns tensors that the next batch of the same shape overwrites; null where there is no memory for graphs, the step being the caller's
    * @throws HstuError ERR_HSTU_INVALID_ARGUMENT naming an id outside the items; ERR_HSTU_OUT_OF_MEMORY
    */
-  run(batch: Batch, philox: Philox): LossAndGrads {
+  run(batch: Batch, philox: Philox): LossAndGrads | null {
+    if (this.#off) return null
     const { model, options } = this
     const { maxLength, numItems } = model.config
     checkIds('batch.ids', batch.ids, numItems)
@@ -233,7 +237,15 @@ export class StepGraphs {
       if (!kept && this.#steps.size < this.most) {
         step.upload(batch, [])
         const [other] = this.#steps.values()
-        step.capture(philox.seed, other?.graph ?? undefined)
+        try {
+          step.capture(philox.seed, other?.graph ?? undefined)
+        } catch (error) {
+          if (!(error instanceof HstuError && error.code === 'ERR_HSTU_OUT_OF_MEMORY')) throw error
+          this.#off = true
+          this.dispose()
+          native.trim(model.parameters.items!.device)
+          return null
+        }
         this.#wordsARow = step.wordsARow
         this.#steps.set(key, step)
         kept = true

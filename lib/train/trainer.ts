@@ -85,13 +85,13 @@ export class Trainer {
 
   /**
    * Continues the run whose checkpoint is in `folder`, exactly where it was.
-   * @param options replaces options that may change on the way: `epochs`, `patience`, `checkpointEvery`
+   * @param options replaces `epochs`, `patience`, `checkpointEvery` or `cudaGraphs` (whose sums differ in their last bits)
    * @throws HstuError ERR_HSTU_CHECKPOINT when there is none, it is damaged, or it belongs to other data.
    */
   static async resume(
     folder: string,
     dataset: SequenceDataset,
-    options: Partial<Pick<TrainOptions, 'epochs' | 'patience' | 'checkpointEvery'>> & {
+    options: Partial<Pick<TrainOptions, 'epochs' | 'patience' | 'checkpointEvery' | 'cudaGraphs'>> & {
       users?: ArrayLike<number>
     } = {},
   ): Promise<Trainer> {
@@ -110,9 +110,9 @@ export class Trainer {
         'ERR_HSTU_CHECKPOINT',
         `${folder}: the run was trained on other data (${saved.dataset?.name}) than ${dataset.name}`,
       )
-    const { users, ...changed } = options
+    const [{ users, ...changed }, before] = [options, { cudaGraphs: false }] // saved options of a version without graphs have none
     const trainer = new Trainer(dataset, {
-      ...{ model: saved.model, options: { ...saved.options, ...changed }, folder, tensors: saved.tensors },
+      ...{ model: saved.model, options: Object.assign(before, saved.options, changed), folder, tensors: saved.tensors },
       ...(users ? { users } : {}),
     })
     try {

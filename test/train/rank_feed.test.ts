@@ -232,6 +232,14 @@ describe('idRates', () => {
     expect(() => feed.restore(feed.state().json, new Map())).toThrow(
       expect.objectContaining({ code: 'ERR_HSTU_CHECKPOINT', message: expect.stringMatching(/rates of users/) }),
     )
+    const { json, tensors } = feed.state()
+    const { 'rates.rule': _, ...older } = tensors
+    expect(() => feed.restore(json, new Map(Object.entries(older)))).toThrow(
+      expect.objectContaining({
+        code: 'ERR_HSTU_CHECKPOINT',
+        message: expect.stringMatching(/counted by another rule/),
+      }),
+    )
   })
 })
 

@@ -81,7 +81,7 @@ describe('StepGraphs', () => {
           const output = model.forward(inputs, there)
           return nextItemLoss(output, model.parameters.items!, targets, weights, there, options)
         })
-        const actual = steps.run(batch, here)
+        const actual = steps.run(batch, here)!
         expect(here.offset).toBe(there.offset)
         expect(Math.abs(actual.value.item() / expected.value.item() - 1)).toBeLessThan(1e-12)
         for (const [name, grad] of Object.entries(expected.grads)) {
