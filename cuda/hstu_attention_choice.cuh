@@ -5,38 +5,16 @@
 //   all else (other devices, float32, other head dims)                                 hstu_attention, _bwd: mma.sync
 // HSTU_ATTENTION_KERNEL=mma takes mma.sync everywhere, for comparison; =wgmma the others wherever they can run, for tests.
 #pragma once
-#include <atomic>
 #include <cstdlib>
 #include <cstring>
 
 #include "hstu_attention_bwd.cuh"
+#include "sm90/device.cuh"
 
 namespace hstu::cuda::attention {
 
-inline int processors() {
-  int device = 0, count = 0;
-  CUDA_CHECK(cudaGetDevice(&device));
-  CUDA_CHECK(cudaDeviceGetAttribute(&count, cudaDevAttrMultiProcessorCount, device));
-  return count;
-}
-
-// Whether this build and device run machine code of sm_90a. Elsewhere, also where PTX of another architecture is compiled, those kernels
-// are empty.
-inline bool runs_hopper(const void* kernel) {
-  static std::atomic<int8_t> known[64];
-  int device = 0, major = 0;
-  CUDA_CHECK(cudaGetDevice(&device));
-  if (device < 64 && known[device] != 0) return known[device] > 0;
-  CUDA_CHECK(cudaDeviceGetAttribute(&major, cudaDevAttrComputeCapabilityMajor, device));
-  bool runs = false;
-  if (major == 9) {
-    cudaFuncAttributes attributes{};
-    CUDA_CHECK(cudaFuncGetAttributes(&attributes, kernel));
-    runs = attributes.binaryVersion == 90 && attributes.ptxVersion == 90 && attributes.numRegs > 64;  // sm_90 without the a: empty, too
-  }
-  if (device < 64) known[device] = runs ? 1 : -1;
-  return runs;
-}
+using sm90::processors;
+using sm90::runs_hopper;
 
 inline bool asked_for(const char* kernel) {
   const char* asked = std::getenv("HSTU_ATTENTION_KERNEL");
