@@ -44,7 +44,9 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
   constexpr bool kBias = C::kBias;
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared<T, kDim, kMode>*>(memory);
-  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4 - 1;
+  // What all lanes of a warp have, said so that the compiler keeps it in uniform registers.
+  auto same = [](int x) { return __reduce_max_sync(kFullWarp, x); };
+  int warp = kBias ? same(threadIdx.x / 32) : threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4 - 1;
 
   if (threadIdx.x == 0) {
     prefetch(q_map), prefetch(k_map), prefetch(v_map);
@@ -93,10 +95,9 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
     for (int x = 0; x < kDim / 2; ++x) sums[x] = 0.f;
 
     using Descriptor = std::conditional_t<kBias, uint32_t, uint64_t>;
-    auto scores = [&](int stage) {
+    auto scores = [&](float (&w)[kKeys / 2], int stage) {
       Descriptor q_rows = by_rows<kBytes>(shared_address(shared.q[q_ring.stage]) + 64 * group * kBytes);
       Descriptor k_rows = by_rows<kBytes>(shared_address(shared.k[stage]));
-      if constexpr (kBias) asm volatile("" : "+r"(q_rows));  // else its steps are made before the loop, and spilled
 #pragma unroll
       for (int d = 0; d < kDim; d += 16)
         wgmma<T, false>(w, moved<kBytes>(q_rows, (d / kColumns * kRows * kBytes + d % kColumns * 2) / 16),
@@ -107,33 +108,15 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
 #pragma unroll
       for (int x = 0; x < kKeys; x += 16) wgmma<T, true>(sums, weights + x / 4, moved<kBytes>(v_columns, x * kBytes / 16), true);
     };
-    // Scores begin as the position's bias / alpha, and the product is added to them.
-    auto begin = [&](int j0) {
-      if constexpr (kBias) {
-        auto& bias = shared.bias;
-        constexpr int kMod = std::remove_reference_t<decltype(bias)>::kPositions - 1;
-        int i = s.shift + work.first + row0, j = j0 + column0;
-        auto row = [&](int i) {
-          int at = j - min(i, s.history) & kMod;
-          return reinterpret_cast<const float2*>(bias.pos[bias.part[ring.stage]][at & 1] + (at & ~1));
-        };
-        const float2 *low = row(i), *high = row(i + 8);
-#pragma unroll
-        for (int x = 0; x < kKeys / 8; ++x) {
-          float2 a = low[4 * x], b = high[4 * x];
-          w[4 * x] = a.x, w[4 * x + 1] = a.y, w[4 * x + 2] = b.x, w[4 * x + 3] = b.y;
-        }
-      }
-    };
-    // v[16] = factor v + the time's bias, of 32 keys from column c0 on. All ways add the same value in the same operation.
-    [[maybe_unused]] auto add_time = [&](float* v, const Piece& piece, int c0) {
+    // v[16] = factor s[16] + the time's bias, of 32 keys from column c0 on. All ways add the same value in the same operation.
+    [[maybe_unused]] auto add_time = [&](float* v, const float* s, const Piece& piece, int c0) {
       if constexpr (kBias) {
         auto& bias = shared.bias;
         float factor = p.unit * p.alpha;
         int kind = piece.flags & Piece::kKind;
         if (kind == Piece::kOne) {
 #pragma unroll
-          for (int x = 0; x < 16; ++x) v[x] = fmaf(factor, v[x], piece.first);
+          for (int x = 0; x < 16; ++x) v[x] = fmaf(factor, s[x], piece.first);
           return;
         }
         if (kind == Piece::kFar) return;
@@ -146,32 +129,29 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
             int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
 #pragma unroll
             for (int y = 0; y < 4; ++y)
-              v[4 * x + y] = fmaf(factor, v[4 * x + y], (y % 2 ? at.y : at.x) <= until[y / 2] ? piece.second : piece.first);
+              v[4 * x + y] = fmaf(factor, s[4 * x + y], (y % 2 ? at.y : at.x) <= until[y / 2] ? piece.second : piece.first);
           }
         } else {
-          const float4* cells = bias.cells[turn.stage];
 #pragma unroll
           for (int x = 0; x < 4; ++x) {
             int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
 #pragma unroll
-            for (int y = 0; y < 4; ++y) {
-              uint32_t d = __sad(fixed[y / 2], y % 2 ? at.y : at.x, 0);
-              float4 cell = cells[(__float_as_uint(fmaxf(__uint2float_rz(d), 1.f)) >> 21) - (127 << 2)];
-              v[4 * x + y] = fmaf(factor, v[4 * x + y], d >= __float_as_uint(cell.x) ? cell.z : cell.y);
-            }
+            for (int y = 0; y < 4; ++y)
+              v[4 * x + y] = fmaf(factor, s[4 * x + y], bias.time_of(turn.stage, __sad(fixed[y / 2], y % 2 ? at.y : at.x, 1)));
           }
         }
       }
     };
     // The same from whole times, for all keys of the tile.
-    [[maybe_unused]] auto add_far_time = [&](int j0) {
+    [[maybe_unused]] auto add_far_time = [&](const float (&s)[kKeys / 2], const Sequence& sequence, int j0) {
       float factor = p.unit * p.alpha;
 #pragma unroll 1
       for (int y = 0; y < kKeys / 2; ++y) {
-        int i = s.shift + work.first + row0 + y / 2 % 2 * 8, j = j0 + column0 + y / 4 * 8 + y % 2;
-        float value = time_term(p, work.head, exact_bucket(p, s, i, j));
+        int i = sequence.shift + work.first + row0 + y / 2 % 2 * 8, j = j0 + column0 + y / 4 * 8 + y % 2;
+        float value = time_term(p, work.head, exact_bucket(p, sequence, i, j));
 #pragma unroll
-        for (int x = 0; x < kKeys / 2; ++x) w[x] = x == y ? fmaf(factor, w[x], value) : w[x];
+        for (int x = 0; x < kKeys / 2; ++x)
+          if (x == y) w[x] = fmaf(factor, s[x], value);
       }
     };
     // Weights of all keys of the tile.
@@ -206,33 +186,30 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
             if (!(seen >> (8 * x + e) & 1)) v[4 * x + 2 * half + e] = 0.f;
       }
     };
-    // Weights with a bias, of pieces kFrom .. kTo - 1 of the tile, 32 keys each.
-    [[maybe_unused]] auto weigh_pieces = [&](int j0, auto from, auto to) {
+    // w = factor s + the time's bias, so that a weight of 0 comes of hidden ones.
+    [[maybe_unused]] auto place = [&](const float (&scores)[kKeys / 2], int j0) {
       if constexpr (kBias) {
-        constexpr int kFrom = decltype(from)::value, kTo = decltype(to)::value;
         float factor = p.unit * p.alpha;
         const Piece* pieces = shared.bias.piece[ring.stage][warp - 4];
         int flags = 0;
-        float first[kTo];
+        float first[kKeys / 32];
 #pragma unroll
-        for (int c = kFrom; c < kTo; ++c) flags |= pieces[c].flags, first[c] = pieces[c].first;
+        for (int c = 0; c < kKeys / 32; ++c) flags |= pieces[c].flags, first[c] = pieces[c].first;
         if (flags == 0) {  // one bucket each, all seen
 #pragma unroll
-          for (int x = 16 * kFrom; x < 16 * kTo; ++x) w[x] = weight_of<T>(fmaf(factor, w[x], first[x / 16]));
+          for (int x = 0; x < kKeys / 2; ++x) w[x] = fmaf(factor, scores[x], first[x / 16]);
           return;
         }
-        if (kFrom == 0 && (pieces[0].flags & Piece::kKind) == Piece::kFar) add_far_time(j0);
+        if ((pieces[0].flags & Piece::kKind) == Piece::kFar) add_far_time(scores, s, j0);
 #pragma unroll
-        for (int c = kFrom; c < kTo; ++c) {
+        for (int c = 0; c < kKeys / 32; ++c) {
           Piece piece = pieces[c];
           if (piece.flags & Piece::kHidden) {
 #pragma unroll
             for (int x = 16 * c; x < 16 * c + 16; ++x) w[x] = 0.f;
             continue;
           }
-          add_time(w + 16 * c, piece, 32 * c);
-#pragma unroll
-          for (int x = 16 * c; x < 16 * c + 16; ++x) w[x] = weight_of<T>(w[x]);
+          add_time(w + 16 * c, scores + 16 * c, piece, 32 * c);
           if (piece.flags & Piece::kPartly) hide(w + 16 * c, j0 + 32 * c);
         }
       }
@@ -250,10 +227,9 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
       fence_async();
       meet(kGroup + group, 128);
     };
-    auto before = [](int stage) { return stage == 0 ? kRing - 1 : stage - 1; };
-    auto sees = [&](int n) { return some.any(n * kKeys, (n + 1) * kKeys); };
+    [[maybe_unused]] auto sees = [&](int n) { return some.any(n * kKeys, (n + 1) * kKeys); };
     // The next tile that this warpgroup sees; others are given back.
-    auto seek = [&](int n) {
+    [[maybe_unused]] auto seek = [&](int n) {
       for (; n < work.tiles.last && !sees(n); n = work.tiles.from(n + 1)) {
         shared.k_full[ring.stage].wait(ring.parity), shared.v_full[ring.stage].wait(ring.parity);
         __syncwarp();
@@ -265,55 +241,94 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
     };
 
     shared.q_full[q_ring.stage].wait(q_ring.parity);
-    // Runs of tiles that this warpgroup sees: the scores of a tile and the values of the one before it are multiplied at the same time.
-    for (int n = seek(work.tiles.from(0)); n < work.tiles.last; n = seek(n)) {
-      if constexpr (kBias) {
+    if constexpr (kBias) {
+      auto& bias = shared.bias;
+      constexpr int kMod = std::remove_reference_t<decltype(bias)>::kPositions - 1;
+      constexpr std::integral_constant<int, 0> kFirst;
+      constexpr std::integral_constant<int, kKeys / 32> kAll;
+      KeyTiles tiles{same(work.tiles.gap), same(work.tiles.resume), same(work.tiles.last)};
+      KeyTiles mine = KeyTiles::of({same(some.prefix), same(some.begin), same(some.end), 0}, kKeys);
+      int history = same(s.history), i = s.shift + work.first + row0;
+      int low = column0 - min(i, history), high = column0 - min(i + 8, history);  // position differences of key 0
+      int n = tiles.from(0);
+      // Tiles that only others see are given back.
+      auto pass = [&](int until) {
+        for (; n < until; n = tiles.from(n + 1), ring.next()) {
+          shared.k_full[ring.stage].wait(ring.parity), shared.v_full[ring.stage].wait(ring.parity);
+          __syncwarp();
+          release(shared.k_empty[ring.stage]), release(shared.v_empty[ring.stage]);
+        }
+      };
+      // Runs of tiles that this warpgroup sees: the scores of the next tile are multiplied while those of this one become weights, its
+      // values while the bias is added to the scores.
+      for (int from = mine.from(0), end; from < mine.last; from = mine.from(end)) {
+        end = from < mine.gap ? mine.gap : mine.last;
+        pass(from);
         shared.k_full[ring.stage].wait(ring.parity);
-        begin(n * kKeys);
-        my_turn();
-        wgmma_fence();
-        scores(ring.stage);
-        wgmma_commit();
-        your_turn();
-        wgmma_wait<0>(w);
-        for (bool first = true;; first = false) {
-          constexpr std::integral_constant<int, 0> kFirst;
-          constexpr std::integral_constant<int, kKeys / 64> kHalf;
-          constexpr std::integral_constant<int, kKeys / 32> kAll;
-          weigh_pieces(n * kKeys, kFirst, kHalf);  // in halves, for the registers of the weights before
-          wgmma_wait<0>(sums);
-          if (!first) release(shared.v_empty[before(ring.stage)]);
-          round(kFirst, kHalf);
-          weigh_pieces(n * kKeys, kHalf, kAll);
-          round(kHalf, kAll);
+        const float(*positions)[std::remove_reference_t<decltype(bias)>::kCopy] = bias.pos[same(bias.part[ring.stage])];
+        float s[kKeys / 2];
+        // Scores begin as the position's bias / alpha, and the product is added to them.
+        auto begin = [&](int stage, int next) {
+          auto row = [&](int first) {
+            int at = first + next * kKeys & kMod;
+            return reinterpret_cast<const float2*>(positions[at & 1] + (at & ~1));
+          };
+          const float2 *a = row(low), *b = row(high);
+#pragma unroll
+          for (int x = 0; x < kKeys / 8; ++x)
+            s[4 * x] = a[4 * x].x, s[4 * x + 1] = a[4 * x].y, s[4 * x + 2] = b[4 * x].x, s[4 * x + 3] = b[4 * x].y;
+          wgmma_fence();
+          scores(s, stage);
+          wgmma_commit();
+        };
+        auto weigh_all = [&] {
+#pragma unroll
+          for (int x = 0; x < kKeys / 2; ++x) {
+            w[x] = weight_of<T>(w[x]);
+            asm volatile("" : "+f"(w[x]));  // stays between the waits
+          }
+        };
+        begin(ring.stage, n);
+        wgmma_wait<0>(s);
+        for (Ring<kRing> now;; ++n) {
+          place(s, n * kKeys);
           __syncwarp();
           release(shared.k_empty[ring.stage]);
-          shared.v_full[ring.stage].wait(ring.parity);
-          clear_tail(ring.stage, s.history - n * kKeys);
+          wgmma_wait<0>(sums);
+          if (n > from) release(shared.v_empty[now.stage]);
+          if (n + 1 == end) break;
+          now = ring;
           ring.next();
-          n = work.tiles.from(n + 1);
-          if (n >= work.tiles.last || !sees(n)) break;
           shared.k_full[ring.stage].wait(ring.parity);
-          begin(n * kKeys);
-          my_turn();
+          begin(ring.stage, n + 1);
+          shared.v_full[now.stage].wait(now.parity);
+          weigh_all();
+          clear_tail(now.stage, history - n * kKeys);
+          wgmma_wait<0>(s);
+          round(kFirst, kAll);
           wgmma_fence();
-          scores(ring.stage);
+          add_values(now.stage);
           wgmma_commit();
-          add_values(before(ring.stage));
-          wgmma_commit();
-          your_turn();
-          wgmma_wait<1>(w);
         }
+        shared.v_full[ring.stage].wait(ring.parity);
+        weigh_all();
+        clear_tail(ring.stage, history - n * kKeys);
+        round(kFirst, kAll);
         wgmma_fence();
-        add_values(before(ring.stage));
+        add_values(ring.stage);
         wgmma_commit();
         wgmma_wait<0>(sums);
-        release(shared.v_empty[before(ring.stage)]);
-      } else {
+        release(shared.v_empty[ring.stage]);
+        n = tiles.from(n + 1), ring.next();
+      }
+      pass(tiles.last);
+    } else {
+      // Runs of tiles that this warpgroup sees: the scores of a tile and the values of the one before it are multiplied at the same time.
+      for (int n = seek(work.tiles.from(0)); n < work.tiles.last; n = seek(n)) {
         shared.k_full[ring.stage].wait(ring.parity);
         my_turn();
         wgmma_fence();
-        scores(ring.stage);
+        scores(w, ring.stage);
         wgmma_commit();
         your_turn();
         wgmma_wait<0>(w);
@@ -331,7 +346,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
           shared.k_full[ring.stage].wait(ring.parity);
           my_turn();
           wgmma_fence();
-          scores(ring.stage);
+          scores(w, ring.stage);
           wgmma_commit();
           add_values(now.stage);
           wgmma_commit();
@@ -461,7 +476,12 @@ bool forward_on_hopper(const Call<T>& p, T* out, int64_t query_rows, int64_t key
   return true;
 }
 template bool forward_on_hopper(const Call<__nv_bfloat16>&, __nv_bfloat16*, int64_t, int64_t, Stream);
+#ifndef FAST
 template bool forward_on_hopper(const Call<__half>&, __half*, int64_t, int64_t, Stream);
+#else
+template <>
+bool forward_on_hopper(const Call<__half>&, __half*, int64_t, int64_t, Stream) { return false; }
+#endif
 
 }  // namespace attention
 }  // namespace hstu::cuda

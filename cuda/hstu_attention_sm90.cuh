@@ -35,7 +35,7 @@ struct Work {
   KeyTiles tiles;
 };
 
-// Time differences d >= 1 by cells: the exponent and two bits of float(d). At most one bucket begins within a cell.
+// Time differences d by cells: the exponent and two bits of float(d + 1). At most one bucket begins within a cell.
 constexpr int kCells = 128;
 constexpr int64_t cell_start(int cell) { return ((4 + cell % 4) * (int64_t(1) << cell / 4) + 3) / 4; }
 struct CellBuckets {
@@ -44,12 +44,12 @@ struct CellBuckets {
 constexpr CellBuckets cell_buckets() {
   CellBuckets buckets{};
   for (int x = 0; x < kCells; ++x)
-    while (kTimeThreshold[buckets.at[x]] <= cell_start(x)) ++buckets.at[x];
+    while (kTimeThreshold[buckets.at[x]] + 1 <= cell_start(x)) ++buckets.at[x];
   return buckets;
 }
 constexpr bool cells_hold_one_threshold() {
   for (int x = 0; x + 1 < kCells; ++x)
-    if (kTimeThreshold[cell_buckets().at[x] + 1] < cell_start(x + 1) && kTimeThreshold[cell_buckets().at[x]] < cell_start(x + 1))
+    if (kTimeThreshold[cell_buckets().at[x] + 1] + 1 < cell_start(x + 1))
       return false;
   return true;
 }
@@ -75,7 +75,7 @@ struct BiasStages {
   Rows<T> keys[kSlots], values[kSlots];  // for pages and targets' own groups: registers are short
   uint32_t threshold[kNearThresholds];
   float time[kSlots][kNearThresholds + 1];  // of the item's head; 0 from kUntimed on
-  float4 cells[kSlots][kCells];             // a threshold, the bias below it, the bias from there on
+  uint2 cells[kCells];                      // the bucket where a cell begins, and d + 1 where the next bucket does
   VisibleKeys some[kSlots][kRows / 16];     // what some row of a warp sees
   int row_near[kSlots][kRows];
   TimeSpan row_span[kSlots][kRows / 16];
@@ -85,6 +85,11 @@ struct BiasStages {
   int part[kRing];
   Piece piece[kRing][kRows / 16][kKeys / 32];
 
+  // The bias of a difference `more` - 1.
+  __device__ __forceinline__ float time_of(int slot, uint32_t more) const {
+    uint2 cell = cells[(__float_as_uint(__uint2float_rz(more)) >> 21) - (127 << 2)];
+    return time[slot][cell.x + (more >= cell.y)];
+  }
   // Not limited to the table.
   __device__ __forceinline__ int near_bucket(uint32_t d) const {
     int guess = bucket_guess(fmaxf(__uint2float_rz(d), 1.f));
@@ -217,12 +222,6 @@ __device__ __forceinline__ void stage_rows(Shared& shared, int slot, const Call<
 #pragma unroll 1
   for (int x = lane; x <= kNearThresholds; x += 32)
     bias.time[slot][x] = p.last_bucket >= 0 && x < kUntimed ? p.unit * p.time_w.at(time_row + min(x, p.last_bucket)) : 0.f;
-  __syncwarp();
-#pragma unroll 1
-  for (int x = lane; x < kCells; x += 32) {
-    int bucket = kCellBuckets.at[x];
-    bias.cells[slot][x] = float4{__uint_as_float(bias.threshold[bucket]), bias.time[slot][bucket], bias.time[slot][bucket + 1], 0.f};
-  }
   int64_t base = first_time(p, work.s);
   const int64_t* times = p.query_time + work.s.query + work.first;
 #pragma unroll 1
@@ -243,6 +242,8 @@ __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode>& shared, const
   int lane = threadIdx.x % 32, item = int(blockIdx.x), items = plan.items();
   if constexpr (C::kBias) {
     for (int x = lane; x < kNearThresholds; x += 32) shared.bias.threshold[x] = uint32_t(min(kThresholds.at[x], int64_t(UINT32_MAX)));
+    for (int x = lane; x < kCells; x += 32)
+      shared.bias.cells[x] = uint2{kCellBuckets.at[x], uint32_t(min(kThresholds.at[kCellBuckets.at[x]] + 1, int64_t(UINT32_MAX)))};
     __syncwarp();
   }
   for (Ring<kSlots> turn;; turn.next()) {
@@ -401,7 +402,7 @@ __device__ __forceinline__ void stage_bias(Shared<T, kDim, kMode>& shared, const
       for (int c = 0; c < kPieces; ++c) {
         int j = 32 * c + lane;
         fresh[c] = entry(kRows + j);
-        time[c] = {kNoMovingTime, kSomeUntimed};
+        time[c] = {kNoMovingTime + 1, kSomeUntimed};
         if (p.last_bucket >= 0 && j0 + j >= work.s.contextual && j0 + j < history) time[c] = near_time(times[j], base);
       }
       shared.k_empty[ring.stage].wait(ring.parity ^ 1);
