@@ -26,6 +26,13 @@ __device__ __forceinline__ uint64_t moved(uint32_t low, int by) {
   return by_rows<kBytes>(0) >> 32 << 32 | (low + by);
 }
 
+// The scores that are multiplied: of the next tile, or those that become weights in their place.
+template <bool kAhead, int kNext, int kCount>
+__device__ __forceinline__ auto& pick_scores(float (&next)[kNext], float (&w)[kCount]) {
+  if constexpr (kAhead) return next;
+  else return w;
+}
+
 // A block is persistent: one warpgroup loads, the others own 64 query rows each of an item, a warp 16 of them, in the layout of the
 // accumulators. K and V arrive tile by tile; S = Q K^T from shared memory, the weights stay in registers for O += P V. The scores of a tile
 // and the values of the one before it are multiplied at the same time, and these values go on while the scores become weights; with a bias
@@ -41,7 +48,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
   using C = Config<kDim, kMode>;
   constexpr int kRows = C::kRows, kKeys = C::kKeys, kRing = C::kRing, kGroups = C::kGroups;
   constexpr int kBytes = kRowBytes<T, kDim>, kColumns = kBytes / int(sizeof(T));
-  constexpr bool kBias = C::kBias;
+  constexpr bool kBias = C::kBias, kAhead = C::kAhead;
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared<T, kDim, kMode>*>(memory);
   // What all lanes of a warp have, said so that the compiler keeps it in uniform registers.
@@ -80,7 +87,8 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
     if constexpr (C::kTurns) sm90::announce(kTurn + (group + 1) % kGroups, 256);
   };
   auto release = [&](Barrier& barrier) {
-    if ((kBias ? lane_id() : lane) == 0) barrier.arrive();  // with a bias, a register for it would be spilled
+    if constexpr (kBias) barrier.arrive_once();
+    else if (lane == 0) barrier.arrive();
   };
   for (;; turn.next()) {
     shared.work_full[turn.stage].wait(turn.parity);
@@ -97,14 +105,14 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
     using Descriptor = std::conditional_t<kBias, uint32_t, uint64_t>;
     auto scores = [&](float (&w)[kKeys / 2], int stage) {
       Descriptor q_rows = by_rows<kBytes>(shared_address(shared.q[q_ring.stage]) + 64 * group * kBytes);
-      Descriptor k_rows = by_rows<kBytes>(shared_address(shared.k[stage]));
+      Descriptor k_rows = by_rows<kBytes>(shared_address(shared.k)) + stage * int(sizeof(shared.k[0]) / 16);
 #pragma unroll
       for (int d = 0; d < kDim; d += 16)
         wgmma<T, false>(w, moved<kBytes>(q_rows, (d / kColumns * kRows * kBytes + d % kColumns * 2) / 16),
                         moved<kBytes>(k_rows, (d / kColumns * kKeys * kBytes + d % kColumns * 2) / 16), kBias || d > 0);
     };
     auto add_values = [&](int stage) {
-      Descriptor v_columns = by_columns<kBytes>(shared_address(shared.v[stage]), kKeys * kBytes);
+      Descriptor v_columns = by_columns<kBytes>(shared_address(shared.v), kKeys * kBytes) + stage * int(sizeof(shared.v[0]) / 16);
 #pragma unroll
       for (int x = 0; x < kKeys; x += 16) wgmma<T, true>(sums, weights + x / 4, moved<kBytes>(v_columns, x * kBytes / 16), true);
     };
@@ -222,7 +230,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
     auto clear_tail = [&](int stage, int valid) {
       if (valid >= kKeys) return;
       unsigned char* tile = reinterpret_cast<unsigned char*>(shared.v[stage]);
-      for (int x = valid * (kDim / 8) + threadIdx.x % 128; x < kKeys * (kDim / 8); x += 128)
+      for (int x = valid * (kDim / 8) + 32 * (warp % 4) + lane_id(); x < kKeys * (kDim / 8); x += 128)
         *reinterpret_cast<uint4*>(tile + swizzled<T, kDim>(kKeys, x / (kDim / 8), x % (kDim / 8) * 8)) = uint4{0, 0, 0, 0};
       fence_async();
       meet(kGroup + group, 128);
@@ -243,14 +251,12 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
     shared.q_full[q_ring.stage].wait(q_ring.parity);
     if constexpr (kBias) {
       auto& bias = shared.bias;
-      constexpr int kMod = std::remove_reference_t<decltype(bias)>::kPositions - 1;
-      constexpr std::integral_constant<int, 0> kFirst;
-      constexpr std::integral_constant<int, kKeys / 32> kAll;
       KeyTiles tiles{same(work.tiles.gap), same(work.tiles.resume), same(work.tiles.last)};
       KeyTiles mine = KeyTiles::of({same(some.prefix), same(some.begin), same(some.end), 0}, kKeys);
-      int history = same(s.history), i = s.shift + work.first + row0;
-      int low = column0 - min(i, history), high = column0 - min(i + 8, history);  // position differences of key 0
-      int n = tiles.from(0);
+      int history = same(s.history), i = s.shift + work.first + row0, n = tiles.from(0);
+      // Bytes to the position differences of key 0.
+      int low = 8 * (column0 - min(i, history)), high = 8 * (column0 - min(i + 8, history));
+      asm volatile("" : "+r"(low), "+r"(high));  // else made anew for each tile
       // Tiles that only others see are given back.
       auto pass = [&](int until) {
         for (; n < until; n = tiles.from(n + 1), ring.next()) {
@@ -259,64 +265,63 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
           release(shared.k_empty[ring.stage]), release(shared.v_empty[ring.stage]);
         }
       };
-      // Runs of tiles that this warpgroup sees: the scores of the next tile are multiplied while those of this one become weights, its
-      // values while the bias is added to the scores.
+      // Runs of tiles that this warpgroup sees. Ahead: the scores of the next tile are multiplied while those of this one become weights,
+      // its values while the next one's get their bias. Else both at the same time, and the values go on while scores become weights.
       for (int from = mine.from(0), end; from < mine.last; from = mine.from(end)) {
         end = from < mine.gap ? mine.gap : mine.last;
         pass(from);
         shared.k_full[ring.stage].wait(ring.parity);
-        const float(*positions)[std::remove_reference_t<decltype(bias)>::kCopy] = bias.pos[same(bias.part[ring.stage])];
-        float s[kKeys / 2];
+        const char* positions = reinterpret_cast<const char*>(bias.pos[same(bias.part[ring.stage])]);
+        float next[kAhead ? kKeys / 2 : 1];
+        auto& s = pick_scores<kAhead>(next, w);
         // Scores begin as the position's bias / alpha, and the product is added to them.
-        auto begin = [&](int stage, int next) {
-          auto row = [&](int first) {
-            int at = first + next * kKeys & kMod;
-            return reinterpret_cast<const float2*>(positions[at & 1] + (at & ~1));
-          };
+        auto begin = [&](int n) {
+          constexpr int kMask = int(sizeof(float2)) * (std::remove_reference_t<decltype(bias)>::kPositions - 1);
+          auto row = [&](int first) { return reinterpret_cast<const float2*>(positions + (first + n * kKeys * int(sizeof(float2)) & kMask)); };
           const float2 *a = row(low), *b = row(high);
 #pragma unroll
           for (int x = 0; x < kKeys / 8; ++x)
-            s[4 * x] = a[4 * x].x, s[4 * x + 1] = a[4 * x].y, s[4 * x + 2] = b[4 * x].x, s[4 * x + 3] = b[4 * x].y;
+            s[4 * x] = a[8 * x].x, s[4 * x + 1] = a[8 * x].y, s[4 * x + 2] = b[8 * x].x, s[4 * x + 3] = b[8 * x].y;
           wgmma_fence();
-          scores(s, stage);
+          scores(s, ring.stage);
           wgmma_commit();
         };
-        auto weigh_all = [&] {
+        auto weigh = [&] {
 #pragma unroll
           for (int x = 0; x < kKeys / 2; ++x) {
             w[x] = weight_of<T>(w[x]);
             asm volatile("" : "+f"(w[x]));  // stays between the waits
           }
         };
-        begin(ring.stage, n);
+        auto multiply = [&](int stage) {
+          wgmma_fence();
+          add_values(stage);
+          wgmma_commit();
+        };
+        begin(n);
         wgmma_wait<0>(s);
         for (Ring<kRing> now;; ++n) {
           place(s, n * kKeys);
           __syncwarp();
           release(shared.k_empty[ring.stage]);
+          if constexpr (!kAhead) weigh(), shared.v_full[ring.stage].wait(ring.parity);
           wgmma_wait<0>(sums);
           if (n > from) release(shared.v_empty[now.stage]);
+          if constexpr (!kAhead) round(0, kKeys / 32);
           if (n + 1 == end) break;
           now = ring;
           ring.next();
           shared.k_full[ring.stage].wait(ring.parity);
-          begin(ring.stage, n + 1);
-          shared.v_full[now.stage].wait(now.parity);
-          weigh_all();
+          begin(n + 1);
+          if constexpr (kAhead) shared.v_full[now.stage].wait(now.parity), weigh();
           clear_tail(now.stage, history - n * kKeys);
-          wgmma_wait<0>(s);
-          round(kFirst, kAll);
-          wgmma_fence();
-          add_values(now.stage);
-          wgmma_commit();
+          if constexpr (kAhead) wgmma_wait<0>(s), round(0, kKeys / 32);
+          multiply(now.stage);
+          if constexpr (!kAhead) wgmma_wait<1>(s);
         }
-        shared.v_full[ring.stage].wait(ring.parity);
-        weigh_all();
+        if constexpr (kAhead) shared.v_full[ring.stage].wait(ring.parity), weigh(), round(0, kKeys / 32);
         clear_tail(ring.stage, history - n * kKeys);
-        round(kFirst, kAll);
-        wgmma_fence();
-        add_values(ring.stage);
-        wgmma_commit();
+        multiply(ring.stage);
         wgmma_wait<0>(sums);
         release(shared.v_empty[ring.stage]);
         n = tiles.from(n + 1), ring.next();

@@ -20,6 +20,7 @@ struct Config {
   static constexpr int kKeys = kBias || kDim > 128 ? 64 : 128;  // of a tile
   static constexpr int kRing = kBias && kDim <= 64 ? 3 : 2;     // tiles of K and of V in shared memory
   static constexpr int kQueries = kDim <= 128 ? 2 : 1;          // tiles of Q
+  static constexpr bool kAhead = kBias && kDim <= 64;           // scores of the next tile have registers of their own
   static constexpr bool kTurns = !kBias && kDim == 128;         // warpgroups start their products in turns
   static constexpr int kThreads = 128 * (kGroups + 1);
   static constexpr int kLoading = kGroups == 3 && !kBias ? 32 : 56;  // registers a thread
@@ -65,12 +66,12 @@ struct alignas(16) Piece {
 };
 
 // What the bias needs of an item's rows and of a tile of keys, brought by two warps of the loading warpgroup. A tile shares all but kKeys
-// of its position differences with the one before it: entries stand at key - row modulo kPositions, twice in a row, so that a thread reads
-// on without looking, and once more one place earlier, so that pairs are aligned for odd differences too; a first tile takes the next part,
+// of its position differences with the one before it: entries stand at key - row modulo kPositions, each beside the next one, for a thread
+// reads pairs, and the first of them once more behind the last, so that it reads on without looking; a first tile takes the next part,
 // while the last tiles of items before may still be read.
 template <typename T, int kRows, int kKeys, int kRing>
 struct BiasStages {
-  static constexpr int kPositions = kRows + kKeys + kRing * kKeys <= 512 ? 512 : 1024, kCopy = 2 * kPositions + 16;
+  static constexpr int kPositions = kRows + kKeys + kRing * kKeys <= 512 ? 512 : 1024;
   static_assert(kRows + kKeys + kRing * kKeys <= kPositions);
   Rows<T> keys[kSlots], values[kSlots];  // for pages and targets' own groups: registers are short
   uint32_t threshold[kNearThresholds];
@@ -79,7 +80,7 @@ struct BiasStages {
   VisibleKeys some[kSlots][kRows / 16];     // what some row of a warp sees
   int row_near[kSlots][kRows];
   TimeSpan row_span[kSlots][kRows / 16];
-  alignas(8) float pos[kRing][2][kCopy];
+  float2 pos[kRing][kPositions + kKeys];
   alignas(8) int near[kRing][kKeys];
   TimeSpan span[kRing][kKeys / 32];
   int part[kRing];
@@ -407,9 +408,10 @@ __device__ __forceinline__ void stage_bias(Shared<T, kDim, kMode>& shared, const
       }
       shared.k_empty[ring.stage].wait(ring.parity ^ 1);
       auto put = [&](int x, float value) {
-        int at = farthest + x;
-        float *even = bias.pos[part][0] + (at & (kMod - 1)), *odd = bias.pos[part][1] + (at - 1 & (kMod - 1));
-        even[0] = even[kMod] = odd[0] = odd[kMod] = value;
+        int at = farthest + x & kMod - 1, before = at - 1 & kMod - 1;
+        bias.pos[part][at].x = bias.pos[part][before].y = value;
+        if (at < kKeys) bias.pos[part][at + kMod].x = value;
+        if (before < kKeys) bias.pos[part][before + kMod].y = value;
       };
 #pragma unroll
       for (int c = 0; c < kPieces; ++c) {
