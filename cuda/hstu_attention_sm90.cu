@@ -130,15 +130,23 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
         if (kind == Piece::kFar) return;
         const int* near = &bias.near[ring.stage][c0 + column0];
         int fixed[2] = {bias.row_near[turn.stage][row0], bias.row_near[turn.stage][row0 + 8]};
-        if (kind == Piece::kTwo) {
-          int until[2] = {fixed[0] - piece.least, fixed[1] - piece.least};
+        if (kind == Piece::kFew) {
+          float term[16];
 #pragma unroll
-          for (int x = 0; x < 4; ++x) {
-            int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
+          for (int x = 0; x < 16; ++x) term[x] = piece.first;
+#pragma unroll 1
+          for (int bucket = piece.low; bucket < piece.high; ++bucket) {
+            int least = int(bias.threshold[bucket]), until[2] = {fixed[0] - least, fixed[1] - least};
+            float value = bias.time[turn.stage][bucket + 1];
 #pragma unroll
-            for (int y = 0; y < 4; ++y)
-              v[4 * x + y] = fmaf(factor, s[4 * x + y], (y % 2 ? at.y : at.x) <= until[y / 2] ? piece.second : piece.first);
+            for (int x = 0; x < 4; ++x) {
+              int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
+#pragma unroll
+              for (int y = 0; y < 4; ++y) term[4 * x + y] = (y % 2 ? at.y : at.x) <= until[y / 2] ? value : term[4 * x + y];
+            }
           }
+#pragma unroll
+          for (int x = 0; x < 16; ++x) v[x] = fmaf(factor, s[x], term[x]);
         } else {
 #pragma unroll
           for (int x = 0; x < 4; ++x) {

@@ -59,11 +59,12 @@ static __constant__ CellBuckets kCellBuckets = cell_buckets();
 
 // 16 rows by 32 keys: what some row sees of them, and how their time's bias is found.
 struct alignas(16) Piece {
-  enum { kOne, kTwo, kMany, kFar, kKind = 3, kPartly = 4, kHidden = 8 };  // kPartly: a mask is needed; kFar goes for all pieces of a tile
+  enum { kOne, kFew, kMany, kFar, kKind = 3, kPartly = 4, kHidden = 8 };  // kPartly: a mask is needed; kFar goes for all pieces of a tile
   int flags;
-  float first, second;  // of two buckets, the later one from a difference of `least` on
-  int least;
+  float first;    // the bias of bucket `low`
+  int low, high;  // of few buckets
 };
+constexpr int kFewest = 5;  // buckets that are told apart one after the other
 
 // What the bias needs of an item's rows and of a tile of keys, brought by two warps of the loading warpgroup. A tile shares all but kKeys
 // of its position differences with the one before it: entries stand at key - row modulo kPositions, each beside the next one, for a thread
@@ -97,13 +98,13 @@ struct BiasStages {
     return guess + int(d >= threshold[guess]);
   }
   __device__ __forceinline__ Piece piece_of(TimeSpan rows, TimeSpan keys, const float* time, bool far, int last) const {
-    if (last < 0) return {Piece::kOne, 0.f, 0.f, 0};
-    if (far) return {Piece::kFar, 0.f, 0.f, 0};
-    if (rows.kinds | keys.kinds || rows.least > rows.most || keys.least > keys.most) return {Piece::kMany, 0.f, 0.f, 0};
+    if (last < 0) return {Piece::kOne, 0.f, 0, 0};
+    if (far) return {Piece::kFar, 0.f, 0, 0};
+    if (rows.kinds | keys.kinds || rows.least > rows.most || keys.least > keys.most) return {Piece::kMany, 0.f, 0, 0};
     int low = min(near_bucket(max(max(rows.least - keys.most, keys.least - rows.most), 0)), last);
     int high = min(near_bucket(max(rows.most - keys.least, keys.most - rows.least)), last);
-    int kind = low == high ? Piece::kOne : keys.most <= rows.least && high == low + 1 ? Piece::kTwo : Piece::kMany;
-    return {kind, time[low], time[high], int(threshold[low])};
+    int kind = low == high ? Piece::kOne : keys.most <= rows.least && high < low + kFewest ? Piece::kFew : Piece::kMany;
+    return {kind, time[low], low, high};
   }
 };
 
