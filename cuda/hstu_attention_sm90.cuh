@@ -152,24 +152,19 @@ __device__ __forceinline__ void stage_masks(Shared& shared, int slot, const Call
     VisibleKeys keys{0, 0, 0, i + 1};
     if (r < work.rows) keys = visible_keys(p, work.s, i);
     shared.seen[slot][r] = keys;
-    VisibleKeys every = keys;
-#pragma unroll
-    for (int x = 8; x > 0; x /= 2)
-      every = {min(every.prefix, __shfl_xor_sync(kFullWarp, every.prefix, x)), max(every.begin, __shfl_xor_sync(kFullWarp, every.begin, x)),
-               min(every.end, __shfl_xor_sync(kFullWarp, every.end, x)), 0};
-    if (lane % 16 == 0) shared.every[slot][r / 16] = every;
     bool empty = keys.begin >= keys.end;
-    if constexpr (Shared::C::kBias) {
-      VisibleKeys any{keys.prefix, empty ? INT_MAX : keys.begin, empty ? 0 : keys.end, 0};
+    int first = empty ? INT_MAX : keys.begin, last = empty ? 0 : keys.end;
 #pragma unroll
-      for (int x = 8; x > 0; x /= 2)
-        any = {max(any.prefix, __shfl_xor_sync(kFullWarp, any.prefix, x)), min(any.begin, __shfl_xor_sync(kFullWarp, any.begin, x)),
-               max(any.end, __shfl_xor_sync(kFullWarp, any.end, x)), 0};
-      if (lane % 16 == 0) shared.bias.some[slot][r / 16] = any;
+    for (int half = 0; half < 2; ++half) {
+      bool mine = lane / 16 == half;
+      auto least = [&](int x) { return __reduce_min_sync(kFullWarp, mine ? x : INT_MAX); };
+      auto most = [&](int x) { return __reduce_max_sync(kFullWarp, mine ? x : 0); };
+      VisibleKeys every{least(keys.prefix), most(keys.begin), least(keys.end), 0}, any{most(keys.prefix), least(first), most(last), 0};
+      if (lane == 0) shared.every[slot][r0 / 16 + half] = every;
+      if constexpr (Shared::C::kBias)
+        if (lane == 0) shared.bias.some[slot][r0 / 16 + half] = any;
+      some = {max(some.prefix, any.prefix), min(some.begin, any.begin), max(some.end, any.end), 0};
     }
-    some = {max(some.prefix, __reduce_max_sync(kFullWarp, keys.prefix)),
-            min(some.begin, __reduce_min_sync(kFullWarp, empty ? INT_MAX : keys.begin)),
-            max(some.end, __reduce_max_sync(kFullWarp, empty ? 0 : keys.end)), 0};
     if (r0 % 64 == 0) continue;
     if (lane == 0) shared.some[slot][r0 / 64] = some;
     total = {max(total.prefix, some.prefix), min(total.begin, some.begin), max(total.end, some.end), 0};
@@ -209,28 +204,39 @@ __device__ __forceinline__ void load_rows(T* tile, const Rows<T>& rows, int j0, 
   copy_async_commit();
 }
 
-// By the same warp: what the bias needs of an item's rows.
-template <typename Shared, typename T>
-__device__ __forceinline__ void stage_rows(Shared& shared, int slot, const Call<T>& p) {
-  constexpr int kRows = Shared::C::kRows;
+// By the same warp: what the bias needs of an item's rows. Their times are asked for first, for they take longest.
+template <typename T, int kRows>
+struct RowTimes {
+  int64_t base, at[kRows / 32];
+  __device__ __forceinline__ RowTimes(const Call<T>& p, const Work& work) {
+    base = first_time(p, work.s);
+#pragma unroll
+    for (int x = 0; x < kRows / 32; ++x) {
+      int r = 32 * x + threadIdx.x % 32;
+      at[x] = p.last_bucket >= 0 && r < work.rows ? p.query_time[work.s.query + work.first + r] : 0;
+    }
+  }
+};
+template <typename Shared, typename T, int kRows>
+__device__ __forceinline__ void stage_rows(Shared& shared, int slot, const Call<T>& p, const Work& work, const RowTimes<T, kRows>& times,
+                                           bool tables) {
   auto& bias = shared.bias;
-  const Work& work = shared.work[slot];
   int lane = threadIdx.x % 32, i0 = work.s.shift + work.first;
   if (lane == 0) {
     bias.keys[slot] = rows_of(p, work.s, work.head, p.k, p.key_dim, false);
     bias.values[slot] = rows_of(p, work.s, work.head, p.v, p.value_dim, true);
   }
-  int64_t time_row = p.time_per_head ? work.head * p.time_width : 0;
-#pragma unroll 1
-  for (int x = lane; x <= kNearThresholds; x += 32)
-    bias.time[slot][x] = p.last_bucket >= 0 && x < kUntimed ? p.unit * p.time_w.at(time_row + min(x, p.last_bucket)) : 0.f;
-  int64_t base = first_time(p, work.s);
-  const int64_t* times = p.query_time + work.s.query + work.first;
-#pragma unroll 1
-  for (int r = lane; r < kRows; r += 32) {
+  if (tables) {
+    int64_t time_row = p.time_per_head ? work.head * p.time_width : 0;
+    for (int x = lane; x <= kNearThresholds; x += 32)
+      bias.time[slot][x] = p.last_bucket >= 0 && x < kUntimed ? p.unit * p.time_w.at(time_row + min(x, p.last_bucket)) : 0.f;
+  }
+#pragma unroll
+  for (int x = 0; x < kRows / 32; ++x) {
+    int r = 32 * x + lane;
     bool there = p.last_bucket >= 0 && r < work.rows;
     NearTime time{kNoFixedTime, kSomeUntimed};
-    if (there && i0 + r >= work.s.contextual) time = near_time(times[r], base);
+    if (there && i0 + r >= work.s.contextual) time = near_time(times.at[x], times.base);
     bias.row_near[slot][r] = time.at;
     TimeSpan low = TimeSpan::of_warp(time, there && lane < 16), high = TimeSpan::of_warp(time, there && lane >= 16);
     if (lane % 16 == 0) bias.row_span[slot][r / 16] = lane ? high : low;
@@ -248,7 +254,8 @@ __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode>& shared, const
       shared.bias.cells[x] = uint2{kCellBuckets.at[x], uint32_t(min(kThresholds.at[kCellBuckets.at[x]] + 1, int64_t(UINT32_MAX)))};
     __syncwarp();
   }
-  for (Ring<kSlots> turn;; turn.next()) {
+  int drawn = 0;
+  for (Ring<kSlots> turn;; turn.next(), ++drawn) {
     Work work{};
     if (item < items) {
       Plan::Item found = plan.item(item);
@@ -261,11 +268,16 @@ __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode>& shared, const
       }
     }
     shared.work_empty[turn.stage].wait(turn.parity ^ 1);
-    if (work.rows > 0) stage_masks(shared, turn.stage, p, work);
+    if (work.rows > 0) {
+      if constexpr (C::kBias) {
+        RowTimes<T, C::kRows> times(p, work);
+        stage_masks(shared, turn.stage, p, work);
+        stage_rows(shared, turn.stage, p, work, times, p.time_per_head || drawn < kSlots);
+      } else {
+        stage_masks(shared, turn.stage, p, work);
+      }
+    }
     if (lane == 0) shared.work[turn.stage] = work;
-    __syncwarp();
-    if constexpr (C::kBias)
-      if (work.rows > 0) stage_rows(shared, turn.stage, p);
     __syncwarp();
     if (lane == 0) shared.work_full[turn.stage].arrive();
     if (work.rows <= 0) return;
