@@ -456,9 +456,11 @@ void run(const Call<T>& p, T* out, int64_t query_rows, int64_t key_rows, Stream 
     k_map = tensor_map<T, kDim>(p.k, key_rows, p.heads, p.key_dim, box);
     v_map = tensor_map<T, kDim>(p.v, key_rows, p.heads, p.value_dim, box);
   }
-  Scratch<int> starts(p.sequences + 2, stream);
-  Plan plan{starts, starts + p.sequences + 1, p.sequences, p.heads};
-  launch(plan_kernel<T>, dim3(1), dim3(1024), 0, stream, p, starts.get(), plan.ticket, C::kRows);
+  bool few = most <= kFewItems * processors() && p.max_seq_len <= kLevels * C::kRows;
+  Scratch<int> starts(p.sequences + 2 + (few ? most / p.heads : 0), stream);
+  int* ticket = starts + p.sequences + 1;
+  Plan plan{starts, ticket, few ? ticket + 1 : nullptr, p.sequences, p.heads};
+  launch(plan_kernel<T>, dim3(1), dim3(kLevels), 0, stream, p, starts.get(), plan, C::kRows);
   launch(hstu_attention_sm90_kernel<T, kDim, kMode>, dim3(unsigned(std::min<int64_t>(most, processors()))), dim3(C::kThreads),
          sizeof(Shared<T, kDim, kMode>), stream, q_map, k_map, v_map, pages, p, plan, out);
 }
