@@ -116,49 +116,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
 #pragma unroll
       for (int x = 0; x < kKeys; x += 16) wgmma<T, true>(sums, weights + x / 4, moved<kBytes>(v_columns, x * kBytes / 16), true);
     };
-    // v[16] = factor s[16] + the time's bias, of 32 keys from column c0 on. All ways add the same value in the same operation.
-    [[maybe_unused]] auto add_time = [&](float* v, const float* s, const Piece& piece, int c0) {
-      if constexpr (kBias) {
-        auto& bias = shared.bias;
-        float factor = p.unit * p.alpha;
-        int kind = piece.flags & Piece::kKind;
-        if (kind == Piece::kOne) {
-#pragma unroll
-          for (int x = 0; x < 16; ++x) v[x] = fmaf(factor, s[x], piece.first);
-          return;
-        }
-        if (kind == Piece::kFar) return;
-        const int* near = &bias.near[ring.stage][c0 + column0];
-        int fixed[2] = {bias.row_near[turn.stage][row0], bias.row_near[turn.stage][row0 + 8]};
-        if (kind == Piece::kFew) {
-          float term[16];
-#pragma unroll
-          for (int x = 0; x < 16; ++x) term[x] = piece.first;
-#pragma unroll 1
-          for (int bucket = piece.low; bucket < piece.high; ++bucket) {
-            int least = int(bias.threshold[bucket]), until[2] = {fixed[0] - least, fixed[1] - least};
-            float value = bias.time[turn.stage][bucket + 1];
-#pragma unroll
-            for (int x = 0; x < 4; ++x) {
-              int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
-#pragma unroll
-              for (int y = 0; y < 4; ++y) term[4 * x + y] = (y % 2 ? at.y : at.x) <= until[y / 2] ? value : term[4 * x + y];
-            }
-          }
-#pragma unroll
-          for (int x = 0; x < 16; ++x) v[x] = fmaf(factor, s[x], term[x]);
-        } else {
-#pragma unroll
-          for (int x = 0; x < 4; ++x) {
-            int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
-#pragma unroll
-            for (int y = 0; y < 4; ++y)
-              v[4 * x + y] = fmaf(factor, s[4 * x + y], bias.time_of(turn.stage, __sad(fixed[y / 2], y % 2 ? at.y : at.x, 1)));
-          }
-        }
-      }
-    };
-    // The same from whole times, for all keys of the tile.
+    // w = factor s + the time's bias from whole times, for all keys of the tile.
     [[maybe_unused]] auto add_far_time = [&](const float (&s)[kKeys / 2], const Sequence& sequence, int j0) {
       float factor = p.unit * p.alpha;
 #pragma unroll 1
@@ -205,8 +163,9 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
     // w = factor s + the time's bias, so that a weight of 0 comes of hidden ones.
     [[maybe_unused]] auto place = [&](const float (&scores)[kKeys / 2], int j0) {
       if constexpr (kBias) {
+        auto& bias = shared.bias;
         float factor = p.unit * p.alpha;
-        const Piece* pieces = shared.bias.piece[ring.stage][warp - 4];
+        const Piece* pieces = bias.piece[ring.stage][warp - 4];
         int flags = 0;
         float first[kKeys / 32];
 #pragma unroll
@@ -225,7 +184,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
             for (int x = 16 * c; x < 16 * c + 16; ++x) w[x] = 0.f;
             continue;
           }
-          add_time(w + 16 * c, scores + 16 * c, piece, 32 * c);
+          bias.add_time(w + 16 * c, scores + 16 * c, factor, piece, turn.stage, row0, &bias.near[ring.stage][32 * c + column0]);
           if (piece.flags & Piece::kPartly) hide(w + 16 * c, j0 + 32 * c);
         }
       }
