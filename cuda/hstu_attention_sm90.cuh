@@ -34,7 +34,7 @@ struct Shared {
   alignas(1024) T k[C::kRing][C::kKeys * kDim];
   alignas(1024) T v[C::kRing][C::kKeys * kDim];
   Barrier q_full[C::kQueries], q_empty[C::kQueries], k_full[C::kRing], k_empty[C::kRing], v_full[C::kRing], v_empty[C::kRing],
-      work_full[kSlots], work_empty[kSlots];
+      work_full[kSlots], work_empty[kSlots], loaded;  // loaded: all tiles of an item are on their way
   Work work[kSlots];
   VisibleKeys seen[kSlots][C::kRows];         // of a row
   VisibleKeys some[kSlots][C::kGroups];       // what some row of a warpgroup sees
@@ -47,6 +47,7 @@ struct Shared {
     for (int x = 0; x < C::kRing; ++x)
       k_full[x].init(C::kBias ? 2 : 1), v_full[x].init(1), k_empty[x].init(kWarps), v_empty[x].init(kWarps);
     for (int x = 0; x < kSlots; ++x) work_full[x].init(1), work_empty[x].init(kWarps + 1 + (C::kBias ? 2 : 0));
+    loaded.init(1);
     fence_barriers();
   }
 };
@@ -160,6 +161,7 @@ __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode>& shared, const
     __syncwarp();
     if (lane == 0) shared.work_full[turn.stage].arrive();
     if (work.rows <= 0) return;
+    if (plan.order) shared.loaded.wait(drawn & 1);  // of few items none is drawn long before
     item = plan.draw();
   }
 }
@@ -197,7 +199,7 @@ __device__ __forceinline__ void load_tiles(Shared<T, kDim, kMode>& shared, const
     }
     if (q_to_come) bring_q();
     __syncwarp();
-    if (lane == 0) shared.work_empty[turn.stage].arrive();
+    if (lane == 0) shared.loaded.arrive(), shared.work_empty[turn.stage].arrive();
   }
 }
 
@@ -260,7 +262,7 @@ __device__ __forceinline__ void load_paged_tiles(Shared<T, kDim, kMode>& shared,
     }
     if (q_to_come) bring_q();
     __syncwarp();
-    if (lane == 0) shared.work_empty[turn.stage].arrive();
+    if (lane == 0) shared.loaded.arrive(), shared.work_empty[turn.stage].arrive();
   }
 }
 
