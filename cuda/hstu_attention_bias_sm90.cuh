@@ -21,23 +21,31 @@ struct Work {
 // Time differences d by cells: the exponent and two bits of float(d + 1). At most one bucket begins within a cell.
 constexpr int kCells = 128;
 constexpr int64_t cell_start(int cell) { return ((4 + cell % 4) * (int64_t(1) << cell / 4) + 3) / 4; }
-struct CellBuckets {
-  uint8_t at[kCells];
+constexpr uint32_t near_limit(int64_t threshold) { return threshold < UINT32_MAX ? uint32_t(threshold) : UINT32_MAX; }
+struct Cell {
+  uint32_t bucket, next;  // the bucket where it begins, and d + 1 where the next one does
 };
-constexpr CellBuckets cell_buckets() {
-  CellBuckets buckets{};
-  for (int x = 0; x < kCells; ++x)
-    while (kTimeThreshold[buckets.at[x]] + 1 <= cell_start(x)) ++buckets.at[x];
-  return buckets;
+struct NearBuckets {
+  uint32_t threshold[kNearThresholds];
+  Cell cell[kCells];
+};
+constexpr NearBuckets near_buckets() {
+  NearBuckets near{};
+  for (int x = 0; x < kNearThresholds; ++x) near.threshold[x] = near_limit(kTimeThreshold[x]);
+  unsigned bucket = 0;
+  for (int x = 0; x < kCells; ++x) {
+    while (kTimeThreshold[bucket] + 1 <= cell_start(x)) ++bucket;
+    near.cell[x] = {bucket, near_limit(kTimeThreshold[bucket] + 1)};
+  }
+  return near;
 }
-constexpr bool cells_hold_one_threshold() {
+constexpr bool cells_hold_one_threshold(const NearBuckets& near) {
   for (int x = 0; x + 1 < kCells; ++x)
-    if (kTimeThreshold[cell_buckets().at[x] + 1] + 1 < cell_start(x + 1))
-      return false;
+    if (kTimeThreshold[near.cell[x].bucket + 1] + 1 < cell_start(x + 1)) return false;
   return true;
 }
-static_assert(cells_hold_one_threshold());
-static __constant__ CellBuckets kCellBuckets = cell_buckets();
+static_assert(cells_hold_one_threshold(near_buckets()));
+static __device__ const NearBuckets kNearBuckets = near_buckets();  // not constant memory: lanes read different entries
 
 // 16 rows by 32 keys: what some row sees of them, and how their time's bias is found.
 struct alignas(16) Piece {
@@ -47,6 +55,12 @@ struct alignas(16) Piece {
   int low, high;  // of few buckets
 };
 constexpr int kFewest = 5;  // buckets that are told apart one after the other
+// The pieces of 16 rows and a tile: all flags, and the bias of each one's first bucket.
+template <int kPieces>
+struct alignas(16) Strip {
+  int flags;
+  float first[kPieces];
+};
 
 // What the bias needs of an item's rows and of a tile of keys, brought by two warps of the loading warpgroup. A tile shares all but kKeys
 // of its position differences with the one before it: entries stand at key - row modulo kPositions, each beside the next one, for a thread
@@ -57,17 +71,16 @@ struct BiasStages {
   static constexpr int kPositions = kRows + kKeys + kRing * kKeys <= 512 ? 512 : 1024;
   static_assert(kRows + kKeys + kRing * kKeys <= kPositions);
   Rows<T> keys[kSlots], values[kSlots];  // for pages and targets' own groups: registers are short
-  uint32_t threshold[kNearThresholds];
+  alignas(8) NearBuckets buckets;
   float time[kSlots][kNearThresholds + 1];  // of the item's head; 0 from kUntimed on
-  uint2 cells[kCells];                      // the bucket where a cell begins, and d + 1 where the next bucket does
   VisibleKeys some[kSlots][kRows / 16];     // what some row of a warp sees
   int row_near[kSlots][kRows];
   TimeSpan row_span[kSlots][kRows / 16];
   float2 pos[kRing][kPositions + kKeys];
   alignas(8) int near[kRing][kKeys];
-  TimeSpan span[kRing][kKeys / 32];
   int part[kRing];
   Piece piece[kRing][kRows / 16][kKeys / 32];
+  Strip<kKeys / 32> strip[kRing][kRows / 16];
 
   // v[16] = factor s[16] + the time's bias: rows `row` and `row` + 8 of slot `slot`, keys near[8 x + 0, 1] in the accumulators' layout. All
   // ways add the same value in the same operation.
@@ -86,7 +99,7 @@ struct BiasStages {
       for (int x = 0; x < 16; ++x) term[x] = piece.first;
 #pragma unroll 1
       for (int bucket = piece.low; bucket < piece.high; ++bucket) {
-        int least = int(threshold[bucket]), until[2] = {fixed[0] - least, fixed[1] - least};
+        int least = int(buckets.threshold[bucket]), until[2] = {fixed[0] - least, fixed[1] - least};
         float value = time[slot][bucket + 1];
 #pragma unroll
         for (int x = 0; x < 4; ++x) {
@@ -108,13 +121,13 @@ struct BiasStages {
   }
   // The bias of a difference `more` - 1.
   __device__ __forceinline__ float time_of(int slot, uint32_t more) const {
-    uint2 cell = cells[(__float_as_uint(__uint2float_rz(more)) >> 21) - (127 << 2)];
+    uint2 cell = reinterpret_cast<const uint2*>(buckets.cell)[(__float_as_uint(__uint2float_rz(more)) >> 21) - (127 << 2)];
     return time[slot][cell.x + (more >= cell.y)];
   }
   // Not limited to the table.
   __device__ __forceinline__ int near_bucket(uint32_t d) const {
     int guess = bucket_guess(fmaxf(__uint2float_rz(d), 1.f));
-    return guess + int(d >= threshold[guess]);
+    return guess + int(d >= buckets.threshold[guess]);
   }
   __device__ __forceinline__ Piece piece_of(TimeSpan rows, TimeSpan keys, const float* time, bool far, int last) const {
     if (last < 0) return {Piece::kOne, 0.f, 0, 0};
@@ -189,48 +202,55 @@ __device__ __forceinline__ void stage_bias(Shared& shared, const Call<T>& p) {
       if (first && ++part == C::kRing) part = 0;
       if (!mine) continue;
       int j0 = n * kKeys, history = work.s.history, farthest = j0 - min(work.s.shift + work.first + kRows - 1, history);
-      auto entry = [&](int x) { return p.positions ? up * p.pos_w.at(position_row + min(abs(farthest + x), p.positions - 1)) : 0.f; };
-      NearTime time[kPieces];
-      float fresh[kPieces];
-      const int64_t* times = p.key_time + work.s.time + j0;
+      // Asked for before the wait, looked at behind it.
+      auto entry = [&](int x) { return p.positions ? p.pos_w.bits(position_row + min(abs(farthest + x), p.positions - 1)) : 0; };
+      uint32_t fresh[kPieces], whole[kRows / 32];
+      int64_t times[kPieces];
 #pragma unroll
       for (int c = 0; c < kPieces; ++c) {
-        int j = 32 * c + lane;
-        fresh[c] = entry(kRows + j);
-        time[c] = {kNoMovingTime + 1, kSomeUntimed};
-        if (p.last_bucket >= 0 && j0 + j >= work.s.contextual && j0 + j < history) time[c] = near_time(times[j], base);
+        int j = j0 + 32 * c + lane;
+        fresh[c] = entry(kRows + 32 * c + lane);
+        times[c] = p.last_bucket >= 0 && j < history ? p.key_time[work.s.time + j] : 0;
       }
+      if (first)
+#pragma unroll
+        for (int x = 0; x < kRows / 32; ++x) whole[x] = entry(32 * x + lane);
       shared.k_empty[ring.stage].wait(ring.parity ^ 1);
-      auto put = [&](int x, float value) {
+      auto put = [&](int x, uint32_t bits) {
+        float value = p.positions ? up * p.pos_w.value(bits) : 0.f;
         int at = farthest + x & kMod - 1, before = at - 1 & kMod - 1;
         bias.pos[part][at].x = bias.pos[part][before].y = value;
         if (at < kKeys) bias.pos[part][at + kMod].x = value;
         if (before < kKeys) bias.pos[part][before + kMod].y = value;
       };
+      TimeSpan spans[kPieces];
+      int kinds = 0;
 #pragma unroll
       for (int c = 0; c < kPieces; ++c) {
-        int j = 32 * c + lane;
-        put(kRows + j, fresh[c]);
-        bias.near[ring.stage][j] = time[c].at;
-        TimeSpan span = TimeSpan::of_warp(time[c], p.last_bucket >= 0 && j0 + j < history);
-        if (lane == 0) bias.span[ring.stage][c] = span;
+        int j = j0 + 32 * c + lane;
+        put(kRows + 32 * c + lane, fresh[c]);
+        bool there = p.last_bucket >= 0 && j < history;
+        NearTime time{kNoMovingTime + 1, kSomeUntimed};
+        if (there && j >= work.s.contextual) time = near_time(times[c], base);
+        bias.near[ring.stage][32 * c + lane] = time.at;
+        spans[c] = TimeSpan::of_warp(time, there), kinds |= spans[c].kinds;
       }
       if (first)
-#pragma unroll 2
-        for (int x = lane; x < kRows; x += 32) put(x, entry(x));
-      if (lane == 0) bias.part[ring.stage] = part;
-      __syncwarp();
-#pragma unroll 1
-      for (int x = lane; x < kRows / 16 * kPieces; x += 32) {
-        int strip = x / kPieces, c = x % kPieces, j = j0 + 32 * c;
-        TimeSpan rows = bias.row_span[turn.stage][strip];
-        int kinds = rows.kinds;
 #pragma unroll
-        for (int y = 0; y < kPieces; ++y) kinds |= bias.span[ring.stage][y].kinds;
-        Piece piece = bias.piece_of(rows, bias.span[ring.stage][c], bias.time[turn.stage], kinds & kSomeFar, p.last_bucket);
-        if (!shared.every[turn.stage][strip].all(j, j + 32)) piece.flags |= Piece::kPartly;
-        if (!bias.some[turn.stage][strip].any(j, j + 32)) piece.flags |= Piece::kHidden;
+        for (int x = 0; x < kRows / 32; ++x) put(32 * x + lane, whole[x]);
+      if (lane == 0) bias.part[ring.stage] = part;
+      constexpr int kStrips = kRows / 16;
+      static_assert(kPieces == 2 && 2 * kStrips <= 32);
+      int strip = min(lane / 2, kStrips - 1), c = lane % 2, j = j0 + 32 * c;
+      TimeSpan rows = bias.row_span[turn.stage][strip];
+      Piece piece = bias.piece_of(rows, spans[c], bias.time[turn.stage], (rows.kinds | kinds) & kSomeFar, p.last_bucket);
+      if (!shared.every[turn.stage][strip].all(j, j + 32)) piece.flags |= Piece::kPartly;
+      if (!bias.some[turn.stage][strip].any(j, j + 32)) piece.flags |= Piece::kHidden;
+      int flags = piece.flags | __shfl_xor_sync(kFullWarp, piece.flags, 1);
+      float next = __shfl_xor_sync(kFullWarp, piece.first, 1);
+      if (lane < 2 * kStrips) {
         bias.piece[ring.stage][strip][c] = piece;
+        if (c == 0) bias.strip[ring.stage][strip] = {flags, {piece.first, next}};
       }
       __syncwarp();
       if (lane == 0) shared.k_full[ring.stage].arrive();

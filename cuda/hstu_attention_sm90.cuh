@@ -16,7 +16,7 @@ struct Config {
   static constexpr int kGroups = kDim <= 64 || (kBias && kDim <= 128) ? 3 : 2;  // warpgroups that compute; one more loads
   static constexpr int kRows = 64 * kGroups;
   static constexpr int kKeys = kBias || kDim > 128 ? 64 : 128;  // of a tile
-  static constexpr int kRing = kBias && kDim <= 64 ? 3 : 2;     // tiles of K and of V in shared memory
+  static constexpr int kRing = !kBias || kDim > 128 ? 2 : kDim > 64 ? 3 : 4;  // tiles of K and of V in shared memory
   static constexpr int kQueries = kDim <= 128 ? 2 : 1;          // tiles of Q
   static constexpr bool kAhead = kBias && kDim <= 64;           // scores of the next tile have registers of their own
   static constexpr bool kTurns = !kBias && kDim == 128;         // warpgroups start their products in turns
@@ -129,9 +129,8 @@ __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode>& shared, const
   using C = Config<kDim, kMode>;
   int lane = threadIdx.x % 32, item = int(blockIdx.x), items = plan.items();
   if constexpr (C::kBias) {
-    for (int x = lane; x < kNearThresholds; x += 32) shared.bias.threshold[x] = uint32_t(min(kThresholds.at[x], int64_t(UINT32_MAX)));
-    for (int x = lane; x < kCells; x += 32)
-      shared.bias.cells[x] = uint2{kCellBuckets.at[x], uint32_t(min(kThresholds.at[kCellBuckets.at[x]] + 1, int64_t(UINT32_MAX)))};
+    for (int x = lane; x < int(sizeof(NearBuckets) / 8); x += 32)
+      reinterpret_cast<uint2*>(&shared.bias.buckets)[x] = reinterpret_cast<const uint2*>(&kNearBuckets)[x];
     __syncwarp();
   }
   int drawn = 0;
