@@ -461,12 +461,7 @@ bool forward_on_hopper(const Call<T>& p, T* out, int64_t query_rows, int64_t key
   return true;
 }
 template bool forward_on_hopper(const Call<__nv_bfloat16>&, __nv_bfloat16*, int64_t, int64_t, Stream);
-#ifndef FAST
 template bool forward_on_hopper(const Call<__half>&, __half*, int64_t, int64_t, Stream);
-#else
-template <>
-bool forward_on_hopper(const Call<__half>&, __half*, int64_t, int64_t, Stream) { return false; }
-#endif
 
 }  // namespace attention
 }  // namespace hstu::cuda
