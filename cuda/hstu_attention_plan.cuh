@@ -6,13 +6,30 @@
 
 namespace hstu::cuda::attention {
 
+constexpr int kFewSequences = 31;
+
 struct Plan {
-  const int* starts;  // [B + 1] tiles of the sequences before
+  const int* starts;  // [B + 1] tiles of the sequences before; null: a warp counts for itself, see own_starts
   int* ticket;
   int sequences, heads;
 
-  __device__ __forceinline__ int items() const { return starts[sequences] * heads; }
+  // Few sequences, and an item a block at most: no kernel before. Lane b has starts[b].
+  template <typename T>
+  __device__ __forceinline__ int own_starts(const Call<T>& p, int rows) const {
+    if (starts) return 0;
+    int lane = threadIdx.x % 32, tiles = lane < sequences ? (sequence_of(p, lane).queries + rows - 1) / rows : 0, sum = tiles;
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+      int before = __shfl_up_sync(kFullWarp, sum, d);
+      if (lane >= d) sum += before;
+    }
+    return sum - tiles;
+  }
+  __device__ __forceinline__ int items(int own) const {
+    return (starts ? starts[sequences] : __shfl_sync(kFullWarp, own, sequences)) * heads;
+  }
   __device__ __forceinline__ int draw() const {
+    if (!starts) return INT_MAX;
     int drawn = threadIdx.x % 32 == 0 ? atomicAdd(ticket, 1) : 0;
     return __shfl_sync(kFullWarp, drawn, 0) + int(gridDim.x);
   }
@@ -20,14 +37,16 @@ struct Plan {
     int sequence, head, tile;
   };
   // By a warp: 32 sequences are looked at at a time.
-  __device__ __forceinline__ Item item(int x) const {
+  __device__ __forceinline__ Item item(int x, int own) const {
     int tile = x / heads, low = 0, count = sequences;  // starts[low] <= tile, and the sequence is one of `count`
-    while (count > 1) {
+    if (!starts) low = __popc(__ballot_sync(kFullWarp, int(threadIdx.x % 32) < sequences && own <= tile)) - 1;
+    while (starts && count > 1) {
       int step = (count + 31) / 32, at = min(low + (int(threadIdx.x % 32) + 1) * step, low + count);
       int beyond = __popc(__ballot_sync(kFullWarp, at < low + count && starts[at] <= tile));
       low += beyond * step, count = min(step, count - beyond * step);
     }
-    int first = starts[low], tiles = starts[low + 1] - first, rest = x - first * heads;
+    int first = starts ? starts[low] : __shfl_sync(kFullWarp, own, low);
+    int tiles = (starts ? starts[low + 1] : __shfl_sync(kFullWarp, own, low + 1)) - first, rest = x - first * heads;
     return {low, rest / tiles, tiles - 1 - rest % tiles};
   }
 };

@@ -1,4 +1,4 @@
-// HSTU attention, forward, for Hopper (sm_90a): wgmma, TMA, bias on chip, silu; see hstu_attention_sm90.cuh.
+// HSTU attention, forward, for Hopper (sm_90a): wgmma, TMA, silu with or without a bias on chip, softmax; see hstu_attention_sm90.cuh.
 #include <cmath>
 
 #include "hstu_attention_choice.cuh"
@@ -14,6 +14,39 @@ template <typename T>
 __device__ __forceinline__ float own_bias(const Call<T>& p, const Sequence& s, int head, int64_t query_row, int j) {
   float bias = p.positions ? p.unit * p.pos_w.at(p.pos_per_head ? int64_t(head) * p.positions : 0) : 0.f;
   return p.last_bucket < 0 ? bias : bias + time_term(p, head, bucket_of(p.query_time[query_row], p.key_time[s.time + j], p.last_bucket));
+}
+
+constexpr float kLog2E = 1.4426950408889634f;
+__device__ __forceinline__ float exponential2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, 1));
+  return fmaxf(x, __shfl_xor_sync(kFullWarp, x, 2));
+}
+__device__ __forceinline__ float quad_sum(float x) {
+  x += __shfl_xor_sync(kFullWarp, x, 1);
+  return x + __shfl_xor_sync(kFullWarp, x, 2);
+}
+
+template <typename T>
+__device__ __forceinline__ float2 unpack_pair(uint32_t bits) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) return {__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000)};
+  else return __half22float2(*reinterpret_cast<__half2*>(&bits));
+}
+// sum + <a, b> of 8 elements.
+template <typename T>
+__device__ __forceinline__ float dot8(float sum, const void* a, const void* b) {
+  uint4 left = *static_cast<const uint4*>(a), right = *static_cast<const uint4*>(b);
+  const uint32_t x[4] = {left.x, left.y, left.z, left.w}, y[4] = {right.x, right.y, right.z, right.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    float2 u = unpack_pair<T>(x[i]), v = unpack_pair<T>(y[i]);
+    sum = fmaf(u.y, v.y, fmaf(u.x, v.x, sum));
+  }
+  return sum;
 }
 
 // A descriptor `by` times 16 bytes on, or from its lower half: the upper one is a constant, which takes fewer registers.
@@ -36,12 +69,12 @@ template <typename T, int kDim, Mode kMode>
 __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
     hstu_attention_sm90_kernel(const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap k_map,
                                const __grid_constant__ CUtensorMap v_map, const __grid_constant__ PageMaps pages,
-                               const __grid_constant__ Call<T> p, const Plan plan, T* out) {
+                               const __grid_constant__ Call<T> p, const Plan plan, T* out, float* lse) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using C = Config<kDim, kMode>;
   constexpr int kRows = C::kRows, kKeys = C::kKeys, kRing = C::kRing, kGroups = C::kGroups;
   constexpr int kBytes = kRowBytes<T, kDim>, kColumns = kBytes / int(sizeof(T));
-  constexpr bool kBias = C::kBias;
+  constexpr bool kBias = C::kBias, kSoftmax = kMode == Mode::kSoftmax;
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared<T, kDim, kMode>*>(memory);
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4 - 1;
@@ -91,6 +124,14 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
     uint32_t weights[kKeys / 4];
 #pragma unroll
     for (int x = 0; x < kDim / 2; ++x) sums[x] = 0.f;
+    // Softmax, of rows row0 and row0 + 8: the largest score, the sum of this thread's weights, what a tile makes of the sums before it.
+    [[maybe_unused]] float most[2] = {-kInfinity, -kInfinity}, total[2] = {}, decay[2];
+    [[maybe_unused]] float steep = p.alpha * kLog2E;
+    [[maybe_unused]] auto rescale = [&] {
+      if constexpr (kSoftmax)
+#pragma unroll
+        for (int x = 0; x < kDim / 2; ++x) sums[x] *= decay[x / 2 % 2];
+    };
 
     using Descriptor = std::conditional_t<kBias, uint32_t, uint64_t>;
     auto scores = [&](int stage) {
@@ -174,11 +215,8 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
         for (int x = 0; x < kKeys / 2; ++x) w[x] = x == y ? fmaf(factor, w[x], value) : w[x];
       }
     };
-    // Weights of all keys of the tile.
-    [[maybe_unused]] auto weigh = [&](int j0) {
-      float factor = p.unit * p.alpha;
-#pragma unroll
-      for (int x = 0; x < kKeys / 2; ++x) w[x] = weight_of<T>(factor * w[x]);
+    // Hidden keys of the tile.
+    [[maybe_unused]] auto hide_all = [&](int j0, float value) {
       if (every.all(j0, j0 + kKeys)) return;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
@@ -190,8 +228,31 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
           for (int x = 0; x < 8; ++x)
 #pragma unroll
             for (int e = 0; e < 2; ++e)
-              if (!(uint32_t(x < 4 ? seen : seen >> 32) >> (8 * x % 32 + e) & 1)) w[c0 / 2 + 4 * x + 2 * half + e] = 0.f;
+              if (!(uint32_t(x < 4 ? seen : seen >> 32) >> (8 * x % 32 + e) & 1)) w[c0 / 2 + 4 * x + 2 * half + e] = value;
         }
+      }
+    };
+    // Weights of all keys of the tile. Softmax: a tile of which a row sees nothing leaves its sums as they are.
+    [[maybe_unused]] auto weigh = [&](int j0) {
+      if constexpr (kSoftmax) {
+        hide_all(j0, -kInfinity);
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+          float even = most[half], odd = -kInfinity;
+#pragma unroll
+          for (int x = 2 * half; x < kKeys / 2; x += 4) even = fmaxf(even, w[x]), odd = fmaxf(odd, w[x + 1]);
+          float now = quad_max(fmaxf(even, odd)), reference = now == -kInfinity ? 0.f : now * steep;
+          decay[half] = exponential2(fmaf(most[half], steep, -reference));
+          most[half] = now, total[half] *= decay[half];
+#pragma unroll
+          for (int x = 0; x < kKeys / 2; ++x)
+            if (x / 2 % 2 == half) w[x] = exponential2(fmaf(w[x], steep, -reference)), total[half] += w[x];
+        }
+      } else {
+        float factor = p.unit * p.alpha;
+#pragma unroll
+        for (int x = 0; x < kKeys / 2; ++x) w[x] = weight_of<T>(factor * w[x]);
+        hide_all(j0, 0.f);
       }
     };
     // Hidden ones of 32 keys from j on.
@@ -341,6 +402,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
           weigh(n * kKeys);
           wgmma_wait<0>(sums);
           release(shared.v_empty[now.stage]);
+          rescale();
           round(0, kKeys / 32);
         }
         wgmma_fence();
@@ -354,6 +416,8 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
     // Targets' own groups, in float32, a quad a row.
     int64_t query = s.query + work.first;
     int head = work.head, rows = work.rows;
+    unsigned char* tile = reinterpret_cast<unsigned char*>(shared.q[q_ring.stage]);
+    if constexpr (kSoftmax) total[0] = quad_sum(total[0]), total[1] = quad_sum(total[1]);
     auto add_own = [&](const Rows<T>& keys, const Rows<T>& values) {
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
@@ -362,18 +426,33 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
         for (int x = 0, longest = __reduce_max_sync(kFullWarp, count); x < longest; ++x) {
           bool active = x < count;
           int j = active ? own + x : 0;
-          const T* row = p.q + ((query + (active ? r : 0)) * p.heads + head) * p.key_dim;
-          float score = p.unit * p.alpha * quad_dot(row, active ? keys.at(j) : nullptr, p.key_dim, active);
+          const T *key = keys.at(j), *value = values.at(j) + column0;
+          uint32_t pairs[kDim / 8];
+#pragma unroll
+          for (int d = 0; d < kDim / 8; ++d) pairs[d] = active && 8 * d < p.value_dim ? *reinterpret_cast<const uint32_t*>(value + 8 * d) : 0;
+          float score = 0.f, weight;
+#pragma unroll
+          for (int d = lane % 4 * 8; d < kDim; d += 32)
+            if (active && d < p.key_dim)
+              score = dot8<T>(score, tile + swizzled<T, kDim>(kRows, r, d), key + d);
+          score = quad_sum(score);
           if (!active) continue;
-          if constexpr (kBias) score += own_bias(p, s, head, query + r, j);
-          float weight = weight_of<T>(score);
-          const T* value = values.at(j);
+          if constexpr (kSoftmax) {
+            float now = fmaxf(most[half], score);
+            decay[half] = exponential2(steep * (most[half] - now)), weight = exponential2(steep * (score - now));
+            most[half] = now, total[half] = fmaf(total[half], decay[half], weight), decay[1 - half] = 1.f;
+            rescale();
+          } else {
+            score *= p.unit * p.alpha;
+            if constexpr (kBias) score += own_bias(p, s, head, query + r, j);
+            weight = weight_of<T>(score);
+          }
 #pragma unroll
-          for (int d = 0; d < kDim / 8; ++d)
-            if (8 * d < p.value_dim)
-#pragma unroll
-              for (int e = 0; e < 2; ++e)
-                sums[4 * d + 2 * half + e] = fmaf(weight, to_float(value[8 * d + column0 + e]), sums[4 * d + 2 * half + e]);
+          for (int d = 0; d < kDim / 8; ++d) {
+            float2 pair = unpack_pair<T>(pairs[d]);
+            float* sum = sums + 4 * d + 2 * half;
+            sum[0] = fmaf(weight, pair.x, sum[0]), sum[1] = fmaf(weight, pair.y, sum[1]);
+          }
         }
       }
     };
@@ -383,11 +462,17 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
       add_own(rows_of(p, s, head, p.k, p.key_dim, false), rows_of(p, s, head, p.v, p.value_dim, true));
     // Rows leave through this warpgroup's part of the query tile.
     meet(kGroup + group, 128);
-    unsigned char* tile = reinterpret_cast<unsigned char*>(shared.q[q_ring.stage]);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
       int r = row0 + 8 * half;
-      float scale = p.scales ? (r < rows ? p.scales[query + r] : 0.f) : p.scale;
+      float scale;
+      if constexpr (kSoftmax) {
+        scale = total[half] == 0.f ? 0.f : 1.f / total[half];
+        if (lse && lane % 4 == 0 && r < rows)
+          lse[(query + r) * p.heads + head] = total[half] == 0.f ? -kInfinity : fmaf(p.alpha, most[half], logf(total[half]));
+      } else {
+        scale = p.scales ? (r < rows ? p.scales[query + r] : 0.f) : p.scale;
+      }
 #pragma unroll
       for (int d = 0; d < kDim / 8; ++d)
         *reinterpret_cast<uint32_t*>(tile + swizzled<T, kDim>(kRows, r, 8 * d + column0)) =
@@ -409,7 +494,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
 }
 
 template <typename T, int kDim, Mode kMode>
-void run(const Call<T>& p, T* out, int64_t query_rows, int64_t key_rows, Stream stream) {
+void run(const Call<T>& p, T* out, float* lse, int64_t query_rows, int64_t key_rows, Stream stream) {
   using C = Config<kDim, kMode>;
   static_assert(sizeof(Shared<T, kDim, kMode>) <= kHopperShared);
   int64_t most = (query_rows / C::kRows + p.sequences) * p.heads;
@@ -429,19 +514,21 @@ void run(const Call<T>& p, T* out, int64_t query_rows, int64_t key_rows, Stream 
     v_map = tensor_map<T, kDim>(p.v, key_rows, p.heads, p.value_dim, box);
   }
   Scratch<int> starts(p.sequences + 2, stream);
-  Plan plan{starts, starts + p.sequences + 1, p.sequences, p.heads};
-  launch(plan_kernel<T>, dim3(1), dim3(1024), 0, stream, p, starts.get(), plan.ticket, C::kRows);
+  bool few = p.sequences <= kFewSequences && most <= processors();
+  Plan plan{few ? nullptr : starts.get(), starts + p.sequences + 1, p.sequences, p.heads};
+  if (!few) launch(plan_kernel<T>, dim3(1), dim3(1024), 0, stream, p, starts.get(), plan.ticket, C::kRows);
   launch(hstu_attention_sm90_kernel<T, kDim, kMode>, dim3(unsigned(std::min<int64_t>(most, processors()))), dim3(C::kThreads),
-         sizeof(Shared<T, kDim, kMode>), stream, q_map, k_map, v_map, pages, p, plan, out);
+         sizeof(Shared<T, kDim, kMode>), stream, q_map, k_map, v_map, pages, p, plan, out, lse);
 }
 
 }  // namespace
 }  // namespace forward_sm90
 
 template <typename T>
-bool forward_on_hopper(const Call<T>& p, T* out, int64_t query_rows, int64_t key_rows, Stream stream) {
+bool forward_on_hopper(const Call<T>& p, bool softmax, T* out, float* lse, int64_t query_rows, int64_t key_rows, Stream stream) {
   using namespace forward_sm90;
   bool bias = p.positions || p.last_bucket >= 0;
+  if (softmax && (bias || p.dropout || !(p.alpha > 1e-20f && p.alpha < 1e20f))) return false;
   if (!takes_hopper(p, query_rows, key_rows, reinterpret_cast<const void*>(hstu_attention_sm90_kernel<T, 64, Mode::kSilu>))) return false;
   if (piece_of(out, p.value_dim) != 16) return false;
   if (bias && !(std::fabs(p.alpha) > 1e-20f && std::fabs(p.alpha) < 1e20f)) return false;  // scores begin as bias / alpha
@@ -453,15 +540,17 @@ bool forward_on_hopper(const Call<T>& p, T* out, int64_t query_rows, int64_t key
                                   : 256,
                      [&](auto bucket) {
                        constexpr int kDim = decltype(bucket)::value;
-                       if (bias)
-                         run<T, kDim, Mode::kSiluBias>(p, out, query_rows, key_rows, stream);
+                       if (softmax)
+                         run<T, kDim, Mode::kSoftmax>(p, out, lse, query_rows, key_rows, stream);
+                       else if (bias)
+                         run<T, kDim, Mode::kSiluBias>(p, out, lse, query_rows, key_rows, stream);
                        else
-                         run<T, kDim, Mode::kSilu>(p, out, query_rows, key_rows, stream);
+                         run<T, kDim, Mode::kSilu>(p, out, lse, query_rows, key_rows, stream);
                      });
   return true;
 }
-template bool forward_on_hopper(const Call<__nv_bfloat16>&, __nv_bfloat16*, int64_t, int64_t, Stream);
-template bool forward_on_hopper(const Call<__half>&, __half*, int64_t, int64_t, Stream);
+template bool forward_on_hopper(const Call<__nv_bfloat16>&, bool, __nv_bfloat16*, float*, int64_t, int64_t, Stream);
+template bool forward_on_hopper(const Call<__half>&, bool, __half*, float*, int64_t, int64_t, Stream);
 
 }  // namespace attention
 }  // namespace hstu::cuda

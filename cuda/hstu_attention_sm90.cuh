@@ -22,8 +22,8 @@ struct Config {
   static constexpr int kQueries = kDim <= 128 ? 2 : 1;          // tiles of Q
   static constexpr bool kTurns = !kBias && kDim == 128;         // warpgroups start their products in turns
   static constexpr int kThreads = 128 * (kGroups + 1);
-  static constexpr int kLoading = kGroups == 3 && !kBias ? 32 : 56;  // registers a thread
-  static constexpr int kComputing = kGroups == 2 ? 224 : kBias ? 152 : 160;
+  static constexpr int kLoading = kBias || kDim == 128 ? 56 : kDim > 128 ? 24 : 32;  // registers a thread
+  static constexpr int kComputing = kDim > 128 && !kBias ? 240 : kGroups == 2 ? 224 : kBias ? 152 : 160;
 };
 constexpr int kSlots = 3;                     // items under way
 enum NamedBarrier { kTurn = 1, kGroup = 4 };  // of one warpgroup each
@@ -240,7 +240,7 @@ __device__ __forceinline__ void stage_rows(Shared& shared, int slot, const Call<
 template <typename T, int kDim, Mode kMode>
 __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode>& shared, const Call<T>& p, const Plan& plan) {
   using C = Config<kDim, kMode>;
-  int lane = threadIdx.x % 32, item = int(blockIdx.x), items = plan.items();
+  int lane = threadIdx.x % 32, starts = plan.own_starts(p, C::kRows), item = int(blockIdx.x), items = plan.items(starts);
   if constexpr (C::kBias) {
     for (int x = lane; x < kNearThresholds; x += 32) shared.bias.threshold[x] = uint32_t(min(kThresholds.at[x], int64_t(UINT32_MAX)));
     __syncwarp();
@@ -248,7 +248,7 @@ __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode>& shared, const
   for (Ring<kSlots> turn;; turn.next()) {
     Work work{};
     if (item < items) {
-      Plan::Item found = plan.item(item);
+      Plan::Item found = plan.item(item, starts);
       work.head = found.head, work.s = sequence_of(p, found.sequence);
       if constexpr (C::kBias) {  // the first tile of a sequence, which sees fewest keys, is the one that may not be full
         int last = work.s.queries - (work.s.queries - 1) / C::kRows * C::kRows + found.tile * C::kRows;
