@@ -22,7 +22,8 @@ const jagged = (D: number) =>
   [1024, 2048, 4096, 8192].map(N => ({ case: 'attention.jagged', D, N, B: (2 * kTokens) / N, H, dtype: 'bf16' }))
 const withBias = (D: number) =>
   [64, 32, 16, 4].map((B, i) => ({ case: 'attention.rab', D, N: 512 * 2 ** i, B, H, dtype: 'bf16' }))
-const cases: Case[] = [64, 128].flatMap(D => [...full(D), ...jagged(D), ...withBias(D)])
+const wide = full(256).filter(({ N }) => N === 1024 || N === 4096)
+const cases: Case[] = [...[64, 128].flatMap(D => [...full(D), ...jagged(D), ...withBias(D)]), ...wide]
 
 /** All N, or uniform in 1 .. N. */
 function lengthsOf({ case: name, N, B }: Case): number[] {
@@ -32,7 +33,7 @@ function lengthsOf({ case: name, N, B }: Case): number[] {
 
 const sum = (values: readonly number[]) => values.reduce((a, b) => a + b, 0)
 
-/** With the bias from tables and times computed inside, and without. */
+/** With the bias from tables and times computed inside, and without; of some, softmax, which is what the peers of PyTorch compute. */
 function rowsOf(c: Case, run: Run): Row[] {
   const { D, N, B } = c
   const { device, dtype, ceiling } = run
@@ -52,14 +53,20 @@ function rowsOf(c: Case, run: Run): Row[] {
   const options = {
     seqOffsets: Tensor.from(BigInt64Array.from(offsets), [B + 1], { device }),
     numTargets: c.case === 'attention.jagged' ? Tensor.from(targets, [B], { device }) : null,
-    ...{ maxSeqLen: N, scale: 1 / N, alpha: D ** -0.5 },
+    ...{ maxSeqLen: N, alpha: D ** -0.5 },
   }
-  const biases = {
-    none: {},
-    'position and time': { ...tables, queryTime: times, keyTime: times },
-  }
-  return Object.entries(biases).flatMap(([bias, extra]) => {
+  const variants = [
+    { bias: 'none', activation: 'silu', extra: { scale: 1 / N } },
+    {
+      bias: 'position and time',
+      activation: 'silu',
+      extra: { scale: 1 / N, ...tables, queryTime: times, keyTime: times },
+    },
+    { bias: 'none', activation: 'softmax', extra: { activation: 'softmax' as const } },
+  ]
+  return variants.flatMap(({ bias, activation, extra }) => {
     if (c.case === 'attention.rab' && bias === 'none') return []
+    if (activation === 'softmax' && (c.case !== 'attention.full' || (N !== 1024 && N !== 4096))) return []
     const params = [q, k, v, ...('posW' in extra ? [extra.posW, extra.timeW] : [])]
     const seconds = timePair(c.case, () => [hstuAttention(q, k, v, { ...options, ...extra })], params, device)
     const flops = 2 * H * D * sum(lengths.map(length => length ** 2))
@@ -68,7 +75,7 @@ function rowsOf(c: Case, run: Run): Row[] {
       return { seconds, work, limit: work / 1e9 / ceiling.tensorCores! }
     })
     const { dtype: _, ...shape } = c
-    return [rowOf({ ...shape, tokens, bias }, 'TFLOP/s', parts, run, c)]
+    return [rowOf({ ...shape, tokens, bias, activation }, 'TFLOP/s', parts, run, c)]
   })
 }
 

@@ -2,52 +2,12 @@
 #include <cmath>
 
 #include "hstu_attention_choice.cuh"
-#include "hstu_attention_sm90.cuh"
+#include "hstu_attention_rows_sm90.cuh"
 
 namespace hstu::cuda {
 namespace attention {
 namespace forward_sm90 {
 namespace {
-
-// The bias of row i and a key of its own group.
-template <typename T>
-__device__ __forceinline__ float own_bias(const Call<T>& p, const Sequence& s, int head, int64_t query_row, int j) {
-  float bias = p.positions ? p.unit * p.pos_w.at(p.pos_per_head ? int64_t(head) * p.positions : 0) : 0.f;
-  return p.last_bucket < 0 ? bias : bias + time_term(p, head, bucket_of(p.query_time[query_row], p.key_time[s.time + j], p.last_bucket));
-}
-
-constexpr float kLog2E = 1.4426950408889634f;
-__device__ __forceinline__ float exponential2(float x) {
-  float y;
-  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
-  return y;
-}
-__device__ __forceinline__ float quad_max(float x) {
-  x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, 1));
-  return fmaxf(x, __shfl_xor_sync(kFullWarp, x, 2));
-}
-__device__ __forceinline__ float quad_sum(float x) {
-  x += __shfl_xor_sync(kFullWarp, x, 1);
-  return x + __shfl_xor_sync(kFullWarp, x, 2);
-}
-
-template <typename T>
-__device__ __forceinline__ float2 unpack_pair(uint32_t bits) {
-  if constexpr (std::is_same_v<T, __nv_bfloat16>) return {__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000)};
-  else return __half22float2(*reinterpret_cast<__half2*>(&bits));
-}
-// sum + <a, b> of 8 elements.
-template <typename T>
-__device__ __forceinline__ float dot8(float sum, const void* a, const void* b) {
-  uint4 left = *static_cast<const uint4*>(a), right = *static_cast<const uint4*>(b);
-  const uint32_t x[4] = {left.x, left.y, left.z, left.w}, y[4] = {right.x, right.y, right.z, right.w};
-#pragma unroll
-  for (int i = 0; i < 4; ++i) {
-    float2 u = unpack_pair<T>(x[i]), v = unpack_pair<T>(y[i]);
-    sum = fmaf(u.y, v.y, fmaf(u.x, v.x, sum));
-  }
-  return sum;
-}
 
 // A descriptor `by` times 16 bytes on, or from its lower half: the upper one is a constant, which takes fewer registers.
 template <int kBytes>
@@ -124,14 +84,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
     uint32_t weights[kKeys / 4];
 #pragma unroll
     for (int x = 0; x < kDim / 2; ++x) sums[x] = 0.f;
-    // Softmax, of rows row0 and row0 + 8: the largest score, the sum of this thread's weights, what a tile makes of the sums before it.
-    [[maybe_unused]] float most[2] = {-kInfinity, -kInfinity}, total[2] = {}, decay[2];
-    [[maybe_unused]] float steep = p.alpha * kLog2E;
-    [[maybe_unused]] auto rescale = [&] {
-      if constexpr (kSoftmax)
-#pragma unroll
-        for (int x = 0; x < kDim / 2; ++x) sums[x] *= decay[x / 2 % 2];
-    };
+    [[maybe_unused]] Softmax softmax{p.alpha * kLog2E};
 
     using Descriptor = std::conditional_t<kBias, uint32_t, uint64_t>;
     auto scores = [&](int stage) {
@@ -232,22 +185,11 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
         }
       }
     };
-    // Weights of all keys of the tile. Softmax: a tile of which a row sees nothing leaves its sums as they are.
+    // Weights of all keys of the tile.
     [[maybe_unused]] auto weigh = [&](int j0) {
       if constexpr (kSoftmax) {
         hide_all(j0, -kInfinity);
-#pragma unroll
-        for (int half = 0; half < 2; ++half) {
-          float even = most[half], odd = -kInfinity;
-#pragma unroll
-          for (int x = 2 * half; x < kKeys / 2; x += 4) even = fmaxf(even, w[x]), odd = fmaxf(odd, w[x + 1]);
-          float now = quad_max(fmaxf(even, odd)), reference = now == -kInfinity ? 0.f : now * steep;
-          decay[half] = exponential2(fmaf(most[half], steep, -reference));
-          most[half] = now, total[half] *= decay[half];
-#pragma unroll
-          for (int x = 0; x < kKeys / 2; ++x)
-            if (x / 2 % 2 == half) w[x] = exponential2(fmaf(w[x], steep, -reference)), total[half] += w[x];
-        }
+        softmax.weigh(w);
       } else {
         float factor = p.unit * p.alpha;
 #pragma unroll
@@ -402,7 +344,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
           weigh(n * kKeys);
           wgmma_wait<0>(sums);
           release(shared.v_empty[now.stage]);
-          rescale();
+          if constexpr (kSoftmax) softmax.rescale(sums);
           round(0, kKeys / 32);
         }
         wgmma_fence();
@@ -413,78 +355,14 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
       }
     }
 
-    // Targets' own groups, in float32, a quad a row.
-    int64_t query = s.query + work.first;
-    int head = work.head, rows = work.rows;
-    unsigned char* tile = reinterpret_cast<unsigned char*>(shared.q[q_ring.stage]);
-    if constexpr (kSoftmax) total[0] = quad_sum(total[0]), total[1] = quad_sum(total[1]);
-    auto add_own = [&](const Rows<T>& keys, const Rows<T>& values) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        int r = row0 + 8 * half, i = s.shift + work.first + r, own = shared.seen[turn.stage][r].own, count = r < rows ? i + 1 - own : 0;
-#pragma unroll 1
-        for (int x = 0, longest = __reduce_max_sync(kFullWarp, count); x < longest; ++x) {
-          bool active = x < count;
-          int j = active ? own + x : 0;
-          const T *key = keys.at(j), *value = values.at(j) + column0;
-          uint32_t pairs[kDim / 8];
-#pragma unroll
-          for (int d = 0; d < kDim / 8; ++d) pairs[d] = active && 8 * d < p.value_dim ? *reinterpret_cast<const uint32_t*>(value + 8 * d) : 0;
-          float score = 0.f, weight;
-#pragma unroll
-          for (int d = lane % 4 * 8; d < kDim; d += 32)
-            if (active && d < p.key_dim)
-              score = dot8<T>(score, tile + swizzled<T, kDim>(kRows, r, d), key + d);
-          score = quad_sum(score);
-          if (!active) continue;
-          if constexpr (kSoftmax) {
-            float now = fmaxf(most[half], score);
-            decay[half] = exponential2(steep * (most[half] - now)), weight = exponential2(steep * (score - now));
-            most[half] = now, total[half] = fmaf(total[half], decay[half], weight), decay[1 - half] = 1.f;
-            rescale();
-          } else {
-            score *= p.unit * p.alpha;
-            if constexpr (kBias) score += own_bias(p, s, head, query + r, j);
-            weight = weight_of<T>(score);
-          }
-#pragma unroll
-          for (int d = 0; d < kDim / 8; ++d) {
-            float2 pair = unpack_pair<T>(pairs[d]);
-            float* sum = sums + 4 * d + 2 * half;
-            sum[0] = fmaf(weight, pair.x, sum[0]), sum[1] = fmaf(weight, pair.y, sum[1]);
-          }
-        }
-      }
-    };
+    T* tile = shared.q[q_ring.stage];
     if constexpr (kBias)
-      add_own(shared.bias.keys[turn.stage], shared.bias.values[turn.stage]);
+      add_own<T, kDim, kMode>(sums, softmax, shared, turn.stage, p, tile, shared.bias.keys[turn.stage], shared.bias.values[turn.stage]);
     else
-      add_own(rows_of(p, s, head, p.k, p.key_dim, false), rows_of(p, s, head, p.v, p.value_dim, true));
-    // Rows leave through this warpgroup's part of the query tile.
+      add_own<T, kDim, kMode>(sums, softmax, shared, turn.stage, p, tile, rows_of(p, s, work.head, p.k, p.key_dim, false),
+                              rows_of(p, s, work.head, p.v, p.value_dim, true));
     meet(kGroup + group, 128);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      int r = row0 + 8 * half;
-      float scale;
-      if constexpr (kSoftmax) {
-        scale = total[half] == 0.f ? 0.f : 1.f / total[half];
-        if (lse && lane % 4 == 0 && r < rows)
-          lse[(query + r) * p.heads + head] = total[half] == 0.f ? -kInfinity : fmaf(p.alpha, most[half], logf(total[half]));
-      } else {
-        scale = p.scales ? (r < rows ? p.scales[query + r] : 0.f) : p.scale;
-      }
-#pragma unroll
-      for (int d = 0; d < kDim / 8; ++d)
-        *reinterpret_cast<uint32_t*>(tile + swizzled<T, kDim>(kRows, r, 8 * d + column0)) =
-            pack_pair<T>(scale * sums[4 * d + 2 * half], scale * sums[4 * d + 2 * half + 1]);
-    }
-    __syncwarp();
-    for (int x = lane; x < 16 * (kDim / 8); x += 32) {
-      int r = 16 * (warp - 4) + x / (kDim / 8), d = x % (kDim / 8) * 8;
-      if (r < rows && d < p.value_dim)
-        *reinterpret_cast<uint4*>(out + ((query + r) * p.heads + head) * p.value_dim + d) =
-            *reinterpret_cast<const uint4*>(tile + swizzled<T, kDim>(kRows, r, d));
-    }
+    store_rows<T, kDim, kMode>(sums, softmax, work, p, tile, out, lse);
     __syncwarp();
     fence_async();
     release(shared.q_empty[q_ring.stage]), release(shared.work_empty[turn.stage]);
