@@ -84,9 +84,10 @@ __device__ __forceinline__ float dot8(float sum, const void* a, const void* b) {
 // Targets' own groups, in float32, a quad a row: q from the item's tile, a key's pieces and value at once from memory.
 template <typename T, int kDim, Mode kMode>
 __device__ __forceinline__ void add_own(float (&sums)[kDim / 2], Softmax& softmax, const Shared<T, kDim, kMode>& shared, int slot,
-                                        const Call<T>& p, const T* tile, const Rows<T>& keys, const Rows<T>& values) {
+                                        const Call<T>& p, const T* tile) {
   constexpr int kRows = Config<kDim, kMode>::kRows;
   const Work& work = shared.work[slot];
+  const Rows<T> &keys = shared.keys[slot], &values = shared.values[slot];
   const Sequence& s = work.s;
   int lane = threadIdx.x % 32, row0 = 16 * (int(threadIdx.x / 32) - 4) + lane / 4, column0 = lane % 4 * 2;
   if constexpr (kMode == Mode::kSoftmax) softmax.total[0] = quad_sum(softmax.total[0]), softmax.total[1] = quad_sum(softmax.total[1]);

@@ -356,11 +356,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
     }
 
     T* tile = shared.q[q_ring.stage];
-    if constexpr (kBias)
-      add_own<T, kDim, kMode>(sums, softmax, shared, turn.stage, p, tile, shared.bias.keys[turn.stage], shared.bias.values[turn.stage]);
-    else
-      add_own<T, kDim, kMode>(sums, softmax, shared, turn.stage, p, tile, rows_of(p, s, work.head, p.k, p.key_dim, false),
-                              rows_of(p, s, work.head, p.v, p.value_dim, true));
+    add_own<T, kDim, kMode>(sums, softmax, shared, turn.stage, p, tile);
     meet(kGroup + group, 128);
     store_rows<T, kDim, kMode>(sums, softmax, work, p, tile, out, lse);
     __syncwarp();

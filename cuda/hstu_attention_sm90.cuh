@@ -68,11 +68,10 @@ struct alignas(16) Piece {
 // of its position differences with the one before it: entries stand at key - row modulo kPositions, twice in a row, so that a thread reads
 // on without looking, and once more one place earlier, so that pairs are aligned for odd differences too; a first tile takes the next part,
 // while the last tiles of items before may still be read.
-template <typename T, int kRows, int kKeys, int kRing>
+template <int kRows, int kKeys, int kRing>
 struct BiasStages {
   static constexpr int kPositions = kRows + kKeys + kRing * kKeys <= 512 ? 512 : 1024, kCopy = 2 * kPositions + 16;
   static_assert(kRows + kKeys + kRing * kKeys <= kPositions);
-  Rows<T> keys[kSlots], values[kSlots];  // for pages and targets' own groups: registers are short
   uint32_t threshold[kNearThresholds];
   float time[kSlots][kNearThresholds + 1];  // of the item's head; 0 from kUntimed on
   float4 cells[kSlots][kCells];             // a threshold, the bias below it, the bias from there on
@@ -111,10 +110,11 @@ struct Shared {
   Barrier q_full[C::kQueries], q_empty[C::kQueries], k_full[C::kRing], k_empty[C::kRing], v_full[C::kRing], v_empty[C::kRing],
       work_full[kSlots], work_empty[kSlots];
   Work work[kSlots];
+  Rows<T> keys[kSlots], values[kSlots];       // of an item's head: registers are short
   VisibleKeys seen[kSlots][C::kRows];         // of a row
   VisibleKeys some[kSlots][C::kGroups];       // what some row of a warpgroup sees
   VisibleKeys every[kSlots][4 * C::kGroups];  // what every row of a warp sees
-  std::conditional_t<C::kBias, BiasStages<T, C::kRows, C::kKeys, C::kRing>, None> bias;
+  std::conditional_t<C::kBias, BiasStages<C::kRows, C::kKeys, C::kRing>, None> bias;
 
   __device__ __forceinline__ void init() {
     constexpr int kWarps = 4 * C::kGroups;
@@ -135,8 +135,9 @@ __device__ __forceinline__ int lane_id() {
 
 // By a warp: what the rows of an item see, each by itself and together, and the tiles that the item needs.
 template <typename Shared, typename T>
-__device__ __forceinline__ void stage_masks(Shared& shared, int slot, const Call<T>& p, Work& work) {
+__device__ __forceinline__ void stage_masks(Shared& shared, int slot, const Call<T>& p) {
   constexpr int kRows = Shared::C::kRows, size = Shared::C::kKeys;
+  Work& work = shared.work[slot];
   int lane = threadIdx.x % 32;
   VisibleKeys total{0, INT_MAX, 0, 0}, some = total;
 #pragma unroll 1
@@ -168,8 +169,9 @@ __device__ __forceinline__ void stage_masks(Shared& shared, int slot, const Call
     total = {max(total.prefix, some.prefix), min(total.begin, some.begin), max(total.end, some.end), 0};
     some = {0, INT_MAX, 0, 0};
   }
-  work.tiles = {(total.prefix + size - 1) / size, total.end > 0 ? total.begin / size : 0, (total.end + size - 1) / size};
-  if (work.tiles.gap >= work.tiles.resume) work.tiles.gap = -1;
+  KeyTiles tiles{(total.prefix + size - 1) / size, total.end > 0 ? total.begin / size : 0, (total.end + size - 1) / size};
+  if (tiles.gap >= tiles.resume) tiles.gap = -1;
+  if (lane == 0) work.tiles = tiles;
 }
 
 // A tile of one head from row `row` on, by the copy engine; one thread.
@@ -209,10 +211,6 @@ __device__ __forceinline__ void stage_rows(Shared& shared, int slot, const Call<
   auto& bias = shared.bias;
   const Work& work = shared.work[slot];
   int lane = threadIdx.x % 32, i0 = work.s.shift + work.first;
-  if (lane == 0) {
-    bias.keys[slot] = rows_of(p, work.s, work.head, p.k, p.key_dim, false);
-    bias.values[slot] = rows_of(p, work.s, work.head, p.v, p.value_dim, true);
-  }
   int64_t time_row = p.time_per_head ? work.head * p.time_width : 0;
 #pragma unroll 1
   for (int x = lane; x <= kNearThresholds; x += 32)
@@ -258,14 +256,20 @@ __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode>& shared, const
       }
     }
     shared.work_empty[turn.stage].wait(turn.parity ^ 1);
-    if (work.rows > 0) stage_masks(shared, turn.stage, p, work);
-    if (lane == 0) shared.work[turn.stage] = work;
+    if (lane == 0) shared.work[turn.stage] = work;  // read from there: registers are short
     __syncwarp();
+    const Work& there = shared.work[turn.stage];
+    bool some = there.rows > 0;
+    if (some) stage_masks(shared, turn.stage, p);
+    if (some && lane == 0) {
+      shared.keys[turn.stage] = rows_of(p, there.s, there.head, p.k, p.key_dim, false);
+      shared.values[turn.stage] = rows_of(p, there.s, there.head, p.v, p.value_dim, true);
+    }
     if constexpr (C::kBias)
-      if (work.rows > 0) stage_rows(shared, turn.stage, p);
+      if (some) stage_rows(shared, turn.stage, p);
     __syncwarp();
     if (lane == 0) shared.work_full[turn.stage].arrive();
-    if (work.rows <= 0) return;
+    if (!some) return;
     item = plan.draw();
   }
 }
@@ -325,7 +329,7 @@ __device__ __forceinline__ void load_paged_tiles(Shared<T, kDim, kMode>& shared,
       int entry = j / p.page_size;
       if (entry / 32 != window) {
         window = entry / 32;
-        listed = (32 * window + lane) * p.page_size < work.s.paged ? p.page_table[p.page_offsets[work.s.index] + 32 * window + lane] : 0;
+        listed = (32 * window + lane) * p.page_size < work.s.paged ? shared.keys[turn.stage].table[32 * window + lane] : 0;
       }
       return __shfl_sync(kFullWarp, listed, entry % 32);
     };
@@ -333,7 +337,7 @@ __device__ __forceinline__ void load_paged_tiles(Shared<T, kDim, kMode>& shared,
       int j0 = n * C::kKeys, valid = min(work.s.history - j0, C::kKeys);
       if (!stands_in_boxes(p, work.s, j0, C::kKeys)) {
         int dim = values ? p.value_dim : p.key_dim;
-        load_rows<T, kDim, C::kKeys>(tile, rows_of(p, work.s, work.head, values ? p.v : p.k, dim, values), j0, valid, dim);
+        load_rows<T, kDim, C::kKeys>(tile, values ? shared.values[turn.stage] : shared.keys[turn.stage], j0, valid, dim);
         copy_async_wait<0>();
         fence_async();
         __syncwarp();
