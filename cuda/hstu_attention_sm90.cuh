@@ -181,7 +181,7 @@ __device__ __forceinline__ void load(T* tile, const CUtensorMap& map, int head, 
   load_tile<T, kDim, kTileRows>(tile, map, head, row, full);
 }
 // Where history stands in pages the copy engine brings boxes of kBox keys, each from one page or from the rows of k and v.
-constexpr int kBox = 64;
+constexpr int kBox = 64, kAhead = 640;  // keys behind a tile that are on their way to L2
 struct PageMaps {
   CUtensorMap k, v;  // [pages 2 S, H, D] and [.., V]: a page's keys, then its values
 };
@@ -324,14 +324,26 @@ __device__ __forceinline__ void load_paged_tiles(Shared<T, kDim, kMode>& shared,
     shared.work_full[turn.stage].wait(turn.parity);
     const Work& work = shared.work[turn.stage];
     if (work.rows <= 0) return;
-    int window = -1, listed = 0;  // lane l has entry 32 window + l of the sequence's pages
-    auto page_at = [&](int j) {
-      int entry = j / p.page_size;
-      if (entry / 32 != window) {
-        window = entry / 32;
-        listed = (32 * window + lane) * p.page_size < work.s.paged ? shared.keys[turn.stage].table[32 * window + lane] : 0;
-      }
-      return __shfl_sync(kFullWarp, listed, entry % 32);
+    int window = -2, listed = 0, next = 0, fetched = 0;  // lane l has entries 32 window + l, 32 window + 32 + l of the sequence's pages
+    auto turn_to = [&](int j) {
+      int now = j / p.page_size / 32;
+      if (now == window) return;
+      auto entry = [&](int x) { return x * p.page_size < work.s.paged ? shared.keys[turn.stage].table[x] : 0; };
+      listed = now == window + 1 ? next : entry(32 * now + lane), next = entry(32 * now + 32 + lane), window = now;
+    };
+    auto slot_of = [&](int j, bool values) {  // among all slots of the pages; of the tile, or soon after it
+      int entry = j / p.page_size, page = __shfl_sync(kFullWarp, entry / 32 == window ? listed : next, entry % 32);
+      return (2 * page + values) * p.page_size + j % p.page_size;
+    };
+    // To L2: what is read by TMA alone, two tiles ahead, waits for memory.
+    auto fetch = [&](int n) {
+      if (p.page_size % kBox) return;
+      for (fetched = max(fetched, n + C::kRing); fetched <= n + kAhead / C::kKeys; ++fetched)
+#pragma unroll 1
+        for (int j = fetched * C::kKeys; j < min((fetched + 1) * C::kKeys, work.s.paged / kBox * kBox); j += kBox) {
+          int slot = slot_of(j, false);
+          if (lane < 2) prefetch_rows<T, kDim>(lane ? pages.v : pages.k, work.head, slot + lane * p.page_size);
+        }
     };
     auto bring = [&](T* tile, const CUtensorMap& map, const CUtensorMap& page_map, bool values, int n, Barrier& full) {
       int j0 = n * C::kKeys, valid = min(work.s.history - j0, C::kKeys);
@@ -348,7 +360,7 @@ __device__ __forceinline__ void load_paged_tiles(Shared<T, kDim, kMode>& shared,
 #pragma unroll 1
       for (int r = 0; r < valid; r += kBox) {
         bool paged = j0 + r < work.s.paged;
-        int row = paged ? (2 * page_at(j0 + r) + values) * p.page_size + (j0 + r) % p.page_size : int(work.s.key) + j0 + r - work.s.paged;
+        int row = paged ? slot_of(j0 + r, values) : int(work.s.key) + j0 + r - work.s.paged;
         if (lane == 0) load_tile_rows<T, kDim, C::kKeys>(tile, r, paged ? page_map : map, work.head, row, full);
       }
     };
@@ -361,11 +373,13 @@ __device__ __forceinline__ void load_paged_tiles(Shared<T, kDim, kMode>& shared,
     };
     if (C::kQueries > 1) bring_q();
     for (int n = work.tiles.from(0); n < work.tiles.last; n = work.tiles.from(n + 1)) {
+      turn_to(n * C::kKeys);
       shared.k_empty[ring.stage].wait(ring.parity ^ 1);
       bring(shared.k[ring.stage], k_map, pages.k, false, n, shared.k_full[ring.stage]);
       if (q_to_come) bring_q();
       shared.v_empty[ring.stage].wait(ring.parity ^ 1);
       bring(shared.v[ring.stage], v_map, pages.v, true, n, shared.v_full[ring.stage]);
+      fetch(n);
       ring.next();
     }
     if (q_to_come) bring_q();
