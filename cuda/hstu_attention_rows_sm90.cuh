@@ -81,11 +81,36 @@ __device__ __forceinline__ float dot8(float sum, const void* a, const void* b) {
   return sum;
 }
 
+// Sums of rows of a shared item that other blocks go on with, and those they left; a warp's rows are its own.
+template <int kCount>
+__device__ __forceinline__ void leave_sums(const float (&sums)[kCount], const Plan& plan, const Work& work) {
+  int place = 2 * work.item + cluster_rank(), thread = threadIdx.x % 128;
+  float4* to = plan.sums + place * (kCount / 4) * 128 + thread;
+#pragma unroll
+  for (int x = 0; x < kCount / 4; ++x) __stcg(to + x * 128, float4{sums[4 * x], sums[4 * x + 1], sums[4 * x + 2], sums[4 * x + 3]});
+  __threadfence();
+  __syncwarp();
+  if (thread % 32 == 0)
+    asm volatile("st.release.gpu.global.b32 [%0], %1;" ::"l"(plan.reached + 4 * place + thread / 32), "r"(work.tiles.last) : "memory");
+}
+template <int kCount>
+__device__ __forceinline__ void take_sums(float (&sums)[kCount], const Plan& plan, const Work& work) {
+  int place = 2 * work.item + cluster_rank(), thread = threadIdx.x % 128, reached = 0;
+  while (reached < work.begin)
+    asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(reached) : "l"(plan.reached + 4 * place + thread / 32) : "memory");
+  const float4* from = plan.sums + place * (kCount / 4) * 128 + thread;
+#pragma unroll
+  for (int x = 0; x < kCount / 4; ++x) {
+    float4 four = __ldcg(from + x * 128);
+    sums[4 * x] = four.x, sums[4 * x + 1] = four.y, sums[4 * x + 2] = four.z, sums[4 * x + 3] = four.w;
+  }
+}
+
 // Targets' own groups, in float32, a quad a row: q from the item's tile, a key's pieces and value at once from memory.
-template <typename T, int kDim, Mode kMode>
-__device__ __forceinline__ void add_own(float (&sums)[kDim / 2], Softmax& softmax, const Shared<T, kDim, kMode>& shared, int slot,
-                                        const Call<T>& p, const T* tile) {
-  constexpr int kRows = Config<kDim, kMode>::kRows;
+template <typename T, int kDim, Mode kMode, typename Shared>
+__device__ __forceinline__ void add_own(float (&sums)[kDim / 2], Softmax& softmax, const Shared& shared, int slot, const Call<T>& p,
+                                        const T* tile) {
+  constexpr int kRows = Shared::C::kRows;
   const Work& work = shared.work[slot];
   const Rows<T> &keys = shared.keys[slot], &values = shared.values[slot];
   const Sequence& s = work.s;
@@ -128,10 +153,9 @@ __device__ __forceinline__ void add_own(float (&sums)[kDim / 2], Softmax& softma
 }
 
 // Rows leave through their part of the query tile, which nobody reads any more.
-template <typename T, int kDim, Mode kMode>
+template <typename T, int kDim, Mode kMode, int kRows>
 __device__ __forceinline__ void store_rows(const float (&sums)[kDim / 2], const Softmax& softmax, const Work& work, const Call<T>& p, T* tile,
                                            T* out, float* lse) {
-  constexpr int kRows = Config<kDim, kMode>::kRows;
   int lane = threadIdx.x % 32, first = 16 * (int(threadIdx.x / 32) - 4), column0 = lane % 4 * 2, head = work.head, rows = work.rows;
   int64_t query = work.s.query + work.first;
   auto at = [&](int r, int d) { return reinterpret_cast<unsigned char*>(tile) + swizzled<T, kDim>(kRows, r, d); };

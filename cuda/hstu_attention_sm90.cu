@@ -25,18 +25,18 @@ __device__ __forceinline__ uint64_t moved(uint32_t low, int by) {
 // the scores begin as the position's bias / alpha. Targets' own groups come last, in float32. A row's bits depend on the order of its keys
 // and the products of 16 keys, counted from key 0, alone: hidden keys and skipped tiles add exact zeros, all ways to a time bucket give the
 // same bucket.
-template <typename T, int kDim, Mode kMode>
-__global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
+template <typename T, int kDim, Mode kMode, bool kShared>
+__global__ void __launch_bounds__(Config<kDim, kMode, kShared>::kThreads, 1)
     hstu_attention_sm90_kernel(const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap k_map,
                                const __grid_constant__ CUtensorMap v_map, const __grid_constant__ PageMaps pages,
                                const __grid_constant__ Call<T> p, const Plan plan, T* out, float* lse) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using C = Config<kDim, kMode>;
+  using C = Config<kDim, kMode, kShared>;
   constexpr int kRows = C::kRows, kKeys = C::kKeys, kRing = C::kRing, kGroups = C::kGroups;
   constexpr int kBytes = kRowBytes<T, kDim>, kColumns = kBytes / int(sizeof(T));
   constexpr bool kBias = C::kBias, kSoftmax = kMode == Mode::kSoftmax;
   extern __shared__ __align__(1024) unsigned char memory[];
-  auto& shared = *reinterpret_cast<Shared<T, kDim, kMode>*>(memory);
+  auto& shared = *reinterpret_cast<Shared<T, kDim, kMode, kShared>*>(memory);
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4 - 1;
 
   if (threadIdx.x == 0) {
@@ -44,14 +44,16 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
     if (p.kv_pages) prefetch(pages.k), prefetch(pages.v);
     shared.init();
   }
-  __syncthreads();
+  if constexpr (kShared) cluster_sync();
+  else __syncthreads();
   if (group < 0) {
     give_registers<C::kLoading>();
-    if (warp == 0 && p.kv_pages)
-      load_paged_tiles(shared, q_map, k_map, v_map, pages, p);
-    else if (warp == 0)
-      load_tiles(shared, q_map, k_map, v_map, p);
-    else if (warp == 1)
+    auto load_paged = [&] { load_paged_tiles(shared, q_map, k_map, v_map, pages, p); };
+    if (warp == 0) {
+      if constexpr (kShared) load_paged();
+      else if (p.kv_pages) load_paged();
+      else load_tiles(shared, q_map, k_map, v_map, p);
+    } else if (warp == 1)
       draw_items(shared, p, plan);
     else if constexpr (kBias)
       stage_bias(shared, p);
@@ -73,11 +75,18 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
   auto release = [&](Barrier& barrier) {
     if ((kBias ? lane_id() : lane) == 0) barrier.arrive();  // with a bias, a register for it would be spilled
   };
+  auto give_back = [&](Barrier& barrier) {  // a tile of K or V
+    if constexpr (kShared) {
+      if (lane < C::kBlocks) arrive_at(barrier, lane);
+    } else {
+      release(barrier);
+    }
+  };
   for (;; turn.next()) {
     shared.work_full[turn.stage].wait(turn.parity);
     const Work& work = shared.work[turn.stage];
     const Sequence& s = work.s;
-    if (work.rows <= 0) return;
+    if (!work.there()) break;
     const VisibleKeys &some = shared.some[turn.stage][group], &every = shared.every[turn.stage][warp - 4];
 
     float sums[kDim / 2], w[kKeys / 2];
@@ -260,16 +269,18 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
       for (; n < work.tiles.last && !sees(n); n = work.tiles.from(n + 1)) {
         shared.k_full[ring.stage].wait(ring.parity), shared.v_full[ring.stage].wait(ring.parity);
         __syncwarp();
-        release(shared.k_empty[ring.stage]), release(shared.v_empty[ring.stage]);
+        give_back(shared.k_empty[ring.stage]), give_back(shared.v_empty[ring.stage]);
         ring.next();
         my_turn(), your_turn();
       }
       return n;
     };
 
+    if constexpr (kShared)
+      if (work.begin > 0) take_sums(sums, plan, work);
     shared.q_full[q_ring.stage].wait(q_ring.parity);
     // Runs of tiles that this warpgroup sees: the scores of a tile and the values of the one before it are multiplied at the same time.
-    for (int n = seek(work.tiles.from(0)); n < work.tiles.last; n = seek(n)) {
+    for (int n = seek(work.tiles.from(kShared ? work.begin : 0)); n < work.tiles.last; n = seek(n)) {
       if constexpr (kBias) {
         shared.k_full[ring.stage].wait(ring.parity);
         begin(n * kKeys);
@@ -320,7 +331,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
         wgmma_commit();
         your_turn();
         wgmma_wait<0>(w);
-        release(shared.k_empty[ring.stage]);
+        give_back(shared.k_empty[ring.stage]);
         weigh(n * kKeys);
         round(0, kKeys / 32);
         Ring<kRing> now;
@@ -340,10 +351,10 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
           wgmma_commit();
           your_turn();
           wgmma_wait<1>(w);
-          release(shared.k_empty[ring.stage]);
+          give_back(shared.k_empty[ring.stage]);
           weigh(n * kKeys);
           wgmma_wait<0>(sums);
-          release(shared.v_empty[now.stage]);
+          give_back(shared.v_empty[now.stage]);
           if constexpr (kSoftmax) softmax.rescale(sums);
           round(0, kKeys / 32);
         }
@@ -351,27 +362,35 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
         add_values(now.stage);
         wgmma_commit();
         wgmma_wait<0>(sums);
-        release(shared.v_empty[now.stage]);
+        give_back(shared.v_empty[now.stage]);
       }
     }
 
-    T* tile = shared.q[q_ring.stage];
-    add_own<T, kDim, kMode>(sums, softmax, shared, turn.stage, p, tile);
-    meet(kGroup + group, 128);
-    store_rows<T, kDim, kMode>(sums, softmax, work, p, tile, out, lse);
-    __syncwarp();
-    fence_async();
+    if (kShared && work.more) {
+      leave_sums(sums, plan, work);
+    } else {
+      T* tile = shared.q[q_ring.stage];
+      add_own<T, kDim, kMode>(sums, softmax, shared, turn.stage, p, tile);
+      meet(kGroup + group, 128);
+      store_rows<T, kDim, kMode, kRows>(sums, softmax, work, p, tile, out, lse);
+      __syncwarp();
+      fence_async();
+    }
     release(shared.q_empty[q_ring.stage]), release(shared.work_empty[turn.stage]);
     q_ring.next();
   }
+  if constexpr (kShared) cluster_sync();  // the other block may still arrive here
 #endif
 }
 
-template <typename T, int kDim, Mode kMode>
+template <typename T, int kDim, Mode kMode, bool kShared = false>
 void run(const Call<T>& p, T* out, float* lse, int64_t query_rows, int64_t key_rows, Stream stream) {
-  using C = Config<kDim, kMode>;
-  static_assert(sizeof(Shared<T, kDim, kMode>) <= kHopperShared);
-  int64_t most = (query_rows / C::kRows + p.sequences) * p.heads;
+  using C = Config<kDim, kMode, kShared>;
+  static_assert(sizeof(Shared<T, kDim, kMode, kShared>) <= kHopperShared);
+  int64_t most = (query_rows / C::kItemRows + p.sequences) * p.heads;
+  bool few = p.sequences <= kFewSequences && most <= processors();
+  if constexpr (kMode == Mode::kSilu && kDim == 128 && !kShared)
+    if (few && p.max_attn_len == 0) return run<T, kDim, kMode, true>(p, out, lse, query_rows, key_rows, stream);
   HSTU_CHECK(most <= INT_MAX / 2, kInvalidArgument, "hstu_attention: ", query_rows, " rows of ", p.heads,
              " heads are too many for one call");
   CUtensorMap q_map = tensor_map<T, kDim>(p.q, query_rows, p.heads, p.key_dim, C::kRows), k_map = q_map, v_map = q_map;
@@ -383,16 +402,26 @@ void run(const Call<T>& p, T* out, float* lse, int64_t query_rows, int64_t key_r
     pages.v = tensor_map<T, kDim>(p.kv_pages, rows, p.heads, p.value_dim, kBox, p.page_width);
   }
   if (key_rows > 0) {  // else all keys stand in pages
-    int box = p.kv_pages ? kBox : C::kKeys;
+    int box = kShared || p.kv_pages ? kBox : C::kKeys;
     k_map = tensor_map<T, kDim>(p.k, key_rows, p.heads, p.key_dim, box);
     v_map = tensor_map<T, kDim>(p.v, key_rows, p.heads, p.value_dim, box);
   }
   Scratch<int> starts(p.sequences + 2, stream);
-  bool few = p.sequences <= kFewSequences && most <= processors();
   Plan plan{few ? nullptr : starts.get(), starts + p.sequences + 1, p.sequences, p.heads};
-  if (!few) launch(plan_kernel<T>, dim3(1), dim3(1024), 0, stream, p, starts.get(), plan.ticket, C::kRows);
-  launch(hstu_attention_sm90_kernel<T, kDim, kMode>, dim3(unsigned(std::min<int64_t>(most, processors()))), dim3(C::kThreads),
-         sizeof(Shared<T, kDim, kMode>), stream, q_map, k_map, v_map, pages, p, plan, out, lse);
+  auto kernel = hstu_attention_sm90_kernel<T, kDim, kMode, kShared>;
+  constexpr size_t shared = sizeof(Shared<T, kDim, kMode, kShared>);
+  if constexpr (kShared) {
+    plan.rounds = int(ceil_div(std::min<int64_t>(p.max_seq_len, INT_MAX / 2), kStretch * C::kKeys));
+    Scratch<float4> sums(most * C::kBlocks * (kDim / 8) * 128, stream);
+    Scratch<int> reached(most * C::kBlocks * 4, stream);
+    reached.zero();
+    plan.sums = sums, plan.reached = reached;
+    launch_clusters<true>(kernel, C::kBlocks, most, C::kThreads, shared, stream, q_map, k_map, v_map, pages, p, plan, out, lse);
+  } else {
+    if (!few) launch(plan_kernel<T>, dim3(1), dim3(1024), 0, stream, p, starts.get(), plan.ticket, C::kRows);
+    launch(kernel, dim3(unsigned(std::min<int64_t>(most, processors()))), dim3(C::kThreads), shared, stream, q_map, k_map, v_map, pages, p, plan,
+           out, lse);
+  }
 }
 
 }  // namespace
@@ -403,7 +432,7 @@ bool forward_on_hopper(const Call<T>& p, bool softmax, T* out, float* lse, int64
   using namespace forward_sm90;
   bool bias = p.positions || p.last_bucket >= 0;
   if (softmax && (bias || p.dropout || !(p.alpha > 1e-20f && p.alpha < 1e20f))) return false;
-  if (!takes_hopper(p, query_rows, key_rows, reinterpret_cast<const void*>(hstu_attention_sm90_kernel<T, 64, Mode::kSilu>))) return false;
+  if (!takes_hopper(p, query_rows, key_rows, reinterpret_cast<const void*>(hstu_attention_sm90_kernel<T, 64, Mode::kSilu, false>))) return false;
   if (piece_of(out, p.value_dim) != 16) return false;
   if (bias && !(std::fabs(p.alpha) > 1e-20f && std::fabs(p.alpha) < 1e20f)) return false;  // scores begin as bias / alpha
   if (query_rows == 0) return true;

@@ -4,6 +4,7 @@
 #include "hstu_attention.cuh"
 #include "hstu_attention_bias.cuh"
 #include "hstu_attention_plan.cuh"
+#include "sm90/cluster.cuh"
 #include "sm90/wgmma.cuh"
 
 namespace hstu::cuda::attention {
@@ -11,19 +12,22 @@ namespace forward_sm90 {
 
 using namespace sm90;
 
-// Tile sizes were measured (docs/hstu_attention.md).
-template <int kDim, Mode kMode>
+// Tile sizes were measured (docs/hstu_attention.md). kShared: an item is shared by two blocks of a cluster, 64 rows each, which bring half
+// of each tile of keys to both: for calls of few items.
+template <int kDim, Mode kMode, bool kShared = false>
 struct Config {
   static constexpr bool kBias = kMode == Mode::kSiluBias;
-  static constexpr int kGroups = kDim <= 64 || (kBias && kDim <= 128) ? 3 : 2;  // warpgroups that compute; one more loads
+  static constexpr int kBlocks = kShared ? 2 : 1;
+  static constexpr int kGroups = kShared ? 1 : kDim <= 64 || (kBias && kDim <= 128) ? 3 : 2;  // warpgroups that compute; one more loads
   static constexpr int kRows = 64 * kGroups;
+  static constexpr int kItemRows = kBlocks * kRows;
   static constexpr int kKeys = kBias || kDim > 128 ? 64 : 128;  // of a tile
   static constexpr int kRing = kBias && kDim <= 64 ? 3 : 2;     // tiles of K and of V in shared memory
   static constexpr int kQueries = kDim <= 128 ? 2 : 1;          // tiles of Q
-  static constexpr bool kTurns = !kBias && kDim == 128;         // warpgroups start their products in turns
+  static constexpr bool kTurns = kGroups == 2 && !kBias && kDim == 128;  // warpgroups start their products in turns
   static constexpr int kThreads = 128 * (kGroups + 1);
-  static constexpr int kLoading = kBias || kDim == 128 ? 56 : kDim > 128 ? 24 : 32;  // registers a thread
-  static constexpr int kComputing = kDim > 128 && !kBias ? 240 : kGroups == 2 ? 224 : kBias ? 152 : 160;
+  static constexpr int kLoading = kBias || kShared || kDim == 128 ? 56 : kDim > 128 ? 24 : 32;  // registers a thread
+  static constexpr int kComputing = kShared ? 240 : kDim > 128 && !kBias ? 240 : kGroups == 2 ? 224 : kBias ? 152 : 160;
 };
 constexpr int kSlots = 3;                     // items under way
 enum NamedBarrier { kTurn = 1, kGroup = 4 };  // of one warpgroup each
@@ -31,8 +35,11 @@ enum NamedBarrier { kTurn = 1, kGroup = 4 };  // of one warpgroup each
 // One head of up to kRows rows of one sequence.
 struct Work {
   Sequence s;
-  int head, first, rows;  // rows = 0: there is no more
+  int head, first, rows;
   KeyTiles tiles;
+  int begin, item;  // of a stretch: its first tile; the item
+  bool more;        // tiles come after it
+  __device__ __forceinline__ bool there() const { return s.queries > 0; }  // else there is no more
 };
 
 // Time differences d >= 1 by cells: the exponent and two bits of float(d). At most one bucket begins within a cell.
@@ -100,9 +107,9 @@ struct BiasStages {
   }
 };
 
-template <typename T, int kDim, Mode kMode>
+template <typename T, int kDim, Mode kMode, bool kShared = false>
 struct Shared {
-  using C = Config<kDim, kMode>;
+  using C = Config<kDim, kMode, kShared>;
   struct None {};
   alignas(1024) T q[C::kQueries][C::kRows * kDim];
   alignas(1024) T k[C::kRing][C::kKeys * kDim];
@@ -120,7 +127,7 @@ struct Shared {
     constexpr int kWarps = 4 * C::kGroups;
     for (int x = 0; x < C::kQueries; ++x) q_full[x].init(1), q_empty[x].init(kWarps);
     for (int x = 0; x < C::kRing; ++x)
-      k_full[x].init(C::kBias ? 2 : 1), v_full[x].init(1), k_empty[x].init(kWarps), v_empty[x].init(kWarps);
+      k_full[x].init(C::kBias ? 2 : 1), v_full[x].init(1), k_empty[x].init(C::kBlocks * kWarps), v_empty[x].init(C::kBlocks * kWarps);
     for (int x = 0; x < kSlots; ++x) work_full[x].init(1), work_empty[x].init(kWarps + 1 + (C::kBias ? 2 : 0));
     fence_barriers();
   }
@@ -136,24 +143,26 @@ __device__ __forceinline__ int lane_id() {
 // By a warp: what the rows of an item see, each by itself and together, and the tiles that the item needs.
 template <typename Shared, typename T>
 __device__ __forceinline__ void stage_masks(Shared& shared, int slot, const Call<T>& p) {
-  constexpr int kRows = Shared::C::kRows, size = Shared::C::kKeys;
+  using C = typename Shared::C;
+  constexpr int kRows = C::kRows, size = C::kKeys;
   Work& work = shared.work[slot];
-  int lane = threadIdx.x % 32;
+  int lane = threadIdx.x % 32, before = C::kBlocks > 1 ? kRows * cluster_rank() : 0;
   VisibleKeys total{0, INT_MAX, 0, 0}, some = total;
 #pragma unroll 1
-  for (int r0 = 0; r0 < kRows; r0 += 32) {
-    int r = r0 + lane, i = work.s.shift + work.first + r;
+  for (int r0 = 0; r0 < C::kItemRows; r0 += 32) {
+    int r = r0 - before + lane, i = work.s.shift + work.first + r;  // r is the other block's where it is not in 0 .. kRows - 1
+    bool mine = C::kBlocks == 1 || (r >= 0 && r < kRows);
     VisibleKeys keys{0, 0, 0, i + 1};
-    if (r < work.rows) keys = visible_keys(p, work.s, i);
-    shared.seen[slot][r] = keys;
+    if (r < (C::kBlocks == 1 ? work.rows : work.s.queries - work.first)) keys = visible_keys(p, work.s, i);
+    if (mine) shared.seen[slot][r] = keys;
     VisibleKeys every = keys;
 #pragma unroll
     for (int x = 8; x > 0; x /= 2)
       every = {min(every.prefix, __shfl_xor_sync(kFullWarp, every.prefix, x)), max(every.begin, __shfl_xor_sync(kFullWarp, every.begin, x)),
                min(every.end, __shfl_xor_sync(kFullWarp, every.end, x)), 0};
-    if (lane % 16 == 0) shared.every[slot][r / 16] = every;
+    if (mine && lane % 16 == 0) shared.every[slot][r / 16] = every;
     bool empty = keys.begin >= keys.end;
-    if constexpr (Shared::C::kBias) {
+    if constexpr (C::kBias) {
       VisibleKeys any{keys.prefix, empty ? INT_MAX : keys.begin, empty ? 0 : keys.end, 0};
 #pragma unroll
       for (int x = 8; x > 0; x /= 2)
@@ -165,7 +174,7 @@ __device__ __forceinline__ void stage_masks(Shared& shared, int slot, const Call
             min(some.begin, __reduce_min_sync(kFullWarp, empty ? INT_MAX : keys.begin)),
             max(some.end, __reduce_max_sync(kFullWarp, empty ? 0 : keys.end)), 0};
     if (r0 % 64 == 0) continue;
-    if (lane == 0) shared.some[slot][r0 / 64] = some;
+    if (mine && lane == 0) shared.some[slot][r / 64] = some;
     total = {max(total.prefix, some.prefix), min(total.begin, some.begin), max(total.end, some.end), 0};
     some = {0, INT_MAX, 0, 0};
   }
@@ -235,16 +244,22 @@ __device__ __forceinline__ void stage_rows(Shared& shared, int slot, const Call<
 }
 
 // Warp 1 of the loading warpgroup: draws items and finds what their rows see.
-template <typename T, int kDim, Mode kMode>
-__device__ __forceinline__ void draw_items(Shared<T, kDim, kMode>& shared, const Call<T>& p, const Plan& plan) {
-  using C = Config<kDim, kMode>;
-  int lane = threadIdx.x % 32, starts = plan.own_starts(p, C::kRows), item = int(blockIdx.x), items = plan.items(starts);
+template <typename T, int kDim, Mode kMode, bool kShared>
+__device__ __forceinline__ void draw_items(Shared<T, kDim, kMode, kShared>& shared, const Call<T>& p, const Plan& plan) {
+  using C = Config<kDim, kMode, kShared>;
+  int lane = threadIdx.x % 32, starts = plan.own_starts(p, C::kItemRows), item = int(blockIdx.x), items = plan.items(starts);
   if constexpr (C::kBias) {
     for (int x = lane; x < kNearThresholds; x += 32) shared.bias.threshold[x] = uint32_t(min(kThresholds.at[x], int64_t(UINT32_MAX)));
     __syncwarp();
   }
-  for (Ring<kSlots> turn;; turn.next()) {
+  [[maybe_unused]] Stretches stretches{items, plan.rounds};
+  for (Ring<kSlots> turn;;) {
     Work work{};
+    [[maybe_unused]] Stretch stretch;
+    if constexpr (kShared) {
+      stretch = stretches.next();
+      item = stretch.item, work.item = item, work.begin = stretch.begin;
+    }
     if (item < items) {
       Plan::Item found = plan.item(item, starts);
       work.head = found.head, work.s = sequence_of(p, found.sequence);
@@ -252,25 +267,34 @@ __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode>& shared, const
         int last = work.s.queries - (work.s.queries - 1) / C::kRows * C::kRows + found.tile * C::kRows;
         work.first = max(last - C::kRows, 0), work.rows = last - work.first;
       } else {
-        work.first = found.tile * C::kRows, work.rows = min(C::kRows, work.s.queries - work.first);
+        work.first = found.tile * C::kItemRows + (kShared ? C::kRows * cluster_rank() : 0);
+        work.rows = max(min(C::kRows, work.s.queries - work.first), 0);
       }
     }
     shared.work_empty[turn.stage].wait(turn.parity ^ 1);
     if (lane == 0) shared.work[turn.stage] = work;  // read from there: registers are short
     __syncwarp();
-    const Work& there = shared.work[turn.stage];
-    bool some = there.rows > 0;
+    Work& drawn = shared.work[turn.stage];
+    bool some = drawn.there();
     if (some) stage_masks(shared, turn.stage, p);
+    if constexpr (kShared) {
+      __syncwarp();
+      int last = drawn.tiles.last;
+      __syncwarp();
+      if (some && stretch.begin > 0 && stretch.begin >= last) continue;  // the item has come to its end before
+    }
     if (some && lane == 0) {
-      shared.keys[turn.stage] = rows_of(p, there.s, there.head, p.k, p.key_dim, false);
-      shared.values[turn.stage] = rows_of(p, there.s, there.head, p.v, p.value_dim, true);
+      shared.keys[turn.stage] = rows_of(p, drawn.s, drawn.head, p.k, p.key_dim, false);
+      shared.values[turn.stage] = rows_of(p, drawn.s, drawn.head, p.v, p.value_dim, true);
+      if constexpr (kShared) drawn.more = stretch.end < drawn.tiles.last, drawn.tiles.last = min(drawn.tiles.last, stretch.end);
     }
     if constexpr (C::kBias)
       if (some) stage_rows(shared, turn.stage, p);
     __syncwarp();
     if (lane == 0) shared.work_full[turn.stage].arrive();
     if (!some) return;
-    item = plan.draw();
+    if constexpr (!kShared) item = plan.draw();
+    turn.next();
   }
 }
 
@@ -285,7 +309,7 @@ __device__ __forceinline__ void load_tiles(Shared<T, kDim, kMode>& shared, const
   for (Ring<kSlots> turn;; turn.next()) {
     shared.work_full[turn.stage].wait(turn.parity);
     const Work& work = shared.work[turn.stage];
-    if (work.rows <= 0) return;
+    if (!work.there()) return;
     auto bring = [&](T* tile, const CUtensorMap& map, int n, Barrier& full) {
       if (lane == 0) load<T, kDim, C::kKeys>(tile, map, work.head, work.s.key + n * C::kKeys, full);
     };
@@ -313,17 +337,19 @@ __device__ __forceinline__ void load_tiles(Shared<T, kDim, kMode>& shared, const
 
 // The same where history stands in pages. The copy engine brings boxes of kBox keys; a tile of which some box is partly in a page and
 // partly in the rows of k and v comes row by row, by the warp.
-template <typename T, int kDim, Mode kMode>
-__device__ __forceinline__ void load_paged_tiles(Shared<T, kDim, kMode>& shared, const CUtensorMap& q_map, const CUtensorMap& k_map,
-                                                 const CUtensorMap& v_map, const PageMaps& pages, const Call<T>& p) {
-  using C = Config<kDim, kMode>;
-  int lane = threadIdx.x % 32;
+template <typename T, int kDim, Mode kMode, bool kShared>
+__device__ __forceinline__ void load_paged_tiles(Shared<T, kDim, kMode, kShared>& shared, const CUtensorMap& q_map,
+                                                 const CUtensorMap& k_map, const CUtensorMap& v_map, const PageMaps& pages,
+                                                 const Call<T>& p) {
+  using C = Config<kDim, kMode, kShared>;
+  static_assert(!kShared || C::kKeys == C::kBlocks * kBox);
+  int lane = threadIdx.x % 32, rank = kShared ? cluster_rank() : 0;
   Ring<C::kRing> ring;
   Ring<C::kQueries> q_ring;
   for (Ring<kSlots> turn;; turn.next()) {
     shared.work_full[turn.stage].wait(turn.parity);
     const Work& work = shared.work[turn.stage];
-    if (work.rows <= 0) return;
+    if (!work.there()) return;
     int window = -2, listed = 0, next = 0, fetched = 0;  // lane l has entries 32 window + l, 32 window + 32 + l of the sequence's pages
     auto turn_to = [&](int j) {
       int now = j / p.page_size / 32;
@@ -342,7 +368,7 @@ __device__ __forceinline__ void load_paged_tiles(Shared<T, kDim, kMode>& shared,
 #pragma unroll 1
         for (int j = fetched * C::kKeys; j < min((fetched + 1) * C::kKeys, work.s.paged / kBox * kBox); j += kBox) {
           int slot = slot_of(j, false);
-          if (lane < 2) prefetch_rows<T, kDim>(lane ? pages.v : pages.k, work.head, slot + lane * p.page_size);
+          if (lane < 2 && (!kShared || j / kBox % 2 == rank)) prefetch_rows<T, kDim>(lane ? pages.v : pages.k, work.head, slot + lane * p.page_size);
         }
     };
     auto bring = [&](T* tile, const CUtensorMap& map, const CUtensorMap& page_map, bool values, int n, Barrier& full) {
@@ -361,7 +387,8 @@ __device__ __forceinline__ void load_paged_tiles(Shared<T, kDim, kMode>& shared,
       for (int r = 0; r < valid; r += kBox) {
         bool paged = j0 + r < work.s.paged;
         int row = paged ? slot_of(j0 + r, values) : int(work.s.key) + j0 + r - work.s.paged;
-        if (lane == 0) load_tile_rows<T, kDim, C::kKeys>(tile, r, paged ? page_map : map, work.head, row, full);
+        if (lane == 0 && (!kShared || r / kBox == rank))
+          load_tile_rows<T, kDim, C::kKeys, C::kBlocks>(tile, r, paged ? page_map : map, work.head, row, full);
       }
     };
     bool q_to_come = true;
@@ -372,7 +399,7 @@ __device__ __forceinline__ void load_paged_tiles(Shared<T, kDim, kMode>& shared,
       q_ring.next(), q_to_come = false;
     };
     if (C::kQueries > 1) bring_q();
-    for (int n = work.tiles.from(0); n < work.tiles.last; n = work.tiles.from(n + 1)) {
+    for (int n = work.tiles.from(work.begin); n < work.tiles.last; n = work.tiles.from(n + 1)) {
       turn_to(n * C::kKeys);
       shared.k_empty[ring.stage].wait(ring.parity ^ 1);
       bring(shared.k[ring.stage], k_map, pages.k, false, n, shared.k_full[ring.stage]);
@@ -402,7 +429,7 @@ __device__ __forceinline__ void stage_bias(Shared<T, kDim, kMode>& shared, const
   for (Ring<kSlots> turn;; turn.next()) {
     shared.work_full[turn.stage].wait(turn.parity);
     const Work& work = shared.work[turn.stage];
-    if (work.rows <= 0) return;
+    if (!work.there()) return;
     int64_t base = first_time(p, work.s);
     int64_t position_row = p.pos_per_head ? int64_t(work.head) * p.positions : 0;
     int last = -2;  // the tile before
