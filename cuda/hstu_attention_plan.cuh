@@ -13,7 +13,8 @@ struct Plan {
   const int* starts;  // [B + 1] tiles of the sequences before; null: a warp counts for itself, see own_starts
   int* ticket;
   int sequences, heads;
-  // Of shared items: rounds of a longest one; sums of rows that others go on with, [item][block][kDim / 8][128], and how far they are [item][block][4].
+  // Of shared items: rounds of the longest; sums of rows that others go on with [item][block][kDim / 8][128], and how far they are
+  // [item][block][warp].
   int rounds;
   float4* sums;
   int* reached;
@@ -56,9 +57,9 @@ struct Plan {
   }
 };
 
-// Items of pairs of blocks, fewer than twice as many as pairs. Each pair has an item of its own; those beyond go from pair to pair, a stretch
-// of kStretch tiles of keys in each round, while the pair's own item waits: so all pairs are at work for about as long. Rows keep the order of
-// their keys, and their sums wait in global memory.
+// Items of pairs of blocks, fewer than twice as many as pairs. Each pair has an item of its own; those beyond go from pair to pair, a
+// stretch of kStretch tiles of keys a round, while the pair's own item waits: so all pairs are at work for about as long. Rows keep the order
+// of their keys, and their sums wait in global memory.
 constexpr int kStretch = 8;
 struct Stretch {
   int item, begin, end;  // tiles

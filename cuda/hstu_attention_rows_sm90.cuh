@@ -1,4 +1,4 @@
-// The forward for Hopper: what a warp does with its 16 rows beside the products: softmax, targets' own groups, the way out. A thread has the
+// The forward for Hopper: what a warp does with its 16 rows beside the products: softmax, targets' own groups, the way out. A thread has
 // rows row0 and row0 + 8 of the item.
 #pragma once
 #include "hstu_attention_sm90.cuh"
@@ -154,8 +154,8 @@ __device__ __forceinline__ void add_own(float (&sums)[kDim / 2], Softmax& softma
 
 // Rows leave through their part of the query tile, which nobody reads any more.
 template <typename T, int kDim, Mode kMode, int kRows>
-__device__ __forceinline__ void store_rows(const float (&sums)[kDim / 2], const Softmax& softmax, const Work& work, const Call<T>& p, T* tile,
-                                           T* out, float* lse) {
+__device__ __forceinline__ void store_rows(const float (&sums)[kDim / 2], const Softmax& softmax, const Work& work, const Call<T>& p,
+                                           T* tile, T* out, float* lse) {
   int lane = threadIdx.x % 32, first = 16 * (int(threadIdx.x / 32) - 4), column0 = lane % 4 * 2, head = work.head, rows = work.rows;
   int64_t query = work.s.query + work.first;
   auto at = [&](int r, int d) { return reinterpret_cast<unsigned char*>(tile) + swizzled<T, kDim>(kRows, r, d); };
@@ -172,8 +172,10 @@ __device__ __forceinline__ void store_rows(const float (&sums)[kDim / 2], const 
       scale = p.scales ? (r < rows ? p.scales[query + r] : 0.f) : p.scale;
     }
 #pragma unroll
-    for (int d = 0; d < kDim / 8; ++d)
-      *reinterpret_cast<uint32_t*>(at(r, 8 * d + column0)) = pack_pair<T>(scale * sums[4 * d + 2 * half], scale * sums[4 * d + 2 * half + 1]);
+    for (int d = 0; d < kDim / 8; ++d) {
+      const float* sum = sums + 4 * d + 2 * half;
+      *reinterpret_cast<uint32_t*>(at(r, 8 * d + column0)) = pack_pair<T>(scale * sum[0], scale * sum[1]);
+    }
   }
   __syncwarp();
   for (int x = lane; x < 16 * (kDim / 8); x += 32) {

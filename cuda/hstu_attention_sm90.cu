@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "hstu_attention_choice.cuh"
+#include "hstu_attention_pages_sm90.cuh"
 #include "hstu_attention_rows_sm90.cuh"
 
 namespace hstu::cuda {
@@ -419,8 +420,8 @@ void run(const Call<T>& p, T* out, float* lse, int64_t query_rows, int64_t key_r
     launch_clusters<true>(kernel, C::kBlocks, most, C::kThreads, shared, stream, q_map, k_map, v_map, pages, p, plan, out, lse);
   } else {
     if (!few) launch(plan_kernel<T>, dim3(1), dim3(1024), 0, stream, p, starts.get(), plan.ticket, C::kRows);
-    launch(kernel, dim3(unsigned(std::min<int64_t>(most, processors()))), dim3(C::kThreads), shared, stream, q_map, k_map, v_map, pages, p, plan,
-           out, lse);
+    dim3 blocks(unsigned(std::min<int64_t>(most, processors())));
+    launch(kernel, blocks, dim3(C::kThreads), shared, stream, q_map, k_map, v_map, pages, p, plan, out, lse);
   }
 }
 
