@@ -49,15 +49,20 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kShared>::kThreads, 1)
   else __syncthreads();
   if (group < 0) {
     give_registers<C::kLoading>();
-    auto load_paged = [&] { load_paged_tiles(shared, q_map, k_map, v_map, pages, p); };
-    if (warp == 0) {
-      if constexpr (kShared) load_paged();
-      else if (p.kv_pages) load_paged();
-      else load_tiles(shared, q_map, k_map, v_map, p);
-    } else if (warp == 1)
+    auto bring = [&](auto what) {
+      constexpr int kWhat = decltype(what)::value;
+      if constexpr (kShared) load_paged_tiles<kWhat>(shared, q_map, k_map, v_map, pages, p);
+      else if (p.kv_pages) load_paged_tiles<kWhat>(shared, q_map, k_map, v_map, pages, p);
+      else load_tiles<kWhat>(shared, q_map, k_map, v_map, p);
+    };
+    if (warp == 0)
+      bring(std::integral_constant<int, kBias ? kKeyTiles | kValueTiles : kKeyTiles>{});
+    else if (warp == 1)
       draw_items(shared, p, plan);
     else if constexpr (kBias)
       stage_bias(shared, p);
+    else if (warp == 2)
+      bring(std::integral_constant<int, kValueTiles>{});
     return;
   }
 

@@ -128,7 +128,7 @@ struct Shared {
     for (int x = 0; x < C::kQueries; ++x) q_full[x].init(1), q_empty[x].init(kWarps);
     for (int x = 0; x < C::kRing; ++x)
       k_full[x].init(C::kBias ? 2 : 1), v_full[x].init(1), k_empty[x].init(C::kBlocks * kWarps), v_empty[x].init(C::kBlocks * kWarps);
-    for (int x = 0; x < kSlots; ++x) work_full[x].init(1), work_empty[x].init(kWarps + 1 + (C::kBias ? 2 : 0));
+    for (int x = 0; x < kSlots; ++x) work_full[x].init(1), work_empty[x].init(kWarps + (C::kBias ? 3 : 2));
     fence_barriers();
   }
 };
@@ -274,8 +274,9 @@ __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode, kShared>& shar
   }
 }
 
-// Warp 0 of the loading warpgroup: the tiles of Q, K and V.
-template <typename T, int kDim, Mode kMode>
+// Of the loading warpgroup: the tiles of Q and K, of V, or of all.
+enum { kKeyTiles = 1, kValueTiles = 2 };
+template <int kWhat, typename T, int kDim, Mode kMode>
 __device__ __forceinline__ void load_tiles(Shared<T, kDim, kMode>& shared, const CUtensorMap& q_map, const CUtensorMap& k_map,
                                            const CUtensorMap& v_map, const Call<T>& p) {
   using C = Config<kDim, kMode>;
@@ -289,20 +290,24 @@ __device__ __forceinline__ void load_tiles(Shared<T, kDim, kMode>& shared, const
     auto bring = [&](T* tile, const CUtensorMap& map, int n, Barrier& full) {
       if (lane == 0) load<T, kDim, C::kKeys>(tile, map, work.head, work.s.key + n * C::kKeys, full);
     };
-    bool q_to_come = true;
+    bool q_to_come = kWhat & kKeyTiles;
     auto bring_q = [&] {
       shared.q_empty[q_ring.stage].wait(q_ring.parity ^ 1);
       if (lane == 0)
         load<T, kDim, C::kRows>(shared.q[q_ring.stage], q_map, work.head, work.s.query + work.first, shared.q_full[q_ring.stage]);
       q_ring.next(), q_to_come = false;
     };
-    if (C::kQueries > 1) bring_q();
+    if (C::kQueries > 1 && q_to_come) bring_q();
     for (int n = work.tiles.from(0); n < work.tiles.last; n = work.tiles.from(n + 1)) {
-      shared.k_empty[ring.stage].wait(ring.parity ^ 1);
-      bring(shared.k[ring.stage], k_map, n, shared.k_full[ring.stage]);
-      if (q_to_come) bring_q();
-      shared.v_empty[ring.stage].wait(ring.parity ^ 1);
-      bring(shared.v[ring.stage], v_map, n, shared.v_full[ring.stage]);
+      if constexpr (kWhat & kKeyTiles) {
+        shared.k_empty[ring.stage].wait(ring.parity ^ 1);
+        bring(shared.k[ring.stage], k_map, n, shared.k_full[ring.stage]);
+        if (q_to_come) bring_q();
+      }
+      if constexpr (kWhat & kValueTiles) {
+        shared.v_empty[ring.stage].wait(ring.parity ^ 1);
+        bring(shared.v[ring.stage], v_map, n, shared.v_full[ring.stage]);
+      }
       ring.next();
     }
     if (q_to_come) bring_q();
