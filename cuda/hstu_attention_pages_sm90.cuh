@@ -27,11 +27,12 @@ __device__ __forceinline__ void load_rows(T* tile, const Rows<T>& rows, int j0, 
 // one page or from the rows of k and v; a tile of which some box would come from both, or of pages that are no whole boxes, comes row by row,
 // by the warp. What lies behind the last key may be anything. The warp has a few hundred cycles a tile, so where boxes stand is found for 32
 // of them at once.
-template <int kWhat, typename T, int kDim, Mode kMode, bool kShared>
-__device__ __forceinline__ void load_paged_tiles(Shared<T, kDim, kMode, kShared>& shared, const CUtensorMap& q_map,
+template <int kWhat, typename T, int kDim, Mode kMode, bool kFew>
+__device__ __forceinline__ void load_paged_tiles(Shared<T, kDim, kMode, kFew>& shared, const CUtensorMap& q_map,
                                                  const CUtensorMap& k_map, const CUtensorMap& v_map, const PageMaps& pages,
                                                  const Call<T>& p) {
-  using C = Config<kDim, kMode, kShared>;
+  using C = Config<kDim, kMode, kFew>;
+  constexpr bool kShared = C::kShared;
   constexpr int kBoxes = C::kKeys / kBox;  // of a tile
   static_assert(!kShared || kBoxes == C::kBlocks);
   int lane = threadIdx.x % 32, rank = kShared ? cluster_rank() : 0;

@@ -26,18 +26,19 @@ __device__ __forceinline__ uint64_t moved(uint32_t low, int by) {
 // the scores begin as the position's bias / alpha. Targets' own groups come last, in float32. A row's bits depend on the order of its keys
 // and the products of 16 keys, counted from key 0, alone: hidden keys and skipped tiles add exact zeros, all ways to a time bucket give the
 // same bucket.
-template <typename T, int kDim, Mode kMode, bool kShared>
-__global__ void __launch_bounds__(Config<kDim, kMode, kShared>::kThreads, 1)
+template <typename T, int kDim, Mode kMode, bool kFew>
+__global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
     hstu_attention_sm90_kernel(const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap k_map,
                                const __grid_constant__ CUtensorMap v_map, const __grid_constant__ PageMaps pages,
                                const __grid_constant__ Call<T> p, const Plan plan, T* out, float* lse) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using C = Config<kDim, kMode, kShared>;
+  using C = Config<kDim, kMode, kFew>;
+  constexpr bool kShared = C::kShared;
   constexpr int kRows = C::kRows, kKeys = C::kKeys, kRing = C::kRing, kGroups = C::kGroups;
   constexpr int kBytes = kRowBytes<T, kDim>, kColumns = kBytes / int(sizeof(T));
   constexpr bool kBias = C::kBias, kSoftmax = kMode == Mode::kSoftmax;
   extern __shared__ __align__(1024) unsigned char memory[];
-  auto& shared = *reinterpret_cast<Shared<T, kDim, kMode, kShared>*>(memory);
+  auto& shared = *reinterpret_cast<Shared<T, kDim, kMode, kFew>*>(memory);
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4 - 1;
 
   if (threadIdx.x == 0) {
@@ -389,14 +390,16 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kShared>::kThreads, 1)
 #endif
 }
 
-template <typename T, int kDim, Mode kMode, bool kShared = false>
+template <typename T, int kDim, Mode kMode, bool kFew = false>
 void run(const Call<T>& p, T* out, float* lse, int64_t query_rows, int64_t key_rows, Stream stream) {
-  using C = Config<kDim, kMode, kShared>;
-  static_assert(sizeof(Shared<T, kDim, kMode, kShared>) <= kHopperShared);
+  using C = Config<kDim, kMode, kFew>;
+  constexpr bool kShared = C::kShared;
+  static_assert(sizeof(Shared<T, kDim, kMode, kFew>) <= kHopperShared);
+  if constexpr (kMode != Mode::kSoftmax && kDim == 128 && !kFew)
+    if ((query_rows / 128 + p.sequences) * p.heads <= processors() && p.sequences <= kFewSequences && p.max_attn_len == 0)
+      return run<T, kDim, kMode, true>(p, out, lse, query_rows, key_rows, stream);
   int64_t most = (query_rows / C::kItemRows + p.sequences) * p.heads;
   bool few = p.sequences <= kFewSequences && most <= processors();
-  if constexpr (kMode == Mode::kSilu && kDim == 128 && !kShared)
-    if (few && p.max_attn_len == 0) return run<T, kDim, kMode, true>(p, out, lse, query_rows, key_rows, stream);
   HSTU_CHECK(most <= INT_MAX / 2, kInvalidArgument, "hstu_attention: ", query_rows, " rows of ", p.heads,
              " heads are too many for one call");
   CUtensorMap q_map = tensor_map<T, kDim>(p.q, query_rows, p.heads, p.key_dim, C::kRows), k_map = q_map, v_map = q_map;
@@ -414,8 +417,8 @@ void run(const Call<T>& p, T* out, float* lse, int64_t query_rows, int64_t key_r
   }
   Scratch<int> starts(p.sequences + 2, stream);
   Plan plan{few ? nullptr : starts.get(), starts + p.sequences + 1, p.sequences, p.heads};
-  auto kernel = hstu_attention_sm90_kernel<T, kDim, kMode, kShared>;
-  constexpr size_t shared = sizeof(Shared<T, kDim, kMode, kShared>);
+  auto kernel = hstu_attention_sm90_kernel<T, kDim, kMode, kFew>;
+  constexpr size_t shared = sizeof(Shared<T, kDim, kMode, kFew>);
   if constexpr (kShared) {
     plan.rounds = int(ceil_div(std::min<int64_t>(p.max_seq_len, INT_MAX / 2), kStretch * C::kKeys));
     Scratch<float4> sums(most * C::kBlocks * (kDim / 8) * 128, stream);

@@ -12,13 +12,13 @@ namespace forward_sm90 {
 
 using namespace sm90;
 
-// Tile sizes were measured (docs/hstu_attention.md). kShared: an item is shared by two blocks of a cluster, 64 rows each, which bring half
-// of each tile of keys to both: for calls of few items.
-template <int kDim, Mode kMode, bool kShared = false>
+// Tile sizes were measured (docs/hstu_attention.md). kFew, for calls of few items: two blocks of a cluster share an item, 64 rows each, and
+// bring half of each tile of keys to both; with a bias, items of fewer rows.
+template <int kDim, Mode kMode, bool kFew = false>
 struct Config {
-  static constexpr bool kBias = kMode == Mode::kSiluBias;
+  static constexpr bool kBias = kMode == Mode::kSiluBias, kShared = kFew && !kBias;
   static constexpr int kBlocks = kShared ? 2 : 1;
-  static constexpr int kGroups = kShared ? 1 : kDim <= 64 || (kBias && kDim <= 128) ? 3 : 2;  // warpgroups that compute; one more loads
+  static constexpr int kGroups = kShared ? 1 : kFew ? 2 : kDim <= 64 || (kBias && kDim <= 128) ? 3 : 2;  // warpgroups that compute; one more loads
   static constexpr int kRows = 64 * kGroups;
   static constexpr int kItemRows = kBlocks * kRows;
   static constexpr int kKeys = kBias || kDim > 128 ? 64 : 128;  // of a tile
@@ -107,9 +107,9 @@ struct BiasStages {
   }
 };
 
-template <typename T, int kDim, Mode kMode, bool kShared = false>
+template <typename T, int kDim, Mode kMode, bool kFew = false>
 struct Shared {
-  using C = Config<kDim, kMode, kShared>;
+  using C = Config<kDim, kMode, kFew>;
   struct None {};
   alignas(1024) T q[C::kQueries][C::kRows * kDim];
   alignas(1024) T k[C::kRing][C::kKeys * kDim];
@@ -220,9 +220,10 @@ __device__ __forceinline__ void stage_rows(Shared& shared, int slot, const Call<
 }
 
 // Warp 1 of the loading warpgroup: draws items and finds what their rows see.
-template <typename T, int kDim, Mode kMode, bool kShared>
-__device__ __forceinline__ void draw_items(Shared<T, kDim, kMode, kShared>& shared, const Call<T>& p, const Plan& plan) {
-  using C = Config<kDim, kMode, kShared>;
+template <typename T, int kDim, Mode kMode, bool kFew>
+__device__ __forceinline__ void draw_items(Shared<T, kDim, kMode, kFew>& shared, const Call<T>& p, const Plan& plan) {
+  using C = Config<kDim, kMode, kFew>;
+  constexpr bool kShared = C::kShared;
   int lane = threadIdx.x % 32, starts = plan.own_starts(p, C::kItemRows), item = int(blockIdx.x), items = plan.items(starts);
   if constexpr (C::kBias) {
     for (int x = lane; x < kNearThresholds; x += 32) shared.bias.threshold[x] = uint32_t(min(kThresholds.at[x], int64_t(UINT32_MAX)));
@@ -276,10 +277,10 @@ __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode, kShared>& shar
 
 // Of the loading warpgroup: the tiles of Q and K, of V, or of all.
 enum { kKeyTiles = 1, kValueTiles = 2 };
-template <int kWhat, typename T, int kDim, Mode kMode>
-__device__ __forceinline__ void load_tiles(Shared<T, kDim, kMode>& shared, const CUtensorMap& q_map, const CUtensorMap& k_map,
+template <int kWhat, typename T, int kDim, Mode kMode, bool kFew>
+__device__ __forceinline__ void load_tiles(Shared<T, kDim, kMode, kFew>& shared, const CUtensorMap& q_map, const CUtensorMap& k_map,
                                            const CUtensorMap& v_map, const Call<T>& p) {
-  using C = Config<kDim, kMode>;
+  using C = Config<kDim, kMode, kFew>;
   int lane = threadIdx.x % 32;
   Ring<C::kRing> ring;
   Ring<C::kQueries> q_ring;
@@ -317,9 +318,9 @@ __device__ __forceinline__ void load_tiles(Shared<T, kDim, kMode>& shared, const
 }
 
 // Warps 2 and 3 of the loading warpgroup bring what the bias needs of a tile of keys, in turns.
-template <typename T, int kDim, Mode kMode>
-__device__ __forceinline__ void stage_bias(Shared<T, kDim, kMode>& shared, const Call<T>& p) {
-  using C = Config<kDim, kMode>;
+template <typename T, int kDim, Mode kMode, bool kFew>
+__device__ __forceinline__ void stage_bias(Shared<T, kDim, kMode, kFew>& shared, const Call<T>& p) {
+  using C = Config<kDim, kMode, kFew>;
   constexpr int kKeys = C::kKeys, kRows = C::kRows, kPieces = kKeys / 32;
   auto& bias = shared.bias;
   constexpr int kMod = std::remove_reference_t<decltype(bias)>::kPositions;
