@@ -3,11 +3,11 @@
 Pre-norm blocks, GELU, a feed-forward layer of 4 d, bfloat16, compiled by torch.compile. Sequences stand one after the other, as
 FlashAttention-2's variable-length call takes them: padded to N they are B sequences of N, unpadded they have their own lengths.
 """
-import statistics
-
 import torch
 import torch.nn.functional as F
 from torch import nn
+
+from cuda_timing import milliseconds
 
 
 def attention(q, k, v, offsets, longest):
@@ -38,20 +38,6 @@ class Encoder(nn.Module):
         for block in self.blocks:
             x = block(x, offsets, longest)
         return x
-
-
-def milliseconds(fn, samples=15):
-    for _ in range(4):
-        fn()
-    times = []
-    for _ in range(samples):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        fn()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end))
-    return statistics.median(times)
 
 
 def measure(model, d, lengths):
