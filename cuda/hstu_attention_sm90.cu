@@ -78,7 +78,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
     if constexpr (C::kTurns) sm90::announce(kTurn + (group + 1) % kGroups, 256);
   };
   auto release = [&](Barrier& barrier) {
-    if ((kBias ? lane_id() : lane) == 0) barrier.arrive();  // with a bias, a register for it would be spilled
+    barrier.arrive_for_warp(kBias ? lane_id() : lane);  // with a bias, a register for it would be spilled
   };
   for (;; turn.next()) {
     shared.work_full[turn.stage].wait(turn.parity);

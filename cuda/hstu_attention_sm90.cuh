@@ -118,10 +118,10 @@ struct Shared {
 
   __device__ __forceinline__ void init() {
     constexpr int kWarps = 4 * C::kGroups;
-    for (int x = 0; x < C::kQueries; ++x) q_full[x].init(1), q_empty[x].init(kWarps);
+    for (int x = 0; x < C::kQueries; ++x) q_full[x].init(1, 0), q_empty[x].init(0, kWarps);
     for (int x = 0; x < C::kRing; ++x)
-      k_full[x].init(C::kBias ? 2 : 1), v_full[x].init(1), k_empty[x].init(kWarps), v_empty[x].init(kWarps);
-    for (int x = 0; x < kSlots; ++x) work_full[x].init(1), work_empty[x].init(kWarps + 1 + (C::kBias ? 2 : 0));
+      k_full[x].init(0, C::kBias ? 2 : 1), v_full[x].init(0, 1), k_empty[x].init(0, kWarps), v_empty[x].init(0, kWarps);
+    for (int x = 0; x < kSlots; ++x) work_full[x].init(0, 1), work_empty[x].init(0, kWarps + 1 + (C::kBias ? 2 : 0));
     fence_barriers();
   }
 };
@@ -264,7 +264,7 @@ __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode>& shared, const
     if constexpr (C::kBias)
       if (work.rows > 0) stage_rows(shared, turn.stage, p);
     __syncwarp();
-    if (lane == 0) shared.work_full[turn.stage].arrive();
+    shared.work_full[turn.stage].arrive_for_warp(lane);
     if (work.rows <= 0) return;
     item = plan.draw();
   }
@@ -284,6 +284,7 @@ __device__ __forceinline__ void load_tiles(Shared<T, kDim, kMode>& shared, const
     if (work.rows <= 0) return;
     auto bring = [&](T* tile, const CUtensorMap& map, int n, Barrier& full) {
       if (lane == 0) load<T, kDim, C::kKeys>(tile, map, work.head, work.s.key + n * C::kKeys, full);
+      full.arrive_beside(lane);
     };
     bool q_to_come = true;
     auto bring_q = [&] {
@@ -303,7 +304,7 @@ __device__ __forceinline__ void load_tiles(Shared<T, kDim, kMode>& shared, const
     }
     if (q_to_come) bring_q();
     __syncwarp();
-    if (lane == 0) shared.work_empty[turn.stage].arrive();
+    shared.work_empty[turn.stage].arrive_for_warp(lane);
   }
 }
 
@@ -337,10 +338,11 @@ __device__ __forceinline__ void load_paged_tiles(Shared<T, kDim, kMode>& shared,
         copy_async_wait<0>();
         fence_async();
         __syncwarp();
-        if (lane == 0) full.arrive();
+        full.arrive_for_warp(lane);
         return;
       }
       if (lane == 0) full.expect((valid + kBox - 1) / kBox * (kBox * kDim * int(sizeof(T))));
+      full.arrive_beside(lane);
 #pragma unroll 1
       for (int r = 0; r < valid; r += kBox) {
         bool paged = j0 + r < work.s.paged;
@@ -366,7 +368,7 @@ __device__ __forceinline__ void load_paged_tiles(Shared<T, kDim, kMode>& shared,
     }
     if (q_to_come) bring_q();
     __syncwarp();
-    if (lane == 0) shared.work_empty[turn.stage].arrive();
+    shared.work_empty[turn.stage].arrive_for_warp(lane);
   }
 }
 
@@ -436,10 +438,10 @@ __device__ __forceinline__ void stage_bias(Shared<T, kDim, kMode>& shared, const
         bias.piece[ring.stage][strip][c] = piece;
       }
       __syncwarp();
-      if (lane == 0) shared.k_full[ring.stage].arrive();
+      shared.k_full[ring.stage].arrive_for_warp(lane);
     }
     __syncwarp();
-    if (lane == 0) shared.work_empty[turn.stage].arrive();
+    shared.work_empty[turn.stage].arrive_for_warp(lane);
   }
 }
 
