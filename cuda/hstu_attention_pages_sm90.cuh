@@ -78,10 +78,11 @@ __device__ __forceinline__ void load_paged_tiles(Shared<T, kDim, kMode, kFew>& s
         copy_async_wait<0>();
         fence_async();
         __syncwarp();
-        if (lane == 0) full.arrive();
+        full.arrive_for_warp(lane);
         return;
       }
       if (lane == 0) full.expect(min((rest + kBox - 1) / kBox, kBoxes) * (kBox * kDim * int(sizeof(T))));
+      full.arrive_beside(lane);
 #pragma unroll
       for (int x = 0; x < kBoxes; ++x) {
         if (x * kBox >= rest) break;
@@ -116,7 +117,7 @@ __device__ __forceinline__ void load_paged_tiles(Shared<T, kDim, kMode, kFew>& s
     }
     if (q_to_come) bring_q();
     __syncwarp();
-    if (lane == 0) shared.work_empty[turn.stage].arrive();
+    shared.work_empty[turn.stage].arrive_for_warp(lane);
   }
 }
 

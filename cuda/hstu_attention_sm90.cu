@@ -80,14 +80,11 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
     if constexpr (C::kTurns) sm90::announce(kTurn + (group + 1) % kGroups, 256);
   };
   auto release = [&](Barrier& barrier) {
-    if ((kBias ? lane_id() : lane) == 0) barrier.arrive();  // with a bias, a register for it would be spilled
+    barrier.arrive_for_warp(kBias ? lane_id() : lane);  // with a bias, a register for it would be spilled
   };
   auto give_back = [&](Barrier& barrier) {  // a tile of K or V
-    if constexpr (kShared) {
-      if (lane < C::kBlocks) arrive_at(barrier, lane);
-    } else {
-      release(barrier);
-    }
+    if constexpr (kShared) arrive_at_all_for_warp<C::kBlocks>(barrier, lane);
+    else release(barrier);
   };
   for (;; turn.next()) {
     shared.work_full[turn.stage].wait(turn.parity);

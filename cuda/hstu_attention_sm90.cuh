@@ -125,10 +125,10 @@ struct Shared {
 
   __device__ __forceinline__ void init() {
     constexpr int kWarps = 4 * C::kGroups;
-    for (int x = 0; x < C::kQueries; ++x) q_full[x].init(1), q_empty[x].init(kWarps);
+    for (int x = 0; x < C::kQueries; ++x) q_full[x].init(1, 0), q_empty[x].init(0, kWarps);
     for (int x = 0; x < C::kRing; ++x)
-      k_full[x].init(C::kBias ? 2 : 1), v_full[x].init(1), k_empty[x].init(C::kBlocks * kWarps), v_empty[x].init(C::kBlocks * kWarps);
-    for (int x = 0; x < kSlots; ++x) work_full[x].init(1), work_empty[x].init(kWarps + (C::kBias ? 3 : 2));
+      k_full[x].init(0, C::kBias ? 2 : 1), v_full[x].init(0, 1), k_empty[x].init(0, C::kBlocks * kWarps), v_empty[x].init(0, C::kBlocks * kWarps);
+    for (int x = 0; x < kSlots; ++x) work_full[x].init(0, 1), work_empty[x].init(0, kWarps + (C::kBias ? 3 : 2));
     fence_barriers();
   }
 };
@@ -268,7 +268,7 @@ __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode, kFew>& shared,
     if constexpr (C::kBias)
       if (some) stage_rows(shared, turn.stage, p);
     __syncwarp();
-    if (lane == 0) shared.work_full[turn.stage].arrive();
+    shared.work_full[turn.stage].arrive_for_warp(lane);
     if (!some) return;
     if constexpr (!kShared) item = plan.draw();
     turn.next();
@@ -290,6 +290,7 @@ __device__ __forceinline__ void load_tiles(Shared<T, kDim, kMode, kFew>& shared,
     if (!work.there()) return;
     auto bring = [&](T* tile, const CUtensorMap& map, int n, Barrier& full) {
       if (lane == 0) load<T, kDim, C::kKeys>(tile, map, work.head, work.s.key + n * C::kKeys, full);
+      full.arrive_beside(lane);
     };
     bool q_to_come = kWhat & kKeyTiles;
     auto bring_q = [&] {
@@ -313,7 +314,7 @@ __device__ __forceinline__ void load_tiles(Shared<T, kDim, kMode, kFew>& shared,
     }
     if (q_to_come) bring_q();
     __syncwarp();
-    if (lane == 0) shared.work_empty[turn.stage].arrive();
+    shared.work_empty[turn.stage].arrive_for_warp(lane);
   }
 }
 
@@ -383,10 +384,10 @@ __device__ __forceinline__ void stage_bias(Shared<T, kDim, kMode, kFew>& shared,
         bias.piece[ring.stage][strip][c] = piece;
       }
       __syncwarp();
-      if (lane == 0) shared.k_full[ring.stage].arrive();
+      shared.k_full[ring.stage].arrive_for_warp(lane);
     }
     __syncwarp();
-    if (lane == 0) shared.work_empty[turn.stage].arrive();
+    shared.work_empty[turn.stage].arrive_for_warp(lane);
   }
 }
 

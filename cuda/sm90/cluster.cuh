@@ -32,6 +32,14 @@ __device__ __forceinline__ void arrive_at(Barrier& barrier, int rank) {
                "r"(rank)
                : "memory");
 }
+// The arrival of a warp at this barrier of each of kBlocks blocks.
+template <int kBlocks>
+__device__ __forceinline__ void arrive_at_all_for_warp(Barrier& barrier, int lane) {
+  if constexpr (kArrivalsOfWarp > 1)
+    for (int rank = 0; rank < kBlocks; ++rank) arrive_at(barrier, rank);
+  else if (lane < kBlocks)
+    arrive_at(barrier, lane);
+}
 
 // load_box to the same place of every block whose bit is set in `blocks`; it completes on the barrier of each.
 __device__ __forceinline__ void load_box_for_all(uint32_t to, const CUtensorMap& map, int d, int head, int row, Barrier& barrier,
