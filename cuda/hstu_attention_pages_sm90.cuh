@@ -6,7 +6,7 @@
 namespace hstu::cuda::attention {
 namespace forward_sm90 {
 
-constexpr int kBox = 64, kAhead = 640;  // keys behind a tile that are on their way to L2
+constexpr int kBox = 64, kFetched = 640;  // keys behind a tile that are on their way to L2
 struct PageMaps {
   CUtensorMap k, v;  // [pages 2 S, H, D] and [.., V]: a page's keys, then its values
 };
@@ -61,7 +61,7 @@ __device__ __forceinline__ void load_paged_tiles(Shared<T, kDim, kMode, kFew>& s
     auto place_of = [&](int box) { return __shfl_sync(kFullWarp, box / 32 == window ? listed : next, box % 32); };
     // To L2: what the copy engine asks for two tiles ahead would wait for memory.
     auto fetch = [&](int n) {
-      int last = min((n + 1) * kBoxes + kAhead / kBox, paged / kBox);
+      int last = min((n + 1) * kBoxes + kFetched / kBox, paged / kBox);
 #pragma unroll 1
       for (fetched = max(fetched, (n + C::kRing) * kBoxes); in_boxes && fetched < last; ++fetched) {
         int slot = place_of(fetched);
@@ -117,6 +117,7 @@ __device__ __forceinline__ void load_paged_tiles(Shared<T, kDim, kMode, kFew>& s
     }
     if (q_to_come) bring_q();
     __syncwarp();
+    if constexpr (kWhat & kKeyTiles) shared.loaded.arrive_for_warp(lane);
     shared.work_empty[turn.stage].arrive_for_warp(lane);
   }
 }
