@@ -58,7 +58,7 @@ export interface RunOptions {
   device: Device
   /** Of soak: steps. */
   steps: number
-  /** Of quality: cases whose name this matches. */
+  /** Of quality, stochastic_length_ne and training_step: cases whose name this matches. */
   only: RegExp
 }
 
@@ -90,13 +90,16 @@ export function normal(random: Random, shape: readonly number[], scale = 1): Val
   return { shape, data, kind: 'float' }
 }
 
-/** int64 [tokens] times in seconds with lognormal gaps, median 600 s, sigma 2. */
-export function lognormalTimes(tokens: number, device: Device): Tensor {
+/** Times in seconds with lognormal gaps, median 600 s, sigma 2. */
+export function lognormalSeconds(tokens: number): BigInt64Array<ArrayBuffer> {
   const random = new Random(1)
   let time = 1_600_000_000
-  const next = () => BigInt((time += Math.floor(600 * Math.exp(2 * random.normal()))))
-  return Tensor.from(BigInt64Array.from({ length: tokens }, next), [tokens], { device })
+  return BigInt64Array.from({ length: tokens }, () => BigInt((time += Math.floor(600 * Math.exp(2 * random.normal())))))
 }
+
+/** The same on the device, int64 [tokens]. */
+export const lognormalTimes = (tokens: number, device: Device): Tensor =>
+  Tensor.from(lognormalSeconds(tokens), [tokens], { device })
 
 function toTensors(inputs: Record<string, Values | null>, { dtype, device }: Run): Record<string, Tensor> {
   const tensors: Record<string, Tensor> = {}

@@ -10,7 +10,7 @@ export type PeerRow = Record<string, Value | string | null>
 
 const names = [
   ...['fa2', 'fa2_nested', 'cudnn', 'fbgemm', 'meta', 'cublas', 'pytorch', 'pytorch_graph', 'value'],
-  ...['transformer_fa2', 'hstu_pytorch_full', 'hstu_pytorch_raw', 'hstu_pytorch_sl16'],
+  ...['transformer_fa2', 'transformer_fa2_unpadded', 'hstu_pytorch_full', 'hstu_pytorch_raw', 'hstu_pytorch_sl16'],
 ]
 
 /** 'NVIDIA H200' is h200, 'NVIDIA GeForce RTX 4090' is geforce-rtx-4090. */
@@ -61,7 +61,7 @@ export function torchPeers(cases: readonly object[]): PeerRow[] {
     return []
   }
   const script = join(packageRoot, 'bench/peers/torch_attention.py')
-  const options = { input: JSON.stringify(cases), encoding: 'utf8', timeout: 150_000, maxBuffer: 2 ** 26 } as const
+  const options = { input: JSON.stringify(cases), encoding: 'utf8', timeout: 240_000, maxBuffer: 2 ** 26 } as const
   const { status, stdout, stderr, error } = spawnSync('python3', [script], options)
   const rows = (stdout ?? '').split('\n').flatMap(line => (line.startsWith('{') ? [JSON.parse(line) as PeerRow] : []))
   for (const row of rows) if (row.error) process.stderr.write(`${script}: ${row.case}: ${row.error}\n`)

@@ -60,13 +60,14 @@ const graphsOf = (device: string, model: string): { graphs?: boolean }[] => {
 }
 
 async function rowsOf(run: Run): Promise<Row[]> {
-  const { device } = run
+  const { device, options } = run
   const [warmUp, steps] = device === 'cpu' ? [2, 8] : [20, 200]
   const rows: Row[] = []
   for (const model of ['hstu', 'hstu-large', 'sasrec'] as const)
     for (const lengths of ['full', 'lognormal'] as const)
       for (const precision of precisions(device))
         for (const graphs of graphsOf(device, model)) {
+          if (!options.only.test(`${model} ${lengths} ${precision}`)) continue
           const dataset = mlShape(lengths)
           const count = 128 * (warmUp + steps)
           const trainer = new Trainer(dataset, {

@@ -36,7 +36,7 @@ void* BlockCache::take(size_t bytes) {
       account_.reserved += size;
     }
     account_.used += size;
-    account_.peak = std::max(account_.peak, account_.used);
+    if (block) account_.peak = std::max(account_.peak, account_.used);
   }
   if (block) return block;
   auto undo = [&] {
@@ -50,7 +50,12 @@ void* BlockCache::take(size_t bytes) {
     undo();
     throw;
   }
-  if (!block) undo();
+  if (!block) {
+    undo();
+    return nullptr;
+  }
+  std::lock_guard<std::mutex> lock(account_.mutex);
+  account_.peak = std::max(account_.peak, account_.used);  // what was refused was never used
   return block;
 }
 

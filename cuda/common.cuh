@@ -64,6 +64,16 @@ __device__ __forceinline__ T from_float(float x) {
 
 constexpr unsigned kFullWarp = 0xffffffffu;
 
+// How often a warp arrives at a barrier in shared memory: one lane does so for all, after __syncwarp. compute-sanitizer's racecheck does
+// not see that this puts the other lanes' accesses before the arrival; a build for it (HSTU_RACECHECK) lets each lane arrive.
+#ifdef HSTU_RACECHECK
+constexpr int kArrivalsOfWarp = 32;
+#else
+constexpr int kArrivalsOfWarp = 1;
+#endif
+// Whether this lane arrives for its warp.
+__device__ __forceinline__ bool arrives(int lane) { return kArrivalsOfWarp > 1 || lane == 0; }
+
 __device__ __forceinline__ float warp_sum(float x) {
 #pragma unroll
   for (int lane = 16; lane > 0; lane /= 2) x += __shfl_xor_sync(kFullWarp, x, lane);

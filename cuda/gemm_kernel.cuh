@@ -8,15 +8,20 @@
 
 namespace hstu::cuda {
 
-// kWide: every row of every operand and output is 16-byte aligned. Two tiles instead of one because unaligned widths (50, 200) belong
-// to the small models, whose products are short and narrow.
-template <typename T, bool kWide>
+// kWide, kShort: every row of every operand and output is 16-byte aligned. kUnaligned is smaller because unaligned widths (50, 200) belong
+// to the small models, whose products are short and narrow. kShort, for float32, is for few rows: 3xTF32 is a chain of latencies, which
+// four times as many warps hide. An element is the same chain in all of them.
+enum class Size { kUnaligned, kShort, kWide };
+template <typename T, Size kSize>
 struct Tile {
-  static constexpr bool kTall = kWide && sizeof(T) == 2;  // a warp has 64 rows of C; with 32 the splits of 3xTF32 find registers too
-  static constexpr int kM = kWide ? 128 : 64, kN = kTall ? 128 : 64;
+  static constexpr bool kWide = kSize != Size::kUnaligned;
+  static constexpr bool kTall = kSize == Size::kWide && sizeof(T) == 2;
+  static constexpr int kWarpRows = kTall ? 64 : kSize == Size::kShort ? 16 : 32;  // with 32 the splits of 3xTF32 find registers too
+  static constexpr int kM = kSize == Size::kWide ? 128 : kSize == Size::kShort ? 32 : 64, kN = kTall ? 128 : 64;
   static constexpr int kDepth = 64 / sizeof(T);  // of k: 64 bytes a row
   static constexpr int kStages = 4;
-  static constexpr int kWarpsM = kM / (kTall ? 64 : 32), kWarpsN = kN / 32, kThreads = 32 * kWarpsM * kWarpsN;
+  static constexpr int kWarpsM = kM / kWarpRows, kWarpsN = kN / 32, kThreads = 32 * kWarpsM * kWarpsN;
+  static constexpr int kSplitsAhead = kSize == Size::kShort ? 2 : 1;  // steps of 8 at once; more, and the splits of all of them spill
   static constexpr int kMmaM = kM / kWarpsM / 16, kMmaN = kN / kWarpsN / 8;  // instructions of a warp, down and across
   static constexpr int kCopy = kWide ? 16 : 4;                               // bytes of an asynchronous copy
 };
@@ -53,9 +58,9 @@ struct SharedMatrix {
 
 // Both operands of one step along k, and C while it is being stored. A is [m, k], or [k, m] where kATransposed; B is [k, n], or [n, k]
 // where kBTransposed.
-template <typename T, bool kATransposed, bool kBTransposed, bool kWide>
+template <typename T, bool kATransposed, bool kBTransposed, Size kSize>
 struct Stage {
-  using Shape = Tile<T, kWide>;
+  using Shape = Tile<T, kSize>;
   using A = std::conditional_t<kATransposed, SharedMatrix<T, Shape::kDepth, Shape::kM>, SharedMatrix<T, Shape::kM, Shape::kDepth>>;
   using B = std::conditional_t<kBTransposed, SharedMatrix<T, Shape::kN, Shape::kDepth>, SharedMatrix<T, Shape::kDepth, Shape::kN>>;
   static constexpr int kBytes = A::kBytes + B::kBytes;
@@ -93,7 +98,7 @@ struct Stage {
       int g = lane / 4, t = lane % 4;
       auto a_at = [&](int m, int k) { return kATransposed ? a[k * A::kStride + m] : a[m * A::kStride + k]; };
       auto b_at = [&](int k, int n) { return kBTransposed ? b[n * B::kStride + k] : b[k * B::kStride + n]; };
-#pragma unroll 1  // unrolled, the scheduler overlaps the splits of all steps and spills
+#pragma unroll Shape::kSplitsAhead
       for (int k = 0; k < Shape::kDepth; k += 8) {
         Tf32Pair b_pairs[Shape::kMmaN][2];
 #pragma unroll
@@ -150,12 +155,12 @@ __device__ __forceinline__ void finish(const PartialOutput& output, float (&v)[k
 // asynchronous copies; a warp owns 64 x 32 of the tile (16-bit types, wide) or 32 x 32, in registers: 128 x 128 x 64 bytes keeps two
 // blocks of 256 threads on an SM, each within 128 registers and 76 KiB of shared memory. Tiles of a row of tiles run side by side, so
 // that A comes from L2 after the first. C passes through shared memory once more, so that the epilogue is one loop over 16-byte vectors.
-template <typename T, bool kATransposed, bool kBTransposed, bool kWide, typename Output>
-__global__ void __launch_bounds__((Tile<T, kWide>::kThreads), (kWide ? 2 : 4))
+template <typename T, bool kATransposed, bool kBTransposed, Size kSize, typename Output>
+__global__ void __launch_bounds__((Tile<T, kSize>::kThreads), (kSize == Size::kWide ? 2 : 4))
     gemm_kernel(const __grid_constant__ Output output, Matrix<T> a, Matrix<T> b, bool a_pairs, bool b_pairs, int64_t m, int64_t n,
                 int64_t k, int64_t k_per_block) {
-  using Shape = Tile<T, kWide>;
-  using Stage = Stage<T, kATransposed, kBTransposed, kWide>;
+  using Shape = Tile<T, kSize>;
+  using Stage = Stage<T, kATransposed, kBTransposed, kSize>;
   extern __shared__ __align__(128) unsigned char gemm_shared[];
   uint32_t tiles_n = uint32_t((n + Shape::kN - 1) / Shape::kN);
   int64_t m0 = int64_t(blockIdx.x / tiles_n) * Shape::kM, n0 = int64_t(blockIdx.x % tiles_n) * Shape::kN;
@@ -205,7 +210,7 @@ __global__ void __launch_bounds__((Tile<T, kWide>::kThreads), (kWide ? 2 : 4))
         *reinterpret_cast<float2*>(tile + row * Stage::kOutputStride + column) = make_float2(c[i][j][half * 2], c[i][j][half * 2 + 1]);
       }
   __syncthreads();
-  constexpr int kCount = kWide ? kVector<T> : 1, kAcross = Shape::kN / kCount;
+  constexpr int kCount = Shape::kWide ? kVector<T> : 1, kAcross = Shape::kN / kCount;
   for (int i = threadIdx.x; i < Shape::kM * kAcross; i += Shape::kThreads) {
     int row = i / kAcross, column = i % kAcross * kCount;
     if (m0 + row >= m || n0 + column >= n) continue;
@@ -215,35 +220,71 @@ __global__ void __launch_bounds__((Tile<T, kWide>::kThreads), (kWide ? 2 : 4))
   }
 }
 
+constexpr int kFewTiles = 64;  // of kWide: measured; at 128 the splits of B, made twice as often, cost more
 template <typename Shape>
 int64_t tiles_of(int64_t m, int64_t n) {
   return ceil_div(m, Shape::kM) * ceil_div(n, Shape::kN);
 }
 
-template <typename T, bool kATransposed, bool kBTransposed, bool kWide, typename Output>
+template <typename T, bool kATransposed, bool kBTransposed, Size kSize, typename Output>
 void launch_gemm(const Output& output, Matrix<T> a, Matrix<T> b, int64_t m, int64_t n, int64_t k, int64_t splits, int64_t k_per_block,
                  Stream stream) {
-  using Shape = Tile<T, kWide>;
+  using Shape = Tile<T, kSize>;
   auto pairs = [](Matrix<T> x) { return reinterpret_cast<uintptr_t>(x.data) % 4 == 0 && x.stride * sizeof(T) % 4 == 0; };
   int64_t tiles = tiles_of<Shape>(m, n);
   HSTU_CHECK(tiles <= INT_MAX && splits <= 65535, kInvalidArgument, "a product of ", m, " x ", n, " x ", k, " has too many tiles");
-  launch(gemm_kernel<T, kATransposed, kBTransposed, kWide, Output>, dim3(unsigned(tiles), unsigned(splits)), dim3(Shape::kThreads),
-         Stage<T, kATransposed, kBTransposed, kWide>::kShared, stream, output, a, b, pairs(a), pairs(b), m, n, k, k_per_block);
+  launch(gemm_kernel<T, kATransposed, kBTransposed, kSize, Output>, dim3(unsigned(tiles), unsigned(splits)), dim3(Shape::kThreads),
+         Stage<T, kATransposed, kBTransposed, kSize>::kShared, stream, output, a, b, pairs(a), pairs(b), m, n, k, k_per_block);
+}
+
+// C of up to kMostNarrow columns, in float32: a warp owns a row, a lane every 32nd piece of kCount elements of k.
+constexpr int kMostNarrow = 4;
+template <typename T, int kCount>
+__global__ void __launch_bounds__(256)
+    narrow_gemm_kernel(const __grid_constant__ GemmOutput<T> output, Matrix<T> a, Matrix<T> b, int64_t m, int n, int64_t k) {
+  int lane = threadIdx.x % 32;
+  for (int64_t row = int64_t(blockIdx.x) * 8 + threadIdx.x / 32; row < m; row += int64_t(gridDim.x) * 8) {
+    float sums[kMostNarrow] = {}, mine[1] = {};
+#pragma unroll 4
+    for (int64_t at = lane * kCount; at < k; at += 32 * kCount) {
+      float v[kCount];
+      load(v, a.data + row * a.stride + at);
+#pragma unroll
+      for (int e = 0; e < kCount; ++e)
+#pragma unroll
+        for (int j = 0; j < kMostNarrow; ++j)
+          if (j < n) sums[j] = fmaf(v[e], to_float(b.data[(at + e) * b.stride + j]), sums[j]);
+    }
+#pragma unroll
+    for (int j = 0; j < kMostNarrow; ++j) {
+      float sum = warp_sum(sums[j]);
+      if (lane == j) mine[0] = sum;
+    }
+    if (lane < n) finish(output, mine, row, lane);
+  }
 }
 
 template <typename T>
 void gemm(const GemmOutput<T>& output, Matrix<T> a, Matrix<T> b, bool b_transposed, int64_t m, int64_t n, int64_t k, Stream stream) {
+  if (n <= kMostNarrow && !b_transposed) {
+    pick_vector<T>(aligned(a.data, a.stride) && k % kVector<T> == 0, [&](auto kCount) {
+      launch(narrow_gemm_kernel<T, kCount>, blocks_for(m, 8), dim3(256), 0, stream, output, a, b, m, int(n), k);
+    });
+    return;
+  }
   if constexpr (sizeof(T) == 2)
     if (gemm_on_hopper(output, a, b, b_transposed, m, n, k, stream)) return;
   bool wide = aligned(a.data, a.stride) && aligned(b.data, b.stride) && aligned(output.parts) && aligned(output.bias, n) &&
               aligned(output.residual, n) && aligned(output.z, n);
-  auto run = [&](auto kBTransposed, auto kWide) { launch_gemm<T, false, kBTransposed, kWide>(output, a, b, m, n, k, 1, k, stream); };
-  using Yes = std::true_type;
-  using No = std::false_type;
-  if (b_transposed)
-    wide ? run(Yes{}, Yes{}) : run(Yes{}, No{});
-  else
-    wide ? run(No{}, Yes{}) : run(No{}, No{});
+  bool few = sizeof(T) == 4 && tiles_of<Tile<T, Size::kWide>>(m, n) < kFewTiles;
+  auto run = [&](auto kBTransposed) {
+    auto with = [&](auto kSize) { launch_gemm<T, false, kBTransposed, kSize()>(output, a, b, m, n, k, 1, k, stream); };
+    if (!wide) return with(std::integral_constant<Size, Size::kUnaligned>{});
+    if constexpr (sizeof(T) == 4)
+      if (few) return with(std::integral_constant<Size, Size::kShort>{});
+    with(std::integral_constant<Size, Size::kWide>{});
+  };
+  b_transposed ? run(std::true_type{}) : run(std::false_type{});
 }
 
 // Rows are split so that the tiles fill a large device about twice, in shares of 512 to 32768 rows (the tensor core truncates as it
@@ -253,16 +294,16 @@ void weight_gradient(T* c, Matrix<T> a, Matrix<T> b, int64_t m, int64_t n, int64
   if constexpr (sizeof(T) == 2)
     if (weight_gradient_on_hopper(c, a, b, m, n, rows, stream)) return;
   bool wide = aligned(a.data, a.stride) && aligned(b.data, b.stride) && n % kVector<T> == 0;
-  int64_t tiles = wide ? tiles_of<Tile<T, true>>(m, n) : tiles_of<Tile<T, false>>(m, n);
+  int64_t tiles = wide ? tiles_of<Tile<T, Size::kWide>>(m, n) : tiles_of<Tile<T, Size::kUnaligned>>(m, n);
   int64_t share = std::clamp<int64_t>(ceil_div(rows * tiles, 512), 512, 32768);
   share = ceil_div(share, 32) * 32;
   int64_t splits = std::max<int64_t>(1, ceil_div(rows, share));
   Scratch<float> partial(splits * m * n, stream);
   PartialOutput output{partial, m, n};
   if (wide)
-    launch_gemm<T, true, false, true>(output, a, b, m, n, rows, splits, share, stream);
+    launch_gemm<T, true, false, Size::kWide>(output, a, b, m, n, rows, splits, share, stream);
   else
-    launch_gemm<T, true, false, false>(output, a, b, m, n, rows, splits, share, stream);
+    launch_gemm<T, true, false, Size::kUnaligned>(output, a, b, m, n, rows, splits, share, stream);
   add_partials<T>(c, partial, m * n, splits, m * n, stream);
 }
 

@@ -382,7 +382,7 @@ __global__ void __launch_bounds__(Shape<kTurns>::kThreads, 1)
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4 - 1;
   if (threadIdx.x == 0) {
     prefetch(a_map), prefetch(b_map);
-    for (int i = 0; i < S::kStages; ++i) shared.full[i].init(1), shared.empty[i].init((kTurns ? 4 : 8) * kBlocks);
+    for (int i = 0; i < S::kStages; ++i) shared.full[i].init(1, 0), shared.empty[i].init(0, (kTurns ? 4 : 8) * kBlocks);
     fence_barriers();
   }
   cluster_sync();
@@ -393,9 +393,7 @@ __global__ void __launch_bounds__(Shape<kTurns>::kThreads, 1)
     take_registers<S::kComputing>();
     Ring<S::kStages> ring;
     int rank = cluster_rank();
-    auto release = [&](int stage) {
-      if (lane < kBlocks) arrive_at(shared.empty[stage], lane);
-    };
+    auto release = [&](int stage) { arrive_at_all_for_warp<kBlocks>(shared.empty[stage], lane); };
     if (kTurns && group == 0) announce(kTurn, 256);
     bool mine = !kTurns || group == 0;
     for (int i = cluster_index(); i < walk.items; i += cluster_count(), mine = !kTurns || !mine) {

@@ -333,9 +333,9 @@ void hstu_attention(Tensor& out, Tensor* lse, const Tensor& q, const Tensor& k, 
       int piece = piece_of(call.kv_pages, call.page_width);
       call.key_piece = std::min(call.key_piece, piece), call.value_piece = std::min(call.value_piece, piece);
     }
-    if constexpr (kIsHalf<T>)
-      if (!softmax && forward_on_hopper(call, out.as<T>(), q.shape[0], k.shape[0], stream)) return;
     float* log_sums = data_or_null<float>(lse);
+    if constexpr (kIsHalf<T>)
+      if (forward_on_hopper(call, softmax, out.as<T>(), log_sums, q.shape[0], k.shape[0], stream)) return;
     pick_dim(q.shape[2], v.shape[2], [&](auto dim) {
       constexpr int kDim = decltype(dim)::value;
       pick_mode<T, kDim>(softmax, pos_w || time_w, [&](auto mode) {

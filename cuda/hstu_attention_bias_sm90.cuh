@@ -14,8 +14,11 @@ constexpr int kSlots = 3;  // items under way
 // One head of up to kRows rows of one sequence.
 struct Work {
   Sequence s;
-  int head, first, rows;  // rows = 0: there is no more
+  int head, first, rows;
   KeyTiles tiles;
+  int begin, item;  // of a stretch: its first tile; the item
+  bool more;        // tiles come after it
+  __device__ __forceinline__ bool there() const { return s.queries > 0; }  // else there is no more
 };
 
 // Time differences d by cells: the exponent and two bits of float(d + 1). At most one bucket begins within a cell.
@@ -66,11 +69,10 @@ struct alignas(16) Strip {
 // of its position differences with the one before it: entries stand at key - row modulo kPositions, each beside the next one, for a thread
 // reads pairs, and the first of them once more behind the last, so that it reads on without looking; a first tile takes the next part,
 // while the last tiles of items before may still be read.
-template <typename T, int kRows, int kKeys, int kRing>
+template <int kRows, int kKeys, int kRing>
 struct BiasStages {
   static constexpr int kPositions = kRows + kKeys + kRing * kKeys <= 512 ? 512 : 1024;
   static_assert(kRows + kKeys + kRing * kKeys <= kPositions);
-  Rows<T> keys[kSlots], values[kSlots];  // for pages and targets' own groups: registers are short
   alignas(8) NearBuckets buckets;
   float time[kSlots][kNearThresholds + 1];  // of the item's head; 0 from kUntimed on
   VisibleKeys some[kSlots][kRows / 16];     // what some row of a warp sees
@@ -158,10 +160,6 @@ __device__ __forceinline__ void stage_rows(Shared& shared, int slot, const Call<
                                            bool tables) {
   auto& bias = shared.bias;
   int lane = threadIdx.x % 32, i0 = work.s.shift + work.first;
-  if (lane == 0) {
-    bias.keys[slot] = rows_of(p, work.s, work.head, p.k, p.key_dim, false);
-    bias.values[slot] = rows_of(p, work.s, work.head, p.v, p.value_dim, true);
-  }
   if (tables) {
     int64_t time_row = p.time_per_head ? work.head * p.time_width : 0;
     for (int x = lane; x <= kNearThresholds; x += 32)
@@ -193,7 +191,7 @@ __device__ __forceinline__ void stage_bias(Shared& shared, const Call<T>& p) {
   for (Ring<kSlots> turn;; turn.next()) {
     shared.work_full[turn.stage].wait(turn.parity);
     const Work& work = shared.work[turn.stage];
-    if (work.rows <= 0) return;
+    if (!work.there()) return;
     int64_t base = first_time(p, work.s);
     int64_t position_row = p.pos_per_head ? int64_t(work.head) * p.positions : 0;
     int last = -2;  // the tile before
@@ -253,10 +251,10 @@ __device__ __forceinline__ void stage_bias(Shared& shared, const Call<T>& p) {
         if (c == 0) bias.strip[ring.stage][strip] = {flags, {piece.first, next}};
       }
       __syncwarp();
-      if (lane == 0) shared.k_full[ring.stage].arrive();
+      shared.k_full[ring.stage].arrive_for_warp(lane);
     }
     __syncwarp();
-    if (lane == 0) shared.work_empty[turn.stage].arrive();
+    shared.work_empty[turn.stage].arrive_for_warp(lane);
   }
 }
 

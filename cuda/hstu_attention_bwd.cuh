@@ -231,11 +231,11 @@ __device__ __forceinline__ S& shared_as() {
 struct SplitBarrier {
   alignas(8) uint64_t state;
   __device__ __forceinline__ void begin(int warps) {
-    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(&state)), "r"(warps) : "memory");
+    asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(&state)), "r"(warps * kArrivalsOfWarp) : "memory");
   }
   __device__ __forceinline__ void arrive() {
     __syncwarp();
-    if (threadIdx.x % 32 == 0)
+    if (arrives(threadIdx.x % 32))
       asm volatile("{\n.reg .b64 token;\nmbarrier.arrive.shared.b64 token, [%0];\n}" ::"r"(shared_address(&state)) : "memory");
   }
   __device__ __forceinline__ void wait(unsigned parity) {

@@ -48,7 +48,7 @@ struct SharedWithBias : Shared<T, kDim, true> {
   Barrier bias_full[2], ds_full[2], ds_empty[2];
 
   __device__ __forceinline__ void init() {
-    for (int x = 0; x < 2; ++x) bias_full[x].init(1), ds_full[x].init(8), ds_empty[x].init(kWarps);
+    for (int x = 0; x < 2; ++x) bias_full[x].init(0, 1), ds_full[x].init(0, 8), ds_empty[x].init(0, kWarps);
   }
   static __device__ __forceinline__ uint32_t apart(int a, int b) { return a > b ? uint32_t(a) - uint32_t(b) : uint32_t(b) - uint32_t(a); }
   // Not limited to the table.
@@ -120,7 +120,8 @@ __device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, cons
     const Tile& tile = shared.tile[stage];
     if (tile.item < 0) {
       shared.ds_empty[stage].wait(count / 2 & 1 ^ 1);
-      if (lane == 0) shared.tile_of[stage].first = -1, shared.bias_full[stage].arrive();
+      if (lane == 0) shared.tile_of[stage].first = -1;
+      shared.bias_full[stage].arrive_for_warp(lane);
       return;
     }
     const Item& item = shared.item[tile.item];
@@ -151,7 +152,7 @@ __device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, cons
       shared.path[stage][lane / 2][lane % 2] = shared.path_of(shared.key_span[lane / 2], lane % 2 ? spans[1] : spans[0], p.last_bucket);
     if (lane == 0) shared.tile_of[stage] = {first, slot, tile.last};
     __syncwarp();
-    if (lane == 0) shared.bias_full[stage].arrive();
+    shared.bias_full[stage].arrive_for_warp(lane);
   }
 }
 
@@ -371,7 +372,7 @@ __device__ __forceinline__ void sum_tables(SharedWithBias<T, kDim>& shared, int 
     if (item.pos_sums && warp >= W::kFirst) sum_positions<T, kDim>(shared, stage, warp, tile.first, item, positions, clamped);
     if (tile.last) finish_item<T, kDim>(shared, warp, item, run, p, positions, clamped);
     __syncwarp();
-    if (thread_index() % 32 == 0) shared.ds_empty[stage].arrive();
+    shared.ds_empty[stage].arrive_for_warp(thread_index() % 32);
   }
 }
 

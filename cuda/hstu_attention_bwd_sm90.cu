@@ -28,12 +28,12 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
 
   if (threadIdx.x == 0) {
     prefetch(q_map), prefetch(k_map), prefetch(v_map), prefetch(dout_map);
-    shared.k_full.init(1), shared.k_empty.init(8), shared.v_full.init(1), shared.v_empty.init(8);
+    shared.k_full.init(1, 0), shared.k_empty.init(0, 8), shared.v_full.init(1, 0), shared.v_empty.init(0, 8);
     for (int x = 0; x < S::kStages; ++x)
-      shared.told[x].init(1), shared.q_full[x].init(2), shared.q_empty[x].init(8), shared.dout_full[x].init(1),
-          shared.dout_empty[x].init(8);
+      shared.told[x].init(1, 0), shared.q_full[x].init(1, 1), shared.q_empty[x].init(0, 8), shared.dout_full[x].init(1, 0),
+          shared.dout_empty[x].init(0, 8);
     for (int x = 0; x < 2; ++x)
-      shared.dq_full[x].init(4), shared.dq_empty[x].init(1), shared.item_full[x].init(1), shared.item_empty[x].init(8);
+      shared.dq_full[x].init(0, 4), shared.dq_empty[x].init(1, 0), shared.item_full[x].init(1, 0), shared.item_empty[x].init(0, 8);
     if constexpr (kBias) shared.init();
     fence_barriers();
   }
@@ -60,9 +60,7 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
 
   take_registers<S::kComputing>();
   group = __shfl_sync(kFullWarp, group, 0), warp = __shfl_sync(kFullWarp, warp, 0) % 4;
-  auto release = [&](Barrier& barrier) {
-    if (lane == 0) barrier.arrive();
-  };
+  auto release = [&](Barrier& barrier) { barrier.arrive_for_warp(lane); };
   uint32_t count = 0;  // tiles of queries so far
   for (uint32_t turn = 0;; ++turn) {
     shared.item_full[turn % 2].wait(turn / 2 & 1);

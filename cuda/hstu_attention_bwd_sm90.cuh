@@ -244,7 +244,7 @@ __device__ __forceinline__ void tell(Shared<T, kDim, kBias>& shared, const Call<
       }
     }
     __syncwarp();
-    if (thread_index() % 32 == 0) shared.q_full[stage].arrive();
+    shared.q_full[stage].arrive_for_warp(thread_index() % 32);
   }
 }
 

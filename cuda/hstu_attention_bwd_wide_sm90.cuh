@@ -25,19 +25,18 @@ struct WideShared {
   Item item[2];
 
   __device__ __forceinline__ void begin() {
-    k_full.init(1), k_empty.init(8), v_full.init(1), v_empty.init(4);
+    k_full.init(1, 0), k_empty.init(0, 8), v_full.init(1, 0), v_empty.init(0, 4);
     for (int x = 0; x < S::kStages; ++x)
-      told[x].init(1), ready[x].init(1), q_full[x].init(1), q_empty[x].init(8), dout_full[x].init(1), dout_empty[x].init(8);
+      told[x].init(1, 0), ready[x].init(0, 1), q_full[x].init(1, 0), q_empty[x].init(0, 8), dout_full[x].init(1, 0),
+          dout_empty[x].init(0, 8);
     for (int x = 0; x < 2; ++x)
-      slope_full[x].init(4), ds_full[x].init(4), ds_empty[x].init(4), item_full[x].init(1), item_empty[x].init(8), turn_come[x].init(1),
-          added[x].init(4), announced[x].init(1);
+      slope_full[x].init(0, 4), ds_full[x].init(0, 4), ds_empty[x].init(0, 4), item_full[x].init(1, 0), item_empty[x].init(0, 8),
+          turn_come[x].init(1, 0), added[x].init(0, 4), announced[x].init(1, 0);
     fence_barriers();
   }
 };
 
-__device__ __forceinline__ void release(Barrier& barrier) {
-  if (thread_index() % 32 == 0) barrier.arrive();
-}
+__device__ __forceinline__ void release(Barrier& barrier) { barrier.arrive_for_warp(thread_index() % 32); }
 
 // The warp that tells which keys of a tile its queries see, and their scales, and clears rows that belong to others.
 template <typename T>

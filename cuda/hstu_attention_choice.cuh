@@ -1,5 +1,6 @@
 // Which kernels a call of HSTU attention takes:
-//   forward:  sm_90a, bfloat16 and float16, silu, head dims that are multiples of 8    hstu_attention_sm90: wgmma and TMA
+//   forward:  sm_90a, bfloat16 and float16, head dims that are multiples of 8: silu, softmax without a bias or dropout
+//                                                                                      hstu_attention_sm90: wgmma and TMA
 //   backward: the same without a bias; softmax without a bias or dropout, up to 128    hstu_attention_bwd_sm90, _bwd_wide_sm90 (above 128)
 //             bfloat16, silu with a bias, above 32 up to 128, max_seq_len from 1024 on hstu_attention_bwd_sm90
 //   all else (other devices, float32, other head dims)                                 hstu_attention, _bwd: mma.sync
@@ -30,7 +31,7 @@ bool takes_hopper(const Call<T>& p, int64_t query_rows, int64_t key_rows, const 
 
 // False where the call is for mma.sync.
 template <typename T>
-bool forward_on_hopper(const Call<T>& p, T* out, int64_t query_rows, int64_t key_rows, Stream stream);
+bool forward_on_hopper(const Call<T>& p, bool softmax, T* out, float* lse, int64_t query_rows, int64_t key_rows, Stream stream);
 template <typename T>
 bool backward_on_hopper(const Call<T>& p, const Gradients<T>& g, Tensor* dpos_w, Tensor* dtime_w, int64_t rows, int64_t keys,
                         int64_t longest, Stream stream);

@@ -4,17 +4,40 @@
 // all sequences come first, for otherwise the longest item of the last sequence is what all wait for.
 #pragma once
 #include "hstu_attention.cuh"
+#include "sm90/cluster.cuh"
 
 namespace hstu::cuda::attention {
 
+constexpr int kFewSequences = 31;
+
 struct Plan {
-  const int* starts;  // [B + 1] tiles of the sequences before
+  const int* starts;  // [B + 1] tiles of the sequences before; null: a warp counts for itself, see own_starts
   int* ticket;
   int* order;  // tiles, the last ones of their sequences first; or null
   int sequences, heads;
+  // Of shared items: rounds of the longest; sums of rows that others go on with [item][block][kDim / 8][128], and how far they are
+  // [item][block][warp].
+  int rounds;
+  float4* sums;
+  int* reached;
 
-  __device__ __forceinline__ int items() const { return starts[sequences] * heads; }
+  // Few sequences, and an item a block at most: no kernel before. Lane b has starts[b].
+  template <typename T>
+  __device__ __forceinline__ int own_starts(const Call<T>& p, int rows) const {
+    if (starts) return 0;
+    int lane = threadIdx.x % 32, tiles = lane < sequences ? (sequence_of(p, lane).queries + rows - 1) / rows : 0, sum = tiles;
+#pragma unroll
+    for (int d = 1; d < 32; d *= 2) {
+      int before = __shfl_up_sync(kFullWarp, sum, d);
+      if (lane >= d) sum += before;
+    }
+    return sum - tiles;
+  }
+  __device__ __forceinline__ int items(int own) const {
+    return (starts ? starts[sequences] : __shfl_sync(kFullWarp, own, sequences)) * heads;
+  }
   __device__ __forceinline__ int draw() const {
+    if (!starts) return INT_MAX;
     int drawn = threadIdx.x % 32 == 0 ? atomicAdd(ticket, 1) : 0;
     return __shfl_sync(kFullWarp, drawn, 0) + int(gridDim.x);
   }
@@ -22,16 +45,44 @@ struct Plan {
     int sequence, head, tile;
   };
   // By a warp: 32 sequences are looked at at a time.
-  __device__ __forceinline__ Item item(int x) const {
+  __device__ __forceinline__ Item item(int x, int own) const {
     int tile = order ? order[x / heads] : x / heads, low = 0, count = sequences;  // starts[low] <= tile, and the sequence is one of `count`
-    while (count > 1) {
+    if (!starts) low = __popc(__ballot_sync(kFullWarp, int(threadIdx.x % 32) < sequences && own <= tile)) - 1;
+    while (starts && count > 1) {
       int step = (count + 31) / 32, at = min(low + (int(threadIdx.x % 32) + 1) * step, low + count);
       int beyond = __popc(__ballot_sync(kFullWarp, at < low + count && starts[at] <= tile));
       low += beyond * step, count = min(step, count - beyond * step);
     }
-    int first = starts[low], tiles = starts[low + 1] - first, rest = x - first * heads;
+    int first = starts ? starts[low] : __shfl_sync(kFullWarp, own, low);
+    int tiles = (starts ? starts[low + 1] : __shfl_sync(kFullWarp, own, low + 1)) - first, rest = x - first * heads;
     if (order) return {low, x % heads, tile - first};
     return {low, rest / tiles, tiles - 1 - rest % tiles};
+  }
+};
+
+// Items of pairs of blocks, fewer than twice as many as pairs. Each pair has an item of its own; those beyond go from pair to pair, a
+// stretch of kStretch tiles of keys a round, while the pair's own item waits: so all pairs are at work for about as long. Rows keep the order
+// of their keys, and their sums wait in global memory.
+constexpr int kStretch = 8;
+struct Stretch {
+  int item, begin, end;  // tiles
+};
+struct Stretches {
+  int items, rounds, round = 0, own = 0;
+
+  // In round r of those beyond, number k of all of them is for pair k mod pairs.
+  __device__ __forceinline__ int guest(int r) const {
+    int pairs = sm90::cluster_count(), guests = max(items - pairs, 0), e = (sm90::cluster_index() + pairs - guests * r % pairs) % pairs;
+    return r < rounds && e < guests ? pairs + e : -1;
+  }
+  __device__ __forceinline__ Stretch next() {
+    int item = guest(round), begin = own;
+    if (item >= 0) return ++round, Stretch{item, (round - 1) * kStretch, round * kStretch};
+    if (begin == INT_MAX) return {INT_MAX, 0, 0};
+    int last = round;
+    while (last < rounds && guest(last) < 0) ++last;
+    own = last < rounds ? begin + (last - round) * kStretch : INT_MAX, round = last;
+    return {sm90::cluster_index(), begin, own};
   }
 };
 

@@ -1,20 +1,14 @@
-// HSTU attention, forward, for Hopper (sm_90a): wgmma, TMA, bias on chip, silu; see hstu_attention_sm90.cuh.
+// HSTU attention, forward, for Hopper (sm_90a): wgmma, TMA, silu with or without a bias on chip, softmax; see hstu_attention_sm90.cuh.
 #include <cmath>
 
 #include "hstu_attention_choice.cuh"
-#include "hstu_attention_sm90.cuh"
+#include "hstu_attention_pages_sm90.cuh"
+#include "hstu_attention_rows_sm90.cuh"
 
 namespace hstu::cuda {
 namespace attention {
 namespace forward_sm90 {
 namespace {
-
-// The bias of row i and a key of its own group.
-template <typename T>
-__device__ __forceinline__ float own_bias(const Call<T>& p, const Sequence& s, int head, int64_t query_row, int j) {
-  float bias = p.positions ? p.unit * p.pos_w.at(p.pos_per_head ? int64_t(head) * p.positions : 0) : 0.f;
-  return p.last_bucket < 0 ? bias : bias + time_term(p, head, bucket_of(p.query_time[query_row], p.key_time[s.time + j], p.last_bucket));
-}
 
 // A descriptor `by` times 16 bytes on, or from its lower half: the upper one is a constant, which takes fewer registers.
 template <int kBytes>
@@ -39,18 +33,19 @@ __device__ __forceinline__ auto& pick_scores(float (&next)[kNext], float (&w)[kC
 // the scores begin as the position's bias / alpha. Targets' own groups come last, in float32. A row's bits depend on the order of its keys
 // and the products of 16 keys, counted from key 0, alone: hidden keys and skipped tiles add exact zeros, all ways to a time bucket give the
 // same bucket.
-template <typename T, int kDim, Mode kMode>
-__global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
+template <typename T, int kDim, Mode kMode, bool kFew>
+__global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
     hstu_attention_sm90_kernel(const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap k_map,
                                const __grid_constant__ CUtensorMap v_map, const __grid_constant__ PageMaps pages,
-                               const __grid_constant__ Call<T> p, const Plan plan, T* out) {
+                               const __grid_constant__ Call<T> p, const Plan plan, T* out, float* lse) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
-  using C = Config<kDim, kMode>;
+  using C = Config<kDim, kMode, kFew>;
+  constexpr bool kShared = C::kShared;
   constexpr int kRows = C::kRows, kKeys = C::kKeys, kRing = C::kRing, kGroups = C::kGroups;
   constexpr int kBytes = kRowBytes<T, kDim>, kColumns = kBytes / int(sizeof(T));
-  constexpr bool kBias = C::kBias, kAhead = C::kAhead;
+  constexpr bool kBias = C::kBias, kSoftmax = kMode == Mode::kSoftmax, kAhead = C::kAhead;
   extern __shared__ __align__(1024) unsigned char memory[];
-  auto& shared = *reinterpret_cast<Shared<T, kDim, kMode>*>(memory);
+  auto& shared = *reinterpret_cast<Shared<T, kDim, kMode, kFew>*>(memory);
   // What all lanes of a warp have, said so that the compiler keeps it in uniform registers.
   auto same = [](int x) { return __reduce_max_sync(kFullWarp, x); };
   int warp = kBias ? same(threadIdx.x / 32) : threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4 - 1;
@@ -60,17 +55,24 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
     if (p.kv_pages) prefetch(pages.k), prefetch(pages.v);
     shared.init();
   }
-  __syncthreads();
+  if constexpr (kShared) cluster_sync();
+  else __syncthreads();
   if (group < 0) {
     give_registers<C::kLoading>();
-    if (warp == 0 && p.kv_pages)
-      load_paged_tiles(shared, q_map, k_map, v_map, pages, p);
-    else if (warp == 0)
-      load_tiles(shared, q_map, k_map, v_map, p);
+    auto bring = [&](auto what) {
+      constexpr int kWhat = decltype(what)::value;
+      if constexpr (kShared) load_paged_tiles<kWhat>(shared, q_map, k_map, v_map, pages, p);
+      else if (p.kv_pages) load_paged_tiles<kWhat>(shared, q_map, k_map, v_map, pages, p);
+      else load_tiles<kWhat>(shared, q_map, k_map, v_map, p);
+    };
+    if (warp == 0)
+      bring(std::integral_constant<int, kBias ? kKeyTiles | kValueTiles : kKeyTiles>{});
     else if (warp == 1)
       draw_items(shared, p, plan);
     else if constexpr (kBias)
       stage_bias(shared, p);
+    else if (warp == 2)
+      bring(std::integral_constant<int, kValueTiles>{});
     return;
   }
 
@@ -88,19 +90,24 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
   };
   auto release = [&](Barrier& barrier) {
     if constexpr (kBias) barrier.arrive_once();
-    else if (lane == 0) barrier.arrive();
+    else barrier.arrive_for_warp(lane);
+  };
+  auto give_back = [&](Barrier& barrier) {  // a tile of K or V
+    if constexpr (kShared) arrive_at_all_for_warp<C::kBlocks>(barrier, lane);
+    else release(barrier);
   };
   for (;; turn.next()) {
     shared.work_full[turn.stage].wait(turn.parity);
     const Work& work = shared.work[turn.stage];
     const Sequence& s = work.s;
-    if (work.rows <= 0) return;
+    if (!work.there()) break;
     const VisibleKeys &some = shared.some[turn.stage][group], &every = shared.every[turn.stage][warp - 4];
 
     float sums[kDim / 2], w[kKeys / 2];
     uint32_t weights[kKeys / 4];
 #pragma unroll
     for (int x = 0; x < kDim / 2; ++x) sums[x] = 0.f;
+    [[maybe_unused]] Softmax softmax{p.alpha * kLog2E};
 
     using Descriptor = std::conditional_t<kBias, uint32_t, uint64_t>;
     auto scores = [&](float (&w)[kKeys / 2], int stage) {
@@ -128,11 +135,8 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
           if (x == y) w[x] = fmaf(factor, s[x], value);
       }
     };
-    // Weights of all keys of the tile.
-    [[maybe_unused]] auto weigh = [&](int j0) {
-      float factor = p.unit * p.alpha;
-#pragma unroll
-      for (int x = 0; x < kKeys / 2; ++x) w[x] = weight_of<T>(factor * w[x]);
+    // Hidden keys of the tile.
+    [[maybe_unused]] auto hide_all = [&](int j0, float value) {
       if (every.all(j0, j0 + kKeys)) return;
 #pragma unroll
       for (int half = 0; half < 2; ++half) {
@@ -144,8 +148,20 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
           for (int x = 0; x < 8; ++x)
 #pragma unroll
             for (int e = 0; e < 2; ++e)
-              if (!(uint32_t(x < 4 ? seen : seen >> 32) >> (8 * x % 32 + e) & 1)) w[c0 / 2 + 4 * x + 2 * half + e] = 0.f;
+              if (!(uint32_t(x < 4 ? seen : seen >> 32) >> (8 * x % 32 + e) & 1)) w[c0 / 2 + 4 * x + 2 * half + e] = value;
         }
+      }
+    };
+    // Weights of all keys of the tile.
+    [[maybe_unused]] auto weigh = [&](int j0) {
+      if constexpr (kSoftmax) {
+        hide_all(j0, -kInfinity);
+        softmax.weigh(w);
+      } else {
+        float factor = p.unit * p.alpha;
+#pragma unroll
+        for (int x = 0; x < kKeys / 2; ++x) w[x] = weight_of<T>(factor * w[x]);
+        hide_all(j0, 0.f);
       }
     };
     // Hidden ones of 32 keys from j on.
@@ -204,13 +220,15 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
       for (; n < work.tiles.last && !sees(n); n = work.tiles.from(n + 1)) {
         shared.k_full[ring.stage].wait(ring.parity), shared.v_full[ring.stage].wait(ring.parity);
         __syncwarp();
-        release(shared.k_empty[ring.stage]), release(shared.v_empty[ring.stage]);
+        give_back(shared.k_empty[ring.stage]), give_back(shared.v_empty[ring.stage]);
         ring.next();
         my_turn(), your_turn();
       }
       return n;
     };
 
+    if constexpr (kShared)
+      if (work.begin > 0) take_sums(sums, plan, work);
     shared.q_full[q_ring.stage].wait(q_ring.parity);
     if constexpr (kBias) {
       auto& bias = shared.bias;
@@ -307,7 +325,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
       pass(tiles.last);
     } else {
       // Runs of tiles that this warpgroup sees: the scores of a tile and the values of the one before it are multiplied at the same time.
-      for (int n = seek(work.tiles.from(0)); n < work.tiles.last; n = seek(n)) {
+      for (int n = seek(work.tiles.from(kShared ? work.begin : 0)); n < work.tiles.last; n = seek(n)) {
         shared.k_full[ring.stage].wait(ring.parity);
         my_turn();
         wgmma_fence();
@@ -315,7 +333,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
         wgmma_commit();
         your_turn();
         wgmma_wait<0>(w);
-        release(shared.k_empty[ring.stage]);
+        give_back(shared.k_empty[ring.stage]);
         weigh(n * kKeys);
         round(0, kKeys / 32);
         Ring<kRing> now;
@@ -335,82 +353,48 @@ __global__ void __launch_bounds__(Config<kDim, kMode>::kThreads, 1)
           wgmma_commit();
           your_turn();
           wgmma_wait<1>(w);
-          release(shared.k_empty[ring.stage]);
+          give_back(shared.k_empty[ring.stage]);
           weigh(n * kKeys);
           wgmma_wait<0>(sums);
-          release(shared.v_empty[now.stage]);
+          give_back(shared.v_empty[now.stage]);
+          if constexpr (kSoftmax) softmax.rescale(sums);
           round(0, kKeys / 32);
         }
         wgmma_fence();
         add_values(now.stage);
         wgmma_commit();
         wgmma_wait<0>(sums);
-        release(shared.v_empty[now.stage]);
+        give_back(shared.v_empty[now.stage]);
       }
     }
 
-    // Targets' own groups, in float32, a quad a row.
-    int64_t query = s.query + work.first;
-    int head = work.head, rows = work.rows;
-    auto add_own = [&](const Rows<T>& keys, const Rows<T>& values) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        int r = row0 + 8 * half, i = s.shift + work.first + r, own = shared.seen[turn.stage][r].own, count = r < rows ? i + 1 - own : 0;
-#pragma unroll 1
-        for (int x = 0, longest = __reduce_max_sync(kFullWarp, count); x < longest; ++x) {
-          bool active = x < count;
-          int j = active ? own + x : 0;
-          const T* row = p.q + ((query + (active ? r : 0)) * p.heads + head) * p.key_dim;
-          float score = p.unit * p.alpha * quad_dot(row, active ? keys.at(j) : nullptr, p.key_dim, active);
-          if (!active) continue;
-          if constexpr (kBias) score += own_bias(p, s, head, query + r, j);
-          float weight = weight_of<T>(score);
-          const T* value = values.at(j);
-#pragma unroll
-          for (int d = 0; d < kDim / 8; ++d)
-            if (8 * d < p.value_dim)
-#pragma unroll
-              for (int e = 0; e < 2; ++e)
-                sums[4 * d + 2 * half + e] = fmaf(weight, to_float(value[8 * d + column0 + e]), sums[4 * d + 2 * half + e]);
-        }
-      }
-    };
-    if constexpr (kBias)
-      add_own(shared.bias.keys[turn.stage], shared.bias.values[turn.stage]);
-    else
-      add_own(rows_of(p, s, head, p.k, p.key_dim, false), rows_of(p, s, head, p.v, p.value_dim, true));
-    // Rows leave through this warpgroup's part of the query tile.
-    meet(kGroup + group, 128);
-    unsigned char* tile = reinterpret_cast<unsigned char*>(shared.q[q_ring.stage]);
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      int r = row0 + 8 * half;
-      float scale = p.scales ? (r < rows ? p.scales[query + r] : 0.f) : p.scale;
-#pragma unroll
-      for (int d = 0; d < kDim / 8; ++d)
-        *reinterpret_cast<uint32_t*>(tile + swizzled<T, kDim>(kRows, r, 8 * d + column0)) =
-            pack_pair<T>(scale * sums[4 * d + 2 * half], scale * sums[4 * d + 2 * half + 1]);
+    if (kShared && work.more) {
+      leave_sums(sums, plan, work);
+    } else {
+      T* tile = shared.q[q_ring.stage];
+      add_own<T, kDim, kMode>(sums, softmax, shared, turn.stage, p, tile);
+      meet(kGroup + group, 128);
+      store_rows<T, kDim, kMode, kRows>(sums, softmax, work, p, tile, out, lse);
+      __syncwarp();
+      fence_async();
     }
-    __syncwarp();
-    for (int x = lane; x < 16 * (kDim / 8); x += 32) {
-      int r = 16 * (warp - 4) + x / (kDim / 8), d = x % (kDim / 8) * 8;
-      if (r < rows && d < p.value_dim)
-        *reinterpret_cast<uint4*>(out + ((query + r) * p.heads + head) * p.value_dim + d) =
-            *reinterpret_cast<const uint4*>(tile + swizzled<T, kDim>(kRows, r, d));
-    }
-    __syncwarp();
-    fence_async();
     release(shared.q_empty[q_ring.stage]), release(shared.work_empty[turn.stage]);
     q_ring.next();
   }
+  if constexpr (kShared) cluster_sync();  // the other block may still arrive here
 #endif
 }
 
-template <typename T, int kDim, Mode kMode>
-void run(const Call<T>& p, T* out, int64_t query_rows, int64_t key_rows, Stream stream) {
-  using C = Config<kDim, kMode>;
-  static_assert(sizeof(Shared<T, kDim, kMode>) <= kHopperShared);
-  int64_t most = (query_rows / C::kRows + p.sequences) * p.heads;
+template <typename T, int kDim, Mode kMode, bool kFew = false>
+void run(const Call<T>& p, T* out, float* lse, int64_t query_rows, int64_t key_rows, Stream stream) {
+  using C = Config<kDim, kMode, kFew>;
+  constexpr bool kShared = C::kShared;
+  static_assert(sizeof(Shared<T, kDim, kMode, kFew>) <= kHopperShared);
+  if constexpr (kMode != Mode::kSoftmax && kDim == 128 && !kFew)
+    if ((query_rows / 128 + p.sequences) * p.heads <= processors() && p.sequences <= kFewSequences && p.max_attn_len == 0)
+      return run<T, kDim, kMode, true>(p, out, lse, query_rows, key_rows, stream);
+  int64_t most = (query_rows / C::kItemRows + p.sequences) * p.heads;
+  bool few = p.sequences <= kFewSequences && most <= processors();
   HSTU_CHECK(most <= INT_MAX / 2, kInvalidArgument, "hstu_attention: ", query_rows, " rows of ", p.heads,
              " heads are too many for one call");
   CUtensorMap q_map = tensor_map<T, kDim>(p.q, query_rows, p.heads, p.key_dim, C::kRows), k_map = q_map, v_map = q_map;
@@ -422,27 +406,39 @@ void run(const Call<T>& p, T* out, int64_t query_rows, int64_t key_rows, Stream 
     pages.v = tensor_map<T, kDim>(p.kv_pages, rows, p.heads, p.value_dim, kBox, p.page_width);
   }
   if (key_rows > 0) {  // else all keys stand in pages
-    int box = p.kv_pages ? kBox : C::kKeys;
+    int box = kShared || p.kv_pages ? kBox : C::kKeys;
     k_map = tensor_map<T, kDim>(p.k, key_rows, p.heads, p.key_dim, box);
     v_map = tensor_map<T, kDim>(p.v, key_rows, p.heads, p.value_dim, box);
   }
-  bool few = most <= kFewItems * processors() && p.max_seq_len <= kLevels * C::kRows;
-  Scratch<int> starts(p.sequences + 2 + (few ? most / p.heads : 0), stream);
+  bool ordered = !few && most <= kFewItems * processors() && p.max_seq_len <= uint64_t(kLevels * C::kRows);
+  Scratch<int> starts(p.sequences + 2 + (ordered ? most / p.heads : 0), stream);
   int* ticket = starts + p.sequences + 1;
-  Plan plan{starts, ticket, few ? ticket + 1 : nullptr, p.sequences, p.heads};
-  launch(plan_kernel<T>, dim3(1), dim3(kLevels), 0, stream, p, starts.get(), plan, C::kRows);
-  launch(hstu_attention_sm90_kernel<T, kDim, kMode>, dim3(unsigned(std::min<int64_t>(most, processors()))), dim3(C::kThreads),
-         sizeof(Shared<T, kDim, kMode>), stream, q_map, k_map, v_map, pages, p, plan, out);
+  Plan plan{few ? nullptr : starts.get(), ticket, ordered ? ticket + 1 : nullptr, p.sequences, p.heads};
+  auto kernel = hstu_attention_sm90_kernel<T, kDim, kMode, kFew>;
+  constexpr size_t shared = sizeof(Shared<T, kDim, kMode, kFew>);
+  if constexpr (kShared) {
+    plan.rounds = int(ceil_div(std::min<int64_t>(p.max_seq_len, INT_MAX / 2), kStretch * C::kKeys));
+    Scratch<float4> sums(most * C::kBlocks * (kDim / 8) * 128, stream);
+    Scratch<int> reached(most * C::kBlocks * 4, stream);
+    reached.zero();
+    plan.sums = sums, plan.reached = reached;
+    launch_clusters<true>(kernel, C::kBlocks, most, C::kThreads, shared, stream, q_map, k_map, v_map, pages, p, plan, out, lse);
+  } else {
+    if (!few) launch(plan_kernel<T>, dim3(1), dim3(kLevels), 0, stream, p, starts.get(), plan, C::kRows);
+    dim3 blocks(unsigned(std::min<int64_t>(most, processors())));
+    launch(kernel, blocks, dim3(C::kThreads), shared, stream, q_map, k_map, v_map, pages, p, plan, out, lse);
+  }
 }
 
 }  // namespace
 }  // namespace forward_sm90
 
 template <typename T>
-bool forward_on_hopper(const Call<T>& p, T* out, int64_t query_rows, int64_t key_rows, Stream stream) {
+bool forward_on_hopper(const Call<T>& p, bool softmax, T* out, float* lse, int64_t query_rows, int64_t key_rows, Stream stream) {
   using namespace forward_sm90;
   bool bias = p.positions || p.last_bucket >= 0;
-  if (!takes_hopper(p, query_rows, key_rows, reinterpret_cast<const void*>(hstu_attention_sm90_kernel<T, 64, Mode::kSilu>))) return false;
+  if (softmax && (bias || p.dropout || !(p.alpha > 1e-20f && p.alpha < 1e20f))) return false;
+  if (!takes_hopper(p, query_rows, key_rows, reinterpret_cast<const void*>(hstu_attention_sm90_kernel<T, 64, Mode::kSilu, false>))) return false;
   if (piece_of(out, p.value_dim) != 16) return false;
   if (bias && !(std::fabs(p.alpha) > 1e-20f && std::fabs(p.alpha) < 1e20f)) return false;  // scores begin as bias / alpha
   if (query_rows == 0) return true;
@@ -453,15 +449,17 @@ bool forward_on_hopper(const Call<T>& p, T* out, int64_t query_rows, int64_t key
                                   : 256,
                      [&](auto bucket) {
                        constexpr int kDim = decltype(bucket)::value;
-                       if (bias)
-                         run<T, kDim, Mode::kSiluBias>(p, out, query_rows, key_rows, stream);
+                       if (softmax)
+                         run<T, kDim, Mode::kSoftmax>(p, out, lse, query_rows, key_rows, stream);
+                       else if (bias)
+                         run<T, kDim, Mode::kSiluBias>(p, out, lse, query_rows, key_rows, stream);
                        else
-                         run<T, kDim, Mode::kSilu>(p, out, query_rows, key_rows, stream);
+                         run<T, kDim, Mode::kSilu>(p, out, lse, query_rows, key_rows, stream);
                      });
   return true;
 }
-template bool forward_on_hopper(const Call<__nv_bfloat16>&, __nv_bfloat16*, int64_t, int64_t, Stream);
-template bool forward_on_hopper(const Call<__half>&, __half*, int64_t, int64_t, Stream);
+template bool forward_on_hopper(const Call<__nv_bfloat16>&, bool, __nv_bfloat16*, float*, int64_t, int64_t, Stream);
+template bool forward_on_hopper(const Call<__half>&, bool, __half*, float*, int64_t, int64_t, Stream);
 
 }  // namespace attention
 }  // namespace hstu::cuda

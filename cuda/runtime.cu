@@ -90,6 +90,14 @@ Availability find() {
   return found;
 }
 
+// Whether this thread is in a range. An op that throws leaves it open: the next one closes it.
+thread_local bool in_range = false;
+
+void leave_range() {
+  if (in_range) nvtxRangePop();
+  in_range = false;
+}
+
 constexpr uint64_t kMostPinned = uint64_t(256) << 20;  // kept for the next read-back
 
 Lane* open_lane(DeviceState& state) {
@@ -204,11 +212,13 @@ void close_stream(Stream stream) noexcept {
 void begin_op(Stream stream, const char* op) {
   check_alive();
   CUDA_CHECK(cudaSetDevice(stream.device.index));
+  leave_range();
   nvtxRangePushA(op);
+  in_range = true;
 }
 
 void end_op(Stream stream, const char* op) {
-  nvtxRangePop();
+  leave_range();
   static const bool debug = [] {
     const char* text = std::getenv("HSTU_DEBUG");
     return text && text[0] == '1';

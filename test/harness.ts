@@ -276,7 +276,7 @@ export function valuesOf(tensor: Tensor): Float64Array {
  * w [width[0], width[1]] and a maker of further inputs [n, columns], of which a shorter call has the last rows of a longer one.
  */
 export function sameRows(
-  dtype: 'bfloat16' | 'float16',
+  dtype: 'float32' | 'bfloat16' | 'float16',
   counts: readonly number[],
   width: readonly [number, number],
   run: (rows: (columns: number, seed: number) => Tensor, x: Tensor, w: Tensor) => Tensor,

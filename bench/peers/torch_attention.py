@@ -1,6 +1,7 @@
-"""FlashAttention-2 and cuDNN attention through PyTorch: causal, bfloat16, TFLOP/s [forward, backward] as JSON lines; and cuBLAS.
+"""FlashAttention-2 and cuDNN attention through PyTorch: causal, bfloat16, TFLOP/s [forward, backward] as JSON lines; cuBLAS; an encoder.
 
-Reads a JSON list of cases {case, D, N, B, H, lengths?} or {case: "gemm", M, N, K} on stdin; the first line written is cuBLAS on 8192^3.
+Reads a JSON list of cases {case, D, N, B, H, lengths?}, {case: "gemm", M, N, K} or {case: "encoder", ...} (torch_encoder.py) on stdin; the
+first line written is cuBLAS on 8192^3.
 FLOPs of attention are 4 H D sum(L^2) / 2 forward, 2.5 times that backward; median of 20 timings by CUDA events after 4 warm-ups. Cases
 with lengths are `fa2_nested`: nested tensors, whose conversions cost more than FlashAttention-2's own variable-length call.
 """
@@ -11,21 +12,10 @@ import torch
 import torch.nn.functional as F
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from cuda_timing import milliseconds
+from torch_encoder import encoder
+
 BACKENDS = {"fa2": SDPBackend.FLASH_ATTENTION, "cudnn": SDPBackend.CUDNN_ATTENTION}
-
-
-def milliseconds(fn, samples=20):
-    for _ in range(4):
-        fn()
-    times = []
-    for _ in range(samples):
-        begin, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-        begin.record()
-        fn()
-        end.record()
-        torch.cuda.synchronize()
-        times.append(begin.elapsed_time(end))
-    return sorted(times)[samples // 2]
 
 
 def tensors(case):
@@ -68,6 +58,9 @@ def main():
     for case in json.load(sys.stdin):
         if case["case"] == "gemm":
             print(json.dumps({**case, "cublas": gemm(case["M"], case["N"], case["K"])}))
+            continue
+        if case["case"] == "encoder":
+            print(json.dumps(encoder(case)), flush=True)
             continue
         row = {key: value for key, value in case.items() if key != "lengths"}
         for name, backend in BACKENDS.items():

@@ -1,5 +1,6 @@
 // Barriers in shared memory that count arrivals and bytes (PTX ISA 9.7.13.15, "mbarrier"), and named barriers (9.7.13.1, "bar").
 #pragma once
+#include "../common.cuh"
 #include "../mma.cuh"
 
 namespace hstu::cuda::sm90 {
@@ -7,13 +8,23 @@ namespace hstu::cuda::sm90 {
 // A phase ends when all arrivals, and all bytes that were announced, have come; then the next one begins. Phases alternate 0, 1.
 struct Barrier {
   uint64_t state;
-  __device__ __forceinline__ void init(int arrivals) {
-    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address()), "r"(arrivals) : "memory");
+  // How many single threads arrive in a phase, and how many warps.
+  __device__ __forceinline__ void init(int threads, int warps) {
+    asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::"r"(address()), "r"(threads + warps * kArrivalsOfWarp) : "memory");
   }
   __device__ __forceinline__ void arrive() { asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::"r"(address()) : "memory"); }
-  // One lane of the warp arrives.
+  // The arrival of a warp, by all lanes that come here: after __syncwarp.
+  __device__ __forceinline__ void arrive_for_warp(int lane) {
+    if (arrives(lane)) arrive();
+  }
+  // The same without a lane's number, by all lanes of the warp.
   __device__ __forceinline__ void arrive_once() {
+    if constexpr (kArrivalsOfWarp > 1) return arrive();
     asm volatile("{\n.reg .pred one;\nelect.sync _|one, 0xffffffff;\n@one mbarrier.arrive.shared::cta.b64 _, [%0];\n}" ::"r"(address()) : "memory");
+  }
+  // The same where lane 0 arrives by expect.
+  __device__ __forceinline__ void arrive_beside(int lane) {
+    if (kArrivalsOfWarp > 1 && lane > 0) arrive();
   }
   // Arrives, and lets the phase wait for `bytes` of copies that complete on this barrier.
   __device__ __forceinline__ void expect(int bytes) {

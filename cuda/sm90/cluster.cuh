@@ -32,6 +32,14 @@ __device__ __forceinline__ void arrive_at(Barrier& barrier, int rank) {
                "r"(rank)
                : "memory");
 }
+// The arrival of a warp at this barrier of each of kBlocks blocks.
+template <int kBlocks>
+__device__ __forceinline__ void arrive_at_all_for_warp(Barrier& barrier, int lane) {
+  if constexpr (kArrivalsOfWarp > 1)
+    for (int rank = 0; rank < kBlocks; ++rank) arrive_at(barrier, rank);
+  else if (lane < kBlocks)
+    arrive_at(barrier, lane);
+}
 
 // load_box to the same place of every block whose bit is set in `blocks`; it completes on the barrier of each.
 __device__ __forceinline__ void load_box_for_all(uint32_t to, const CUtensorMap& map, int d, int head, int row, Barrier& barrier,
@@ -41,6 +49,17 @@ __device__ __forceinline__ void load_box_for_all(uint32_t to, const CUtensorMap&
       "%6;" ::"r"(to),
       "l"(reinterpret_cast<uint64_t>(&map)), "r"(d), "r"(head), "r"(row), "r"(barrier.address()), "h"(uint16_t(blocks))
       : "memory");
+}
+
+// load_tile for rows of the tile from `first` (a multiple of 8) on, as many as a box of the map has, to kBlocks blocks of the cluster.
+template <typename T, int kDim, int kTileRows, int kBlocks>
+__device__ __forceinline__ void load_tile_rows(T* tile, int first, const CUtensorMap& map, int head, int row, Barrier& full) {
+  constexpr int kBytes = kRowBytes<T, kDim>, kColumns = kBytes / int(sizeof(T));
+  uint32_t to = shared_address(tile) + first * kBytes;
+#pragma unroll
+  for (int d = 0; d < kDim; d += kColumns, to += kTileRows * kBytes)
+    if constexpr (kBlocks > 1) load_box_for_all(to, map, d, head, row, full, (1 << kBlocks) - 1);
+    else load_box(to, map, d, head, row, full);
 }
 
 }  // namespace hstu::cuda::sm90

@@ -1,4 +1,3 @@
-import { join } from 'node:path'
 import type { RankerShape } from '../train/rank_events.js'
 import type { TaskMetrics } from '../train/rank_metrics.js'
 import type { RankOptions } from '../train/rank_options.js'
@@ -67,12 +66,10 @@ export function run(args: Args): Promise<number | undefined> {
       ...{ preset: args.required('preset'), seed: options.seed ?? 0, options, model, auxiliary },
       ...{ records: { name, requests }, rows },
     }
-    await writeReport(out, document)
+    const text = ablationTable(rows, auxiliary)
+    await writeReport(out, document, text)
     if (args.flag('json')) printJson(document)
-    else {
-      print(ablationTable(rows, auxiliary))
-      print(`\n${counted(rows.length, 'variant')}; in ${join(out, 'report.json')}`)
-    }
+    else print(`${text}\n\n${counted(rows.length, 'variant')}; in ${out}: report.json, report.txt`)
     return undefined
   })
 }

@@ -78,7 +78,13 @@ export async function reportRank(
     ...{ sparsity: trainer.sparsity, sampled: trainer.sampled, table: tableReport(trainer) },
     ...{ counted: done.counted, lifetime: done.lifetime, baselines, curve: state.curve },
   }
-  await writeReport(out, document)
+  const to = end < requests ? ` before ${end}` : ''
+  const text = [
+    `the last ${counted(end - countedFrom, 'request')}${to}, predicted before they were learnt from`,
+    resultTable(done.counted, baselines, auxiliary),
+    ...notes(trainer),
+  ].join('\n\n')
+  await writeReport(out, document, text)
   const names = tasks.flatMap(({ kind, name }) => (kind === 'binary' && !auxiliary.includes(name) ? [name] : []))
   const hasCurve = await writeCurve(join(out, 'curve.svg'), {
     title: `Normalised entropy of the last ${count(options.window)} impressions, ${name}`,
@@ -93,11 +99,9 @@ export async function reportRank(
   if (!hasCurve) process.stderr.write(`${curveHint}\n`)
   if (args.flag('json')) printJson(document)
   else {
-    const to = end < requests ? ` before ${end}` : ''
-    print(`the last ${counted(end - countedFrom, 'request')}${to}, predicted before they were learnt from\n`)
-    print(resultTable(done.counted, baselines, auxiliary))
-    for (const line of notes(trainer)) print(`\n${line}`)
+    print(text)
     const passes = counted(options.passes, 'pass', 'passes')
-    print(`\n${passes}, ${clock(state.seconds)}; in ${out}: checkpoint/, report.json${hasCurve ? ', curve.svg' : ''}`)
+    const files = ['checkpoint/', 'report.json', 'report.txt', ...(hasCurve ? ['curve.svg'] : [])]
+    print(`\n${passes}, ${clock(state.seconds)}; in ${out}: ${files.join(', ')}`)
   }
 }

@@ -18,18 +18,24 @@ export function provenance(command: string) {
   return { command, version: packageVersion(), date: new Date().toISOString(), node, platform: `${platform}-${arch}` }
 }
 
-export async function writeReport(folder: string, report: unknown): Promise<string> {
+/** Writes `report.json`, and before it `report.txt`, where there is a text to read: who finds the first finds both whole. */
+export async function writeReport(folder: string, report: unknown, text?: string): Promise<string> {
   await makeFolder(folder)
+  if (text !== undefined) await writeWhole(join(folder, 'report.txt'), `${text}\n`)
   const path = join(folder, 'report.json')
+  await writeWhole(path, `${JSON.stringify(report, null, 2)}\n`)
+  return path
+}
+
+async function writeWhole(path: string, content: string): Promise<void> {
   const temporary = `${path}.${process.pid}.tmp`
   try {
-    await writeFile(temporary, `${JSON.stringify(report, null, 2)}\n`)
+    await writeFile(temporary, content)
     await rename(temporary, path)
   } catch (error) {
     await rm(temporary, { force: true }).catch(() => {})
     throw unwritable(path, error)
   }
-  return path
 }
 
 export const filterText = {

@@ -30,6 +30,7 @@ describe('rank train', () => {
     expect(named).not.toContain('DIN, one pass')
     expect(report.curve.length).toBeGreaterThan(2)
     expect(readFileSync(at('run/curve.svg'), 'utf8')).toMatch(/^<svg/)
+    expect(made.stdout.startsWith(readFileSync(at('run/report.txt'), 'utf8').trimEnd())).toBe(true)
 
     const refused = await hstu([...args, ...small])
     expect(refused).toMatchObject({ code: 1, stdout: '' })
@@ -122,6 +123,7 @@ describe('rank train', () => {
     expect(made.stdout).toMatch(/^like +additive, candidates only, no time bias +\d\.\d{4} /m)
     const { rows, command } = JSON.parse(readFileSync(at('ablation/report.json'), 'utf8'))
     expect(command).toBe('rank ablate')
+    expect(made.stdout.startsWith(readFileSync(at('ablation/report.txt'), 'utf8').trimEnd())).toBe(true)
     const ne = rows.map((row: { counted: { like: { ne: number } } }) => row.counted.like.ne)
     expect(ne).toHaveLength(7)
     expect(new Set(ne).size).toBe(6) // the preset supervises candidates

@@ -78,6 +78,32 @@ describe('write()', () => {
   })
 })
 
+describe.skipIf(!hasFakeCuda)('a device that cannot be used', () => {
+  const none = 'ERR_HSTU_CUDA_UNAVAILABLE'
+  it.each([
+    ['no driver', { FAKE_CUDA_DRIVER: '0' }, '', none, 'no NVIDIA driver was found on this host'],
+    [
+      ...([
+        'a driver too old',
+        { FAKE_CUDA_DRIVER: '12040' },
+        'cudaGetDeviceCount=35',
+        'ERR_HSTU_DRIVER_TOO_OLD',
+      ] as const),
+      'the NVIDIA driver supports CUDA 12.4, this build needs 13.0 (driver 580 or later)',
+    ],
+    ['no device', { FAKE_CUDA_DEVICES: '0' }, '', none, 'the driver reports no CUDA device'],
+    ['a driver that fails', {}, 'cudaGetDeviceCount=999', none, 'the driver reports: status 999'],
+    ['no kernels', {}, 'cudaFuncGetAttributes=209', none, 'this build holds no kernels for Fake (SM 9.0): status 209'],
+  ] as const)('is told of with the reason, and the CPU works: %s', async (_, more, failing, code, reason) => {
+    const file = join(mkdtempSync(join(tmpdir(), 'hstu-')), 'fail')
+    writeFileSync(file, failing)
+    const told = printed(await onFakeCuda('discovery.mjs', [], { FAKE_CUDA_FAIL: file, ...more }))
+    expect(told).toEqual({
+      ...{ usable: false, reason, thrown: `${code} device cuda:0 is unavailable: ${reason}`, cpu: [3] },
+    })
+  })
+})
+
 describe.skipIf(!hasFakeCuda)('a lost device', () => {
   // CUDA's 700 is an illegal address: the context is gone. The fake runtime recovers at once; the library must not.
   it.each([
@@ -110,5 +136,20 @@ describe.skipIf(!hasFakeCuda)('a lost device', () => {
     const [first, ...later] = printed(ended).lost
     expect(first).toMatch(/^ERR_HSTU_DEVICE .*status 1/)
     expect(later).toEqual(Array.from({ length: 5 }, () => 'resolved'))
+  })
+})
+
+describe.skipIf(!hasFakeCuda)('NVTX ranges', () => {
+  it('are named after ops, and end where the op throws too', async () => {
+    const folder = mkdtempSync(join(tmpdir(), 'hstu-'))
+    const [log, file] = [join(folder, 'log'), join(folder, 'fail')]
+    writeFileSync(file, '')
+    const env = { FAKE_CUDA_LOG: log, FAKE_CUDA_FAIL: file }
+    const [first] = printed(await onFakeCuda('reads.mjs', ['lost', 'op', 'launch=1'], env)).lost
+    expect(first).toMatch(/^ERR_HSTU_DEVICE /)
+    const calls = readFileSync(log, 'utf8').split('\n')
+    const ranges = calls.filter(call => /range|^launch$/.test(call))
+    const one = ['range add', 'launch', 'end of range']
+    expect(ranges).toEqual([...one, ...one])
   })
 })

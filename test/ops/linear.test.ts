@@ -58,6 +58,8 @@ describeOp<Case>('linear', {
     { name: 'aligned, gelu', T: 65, inner: 72, out: 64, activation: 'gelu', bias: true },
     { name: 'aligned, a split weight gradient', T: 2100, inner: 16, out: 24 },
     { name: 'past the depth and split blocks', T: 2051, inner: 1030, out: 3 },
+    { name: 'one column, aligned', T: 65, inner: 264, out: 1, bias: true },
+    { name: 'four columns, residual', T: 9, inner: 515, out: 4, activation: 'silu', bias: true, residual: true },
   ],
   inputs: ({ T, inner, out, bias, residual }, random) => ({
     x: normal(random, [T, inner]),
@@ -94,7 +96,7 @@ itOp('linear', 'a row does not depend on its neighbours', () => {
       throw new Error(`row ${row} differs when alone`)
   }
 })
-for (const dtype of ['bfloat16', 'float16'] as const)
+for (const dtype of ['float32', 'bfloat16', 'float16'] as const)
   itOp(
     'linear',
     `a row does not depend on the number of rows, ${dtype}`,
@@ -105,6 +107,12 @@ for (const dtype of ['bfloat16', 'float16'] as const)
       }),
     'cuda',
   )
+itOp(
+  'linear',
+  'a row of few columns does not depend on the number of rows',
+  () => sameRows('float32', [1, 9, 3000], [520, 3], (_rows, x, w) => linear(x, w)),
+  'cuda',
+)
 itOp('linear', 'names the argument and both shapes', () => {
   throwsCode(
     () => linear(Tensor.zeros([2, 3]), Tensor.zeros([4, 5])),

@@ -5,14 +5,13 @@ import { existsSync, readFileSync, writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { beforeAll, describe, expect, it } from 'vitest'
 import type { SequenceDataset } from '#lib/data/dataset.js'
-import { loadDataset } from '#lib/data/load.js'
 import { createModel } from '#lib/models/create.js'
 import { native } from '#lib/native.js'
 import { dropout } from '#lib/ops/dropout.js'
 import { randomIds } from '#lib/ops/random_ids.js'
 import { type Device, scope, Tensor } from '#lib/tensor.js'
 import { preset } from '#lib/train/presets.js'
-import { hashOf, type Step, traceInputs, traceOf } from './trace.js'
+import { hashOf, ml100k, type Step, traceInputs, traceOf } from './trace.js'
 
 interface Golden {
   preset: string
@@ -57,7 +56,7 @@ function expectTrace(actual: Step[], expected: Step[], tolerance: Tolerance): vo
 describe.skipIf(!hasData)('golden trace of ml-100k/hstu', () => {
   let dataset: SequenceDataset
   beforeAll(async () => {
-    dataset = await loadDataset(data)
+    dataset = await ml100k(data)
     const inputs = process.env.HSTU_GOLDEN_INPUTS
     if (inputs) writeFileSync(inputs, JSON.stringify(traceInputs(dataset, 20)))
     if (!process.env.HSTU_WRITE_GOLDEN) return
@@ -82,17 +81,20 @@ describe.skipIf(!hasData)('golden trace of ml-100k/hstu', () => {
     expectTrace(await traceOf(dataset, {}, 20), golden().steps, float32)
   })
 
-  onCuda('holds for float32 on CUDA', async () => {
-    expectTrace(await traceOf(dataset, { device: 'cuda' }, 20), golden().steps, float32)
-  })
+  for (const graphs of [true, false]) {
+    const how = graphs ? 'as graphs' : 'op by op'
+    onCuda(`holds for float32 on CUDA, ${how}`, async () => {
+      expectTrace(await traceOf(dataset, { device: 'cuda' }, 20, graphs), golden().steps, float32)
+    })
 
-  onCuda('CPU and CUDA float32 agree to 1e-4 in the loss of every one of 50 steps', async () => {
-    const cpu = await traceOf(dataset, {}, 50)
-    const cuda = await traceOf(dataset, { device: 'cuda' }, 50)
-    const errors = cuda.map(({ loss }, i) => relative(loss, cpu[i]!.loss))
-    console.log(`CPU and CUDA float32 over 50 steps: largest relative difference of the loss ${Math.max(...errors)}`)
-    expect(Math.max(...errors)).toBeLessThan(1e-4)
-  })
+    onCuda(`CPU and CUDA float32 agree to 1e-4 in the loss of every one of 50 steps, ${how}`, async () => {
+      const cpu = await traceOf(dataset, {}, 50)
+      const cuda = await traceOf(dataset, { device: 'cuda' }, 50, graphs)
+      const errors = cuda.map(({ loss }, i) => relative(loss, cpu[i]!.loss))
+      console.log(`CPU and CUDA, ${how}, over 50 steps: largest relative difference of the loss ${Math.max(...errors)}`)
+      expect(Math.max(...errors)).toBeLessThan(1e-4)
+    })
+  }
 
   // Then only the rounding of sums is left to differ.
   onCuda('CPU and CUDA start from the same bits and draw the same dropouts and negatives', () => {

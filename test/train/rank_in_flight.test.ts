@@ -224,25 +224,34 @@ const { usable } = native.backend().cuda
 describe.skipIf(!usable)('on CUDA', () => {
   const cuda = { tensors: { device: 'cuda' } } as const
 
-  it('lags by at most two steps, repeats its bits, and resumes exactly', async () => {
-    for (const change of [cuda, { ...all, ...cuda }]) {
-      const whole = make(change)
-      const expected = await events(whole)
-      const again = make(change)
-      const ahead: number[] = []
-      for await (const event of again.run()) if (event.type === 'step') ahead.push(again.state.step - event.step)
-      expect(Math.max(...ahead)).toBe(2)
-      expect(bits(again)).toEqual(bits(whole))
-      expect(stateOf(again)).toEqual(stateOf(whole))
-      const folder = files.at(`cuda ${'model' in change}`)
+  it.each([
+    ['dense', cuda],
+    ['everything at once', { ...all, ...cuda }],
+  ])('lags by at most two steps, repeats its bits, and goes on after a kill at any step: %s', async (name, change) => {
+    const whole = make(change)
+    const expected = await events(whole)
+    const [wantedBits, wantedState] = [bits(whole), stateOf(whole)]
+    const again = make(change)
+    const ahead: number[] = []
+    for await (const event of again.run()) if (event.type === 'step') ahead.push(again.state.step - event.step)
+    expect(Math.max(...ahead)).toBe(2)
+    expect(bits(again)).toEqual(wantedBits)
+    expect(stateOf(again)).toEqual(wantedState)
+    for (const trainer of [whole, again]) trainer.dispose()
+    for (let stop = 1; stop < ahead.length; stop++) {
+      const folder = files.at(`cuda ${name} ${stop}`)
       const killed = make({ ...change, folder })
-      await events(killed, 8)
+      await events(killed, stop)
       const resumed = await RankTrainer.resume(folder, reader)
+      const from = resumed.state.step
+      expect(from % 3).toBe(0)
+      expect(from).toBeLessThanOrEqual(stop + 2)
       const list = await events(resumed)
-      expect(losses(list)).toEqual(losses(expected).slice(-losses(list).length))
+      expect(losses(list), `killed at ${stop}`).toEqual(losses(expected).slice(from))
       expect(done(list)).toEqual(done(expected))
-      expect(bits(resumed)).toEqual(bits(whole))
-      for (const trainer of [whole, again, killed, resumed]) trainer.dispose()
+      expect(bits(resumed)).toEqual(wantedBits)
+      expect(stateOf(resumed)).toEqual(wantedState)
+      for (const trainer of [killed, resumed]) trainer.dispose()
     }
   })
 })

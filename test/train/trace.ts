@@ -1,7 +1,9 @@
 // Loss and gradient norms of the first steps of a training run: what golden.json holds and golden.test.ts compares.
 import { createHash } from 'node:crypto'
+import { readFileSync } from 'node:fs'
 import { trainBatch } from '#lib/data/batch.js'
 import type { SequenceDataset } from '#lib/data/dataset.js'
+import { loadDataset } from '#lib/data/load.js'
 import { epochBatches, trainableUsers } from '#lib/data/split.js'
 import { createModel } from '#lib/models/create.js'
 import { Random } from '#lib/random.js'
@@ -22,10 +24,18 @@ function normOf(values: Float64Array): number {
   return Math.sqrt(values.reduce((sum, x) => sum + x * x, 0))
 }
 
-/** The first `count` steps of the preset ml-100k/hstu with seed 0, by the Trainer itself. Norms are summed on the host in float64. */
-export async function traceOf(dataset: SequenceDataset, tensors: TensorOptions, count: number): Promise<Step[]> {
+/**
+ * The first `count` steps of the preset ml-100k/hstu with seed 0, by the Trainer itself: on CUDA as graphs, unless `cudaGraphs` is false.
+ * Norms are summed on the host in float64.
+ */
+export async function traceOf(
+  dataset: SequenceDataset,
+  tensors: TensorOptions,
+  count: number,
+  cudaGraphs = true,
+): Promise<Step[]> {
   const { model, train } = preset('ml-100k/hstu')
-  const options = { ...train, seed: 0, evaluateEvery: 0 }
+  const options = { ...train, seed: 0, evaluateEvery: 0, cudaGraphs }
   const trainer = new Trainer(dataset, { model: model(dataset.numItems), options, tensors })
   const norms: Step['norms'][] = []
   const { optimizer } = trainer
@@ -46,6 +56,40 @@ export async function traceOf(dataset: SequenceDataset, tensors: TensorOptions, 
     trainer.dispose()
   }
   throw new Error(`the run ended after ${steps.length} of ${count} steps`)
+}
+
+/** The dataset as `loadDataset` gives it; where DuckDB is not installed it is read here. The trace's hash holds both to the same bits. */
+export async function ml100k(path: string): Promise<SequenceDataset> {
+  try {
+    await import('@duckdb/node-api')
+  } catch {
+    return readInter(path)
+  }
+  return loadDataset(path)
+}
+
+/** Users and items are numbered as they appear, actions ordered by user, time and line. */
+function readInter(path: string): SequenceDataset {
+  const rows = readFileSync(path, 'utf8').trimEnd().split('\n').slice(1)
+  const itemIds = ['']
+  const numbers = new Map<string, number>()
+  const users = new Map<string, { item: number; time: bigint }[]>()
+  for (const row of rows) {
+    const [user, id, , time] = row.split('\t') as [string, string, string, string]
+    if (!numbers.has(id)) numbers.set(id, itemIds.push(id) - 1)
+    if (!users.has(user)) users.set(user, [])
+    users.get(user)!.push({ item: numbers.get(id)!, time: BigInt(time) })
+  }
+  const actions = [...users.values()].map(list => list.sort((a, b) => Number(a.time - b.time)))
+  const offsets = new Int32Array(actions.length + 1)
+  for (const [u, { length }] of actions.entries()) offsets[u + 1] = offsets[u]! + length
+  return {
+    ...{ name: 'ml-100k', numUsers: users.size, numItems: numbers.size, userIds: [...users.keys()], itemIds, offsets },
+    items: Int32Array.from(actions.flat(), ({ item }) => item),
+    times: BigInt64Array.from(actions.flat(), ({ time }) => time),
+    ratings: null,
+    stats: { rows: rows.length, skippedUsers: 0, skippedActions: 0, outOfOrder: 0, minActions: 3, warnings: [] },
+  }
 }
 
 /** Hash of who did what when: a trace belongs to one dataset. */

@@ -40,9 +40,10 @@ cudaError_t cudaDriverGetVersion(int* version);
 cudaError_t cudaRuntimeGetVersion(int* version);
 cudaError_t cudaGetDeviceCount(int* count);
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int device);
+cudaError_t fake_get_attributes();
 template <typename F>
 cudaError_t cudaFuncGetAttributes(cudaFuncAttributes*, F) {
-  return cudaSuccess;
+  return fake_get_attributes();
 }
 const char* cudaGetErrorName(cudaError_t status);
 const char* cudaGetErrorString(cudaError_t status);

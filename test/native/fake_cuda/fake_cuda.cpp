@@ -1,9 +1,11 @@
 // A CUDA device made of host threads: a stream is a thread with a queue, memory is malloc's, an op is the CPU backend's, run when its
 // turn in the stream comes. It is as late and as strict as a device may be: FAKE_CUDA_DELAY_MS slows everything put on a stream, freed
 // memory is overwritten, what a capture forbids breaks the capture. FAKE_CUDA_FAIL names a file: while it holds name=status, calls of that
-// name fail. FAKE_CUDA_LOG names a file that every call's name goes to. FAKE_CUDA_DEVICES sets the number of devices (default 1).
+// name fail. FAKE_CUDA_LOG names a file that every call's name goes to. FAKE_CUDA_DEVICES sets the number of devices (default 1),
+// FAKE_CUDA_DRIVER the version of CUDA that the driver has (13000; 0 is no driver).
 #include <cuda_runtime.h>
 #include <fcntl.h>
+#include <nvtx3/nvToolsExt.h>
 #include <unistd.h>
 
 #include <atomic>
@@ -127,9 +129,19 @@ int devices() {
 
 }  // namespace
 
-cudaError_t cudaDriverGetVersion(int* version) { return *version = 13000, cudaSuccess; }
+int nvtxRangePushA(const char* name) { return called(("range " + std::string(name)).c_str()), 0; }
+int nvtxRangePop() { return called("end of range"), 0; }
+
+cudaError_t cudaDriverGetVersion(int* version) {
+  static const char* text = std::getenv("FAKE_CUDA_DRIVER");
+  return *version = text ? atoi(text) : 13000, cudaSuccess;
+}
 cudaError_t cudaRuntimeGetVersion(int* version) { return *version = 13000, cudaSuccess; }
-cudaError_t cudaGetDeviceCount(int* count) { return *count = devices(), cudaSuccess; }
+cudaError_t cudaGetDeviceCount(int* count) {
+  CALLED();
+  return *count = devices(), cudaSuccess;
+}
+cudaError_t fake_get_attributes() { return called("cudaFuncGetAttributes"); }
 cudaError_t cudaGetDeviceProperties(cudaDeviceProp* properties, int) {
   *properties = {"Fake", 9, 0, 1, kTotal};
   return cudaSuccess;

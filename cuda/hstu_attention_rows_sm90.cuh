@@ -1,0 +1,189 @@
+// The forward for Hopper: what a warp does with its 16 rows beside the products: softmax, targets' own groups, the way out. A thread has
+// rows row0 and row0 + 8 of the item.
+#pragma once
+#include "hstu_attention_sm90.cuh"
+
+namespace hstu::cuda::attention {
+namespace forward_sm90 {
+
+constexpr float kLog2E = 1.4426950408889634f;
+__device__ __forceinline__ float exponential2(float x) {
+  float y;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+  return y;
+}
+__device__ __forceinline__ float quad_max(float x) {
+  x = fmaxf(x, __shfl_xor_sync(kFullWarp, x, 1));
+  return fmaxf(x, __shfl_xor_sync(kFullWarp, x, 2));
+}
+__device__ __forceinline__ float quad_sum(float x) {
+  x += __shfl_xor_sync(kFullWarp, x, 1);
+  return x + __shfl_xor_sync(kFullWarp, x, 2);
+}
+
+// Of a thread's two rows: the largest score, the sum of this thread's weights, and what the last tile makes of the sums before it.
+struct Softmax {
+  float steep;  // alpha log2(e)
+  float most[2] = {-kInfinity, -kInfinity}, total[2] = {0.f, 0.f}, decay[2] = {1.f, 1.f};
+
+  // Scores of a tile become weights. One of which a row sees nothing leaves the row as it is.
+  template <int kCount>
+  __device__ __forceinline__ void weigh(float (&w)[kCount]) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      float even = most[half], odd = -kInfinity;
+#pragma unroll
+      for (int x = 2 * half; x < kCount; x += 4) even = fmaxf(even, w[x]), odd = fmaxf(odd, w[x + 1]);
+      float now = quad_max(fmaxf(even, odd)), reference = now == -kInfinity ? 0.f : now * steep;
+      decay[half] = exponential2(fmaf(most[half], steep, -reference));
+      most[half] = now, total[half] *= decay[half];
+#pragma unroll
+      for (int x = 0; x < kCount; ++x)
+        if (x / 2 % 2 == half) w[x] = exponential2(fmaf(w[x], steep, -reference)), total[half] += w[x];
+    }
+  }
+  template <int kCount>
+  __device__ __forceinline__ void rescale(float (&sums)[kCount]) const {
+#pragma unroll
+    for (int x = 0; x < kCount; ++x) sums[x] *= decay[x / 2 % 2];
+  }
+  // The weight of one more score, known to the quad, as `total` is.
+  __device__ __forceinline__ float add(int half, float score) {
+    float now = fmaxf(most[half], score), weight = exponential2(steep * (score - now));
+    decay[half] = exponential2(steep * (most[half] - now)), decay[1 - half] = 1.f;
+    most[half] = now, total[half] = fmaf(total[half], decay[half], weight);
+    return weight;
+  }
+};
+
+// The bias of row i and a key of its own group.
+template <typename T>
+__device__ __forceinline__ float own_bias(const Call<T>& p, const Sequence& s, int head, int64_t query_row, int j) {
+  float bias = p.positions ? p.unit * p.pos_w.at(p.pos_per_head ? int64_t(head) * p.positions : 0) : 0.f;
+  return p.last_bucket < 0 ? bias : bias + time_term(p, head, bucket_of(p.query_time[query_row], p.key_time[s.time + j], p.last_bucket));
+}
+
+template <typename T>
+__device__ __forceinline__ float2 unpack_pair(uint32_t bits) {
+  if constexpr (std::is_same_v<T, __nv_bfloat16>) return {__uint_as_float(bits << 16), __uint_as_float(bits & 0xffff0000)};
+  else return __half22float2(*reinterpret_cast<__half2*>(&bits));
+}
+// sum + <a, b> of 8 elements.
+template <typename T>
+__device__ __forceinline__ float dot8(float sum, const void* a, const void* b) {
+  uint4 left = *static_cast<const uint4*>(a), right = *static_cast<const uint4*>(b);
+  const uint32_t x[4] = {left.x, left.y, left.z, left.w}, y[4] = {right.x, right.y, right.z, right.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    float2 u = unpack_pair<T>(x[i]), v = unpack_pair<T>(y[i]);
+    sum = fmaf(u.y, v.y, fmaf(u.x, v.x, sum));
+  }
+  return sum;
+}
+
+// Sums of rows of a shared item that other blocks go on with, and those they left; a warp's rows are its own.
+template <int kCount>
+__device__ __forceinline__ void leave_sums(const float (&sums)[kCount], const Plan& plan, const Work& work) {
+  int place = 2 * work.item + cluster_rank(), thread = threadIdx.x % 128;
+  float4* to = plan.sums + place * (kCount / 4) * 128 + thread;
+#pragma unroll
+  for (int x = 0; x < kCount / 4; ++x) __stcg(to + x * 128, float4{sums[4 * x], sums[4 * x + 1], sums[4 * x + 2], sums[4 * x + 3]});
+  __threadfence();
+  __syncwarp();
+  if (thread % 32 == 0)
+    asm volatile("st.release.gpu.global.b32 [%0], %1;" ::"l"(plan.reached + 4 * place + thread / 32), "r"(work.tiles.last) : "memory");
+}
+template <int kCount>
+__device__ __forceinline__ void take_sums(float (&sums)[kCount], const Plan& plan, const Work& work) {
+  int place = 2 * work.item + cluster_rank(), thread = threadIdx.x % 128, reached = 0;
+  while (reached < work.begin)
+    asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(reached) : "l"(plan.reached + 4 * place + thread / 32) : "memory");
+  const float4* from = plan.sums + place * (kCount / 4) * 128 + thread;
+#pragma unroll
+  for (int x = 0; x < kCount / 4; ++x) {
+    float4 four = __ldcg(from + x * 128);
+    sums[4 * x] = four.x, sums[4 * x + 1] = four.y, sums[4 * x + 2] = four.z, sums[4 * x + 3] = four.w;
+  }
+}
+
+// Targets' own groups, in float32, a quad a row: q from the item's tile, a key's pieces and value at once from memory.
+template <typename T, int kDim, Mode kMode, typename Shared>
+__device__ __forceinline__ void add_own(float (&sums)[kDim / 2], Softmax& softmax, const Shared& shared, int slot, const Call<T>& p,
+                                        const T* tile) {
+  constexpr int kRows = Shared::C::kRows;
+  const Work& work = shared.work[slot];
+  const Rows<T> &keys = shared.keys[slot], &values = shared.values[slot];
+  const Sequence& s = work.s;
+  int lane = threadIdx.x % 32, row0 = 16 * (int(threadIdx.x / 32) - 4) + lane / 4, column0 = lane % 4 * 2;
+  if constexpr (kMode == Mode::kSoftmax) softmax.total[0] = quad_sum(softmax.total[0]), softmax.total[1] = quad_sum(softmax.total[1]);
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    int r = row0 + 8 * half, i = s.shift + work.first + r, own = shared.seen[slot][r].own, count = r < work.rows ? i + 1 - own : 0;
+#pragma unroll 1
+    for (int x = 0, longest = __reduce_max_sync(kFullWarp, count); x < longest; ++x) {
+      bool active = x < count;
+      int j = active ? own + x : 0;
+      const T *key = keys.at(j), *value = values.at(j) + column0;
+      uint32_t pairs[kDim / 8];
+#pragma unroll
+      for (int d = 0; d < kDim / 8; ++d) pairs[d] = active && 8 * d < p.value_dim ? *reinterpret_cast<const uint32_t*>(value + 8 * d) : 0;
+      float score = 0.f, weight;
+#pragma unroll
+      for (int d = lane % 4 * 8; d < kDim; d += 32)
+        if (active && d < p.key_dim)
+          score = dot8<T>(score, reinterpret_cast<const unsigned char*>(tile) + swizzled<T, kDim>(kRows, r, d), key + d);
+      score = quad_sum(score);
+      if (!active) continue;
+      if constexpr (kMode == Mode::kSoftmax) {
+        weight = softmax.add(half, score);
+        softmax.rescale(sums);
+      } else {
+        score *= p.unit * p.alpha;
+        if constexpr (kMode == Mode::kSiluBias) score += own_bias(p, s, work.head, s.query + work.first + r, j);
+        weight = weight_of<T>(score);
+      }
+#pragma unroll
+      for (int d = 0; d < kDim / 8; ++d) {
+        float2 pair = unpack_pair<T>(pairs[d]);
+        float* sum = sums + 4 * d + 2 * half;
+        sum[0] = fmaf(weight, pair.x, sum[0]), sum[1] = fmaf(weight, pair.y, sum[1]);
+      }
+    }
+  }
+}
+
+// Rows leave through their part of the query tile, which nobody reads any more.
+template <typename T, int kDim, Mode kMode, int kRows>
+__device__ __forceinline__ void store_rows(const float (&sums)[kDim / 2], const Softmax& softmax, const Work& work, const Call<T>& p,
+                                           T* tile, T* out, float* lse) {
+  int lane = threadIdx.x % 32, first = 16 * (int(threadIdx.x / 32) - 4), column0 = lane % 4 * 2, head = work.head, rows = work.rows;
+  int64_t query = work.s.query + work.first;
+  auto at = [&](int r, int d) { return reinterpret_cast<unsigned char*>(tile) + swizzled<T, kDim>(kRows, r, d); };
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    int r = first + lane / 4 + 8 * half;
+    float scale;
+    if constexpr (kMode == Mode::kSoftmax) {
+      float total = softmax.total[half];
+      scale = total == 0.f ? 0.f : 1.f / total;
+      if (lse && lane % 4 == 0 && r < rows)
+        lse[(query + r) * p.heads + head] = total == 0.f ? -kInfinity : fmaf(p.alpha, softmax.most[half], logf(total));
+    } else {
+      scale = p.scales ? (r < rows ? p.scales[query + r] : 0.f) : p.scale;
+    }
+#pragma unroll
+    for (int d = 0; d < kDim / 8; ++d) {
+      const float* sum = sums + 4 * d + 2 * half;
+      *reinterpret_cast<uint32_t*>(at(r, 8 * d + column0)) = pack_pair<T>(scale * sum[0], scale * sum[1]);
+    }
+  }
+  __syncwarp();
+  for (int x = lane; x < 16 * (kDim / 8); x += 32) {
+    int r = first + x / (kDim / 8), d = x % (kDim / 8) * 8;
+    if (r < rows && d < p.value_dim)
+      *reinterpret_cast<uint4*>(out + ((query + r) * p.heads + head) * p.value_dim + d) = *reinterpret_cast<const uint4*>(at(r, d));
+  }
+}
+
+}  // namespace forward_sm90
+}  // namespace hstu::cuda::attention
