@@ -58,12 +58,6 @@ struct alignas(16) Piece {
   int low, high;  // of few buckets
 };
 constexpr int kFewest = 5;  // buckets that are told apart one after the other
-// The pieces of 16 rows and a tile: all flags, and the bias of each one's first bucket.
-template <int kPieces>
-struct alignas(16) Strip {
-  int flags;
-  float first[kPieces];
-};
 
 // What the bias needs of an item's rows and of a tile of keys, brought by two warps of the loading warpgroup. A tile shares all but kKeys
 // of its position differences with the one before it: entries stand at key - row modulo kPositions, each beside the next one, for a thread
@@ -80,9 +74,9 @@ struct BiasStages {
   TimeSpan row_span[kSlots][kRows / 16];
   float2 pos[kRing][kPositions + kKeys];
   alignas(8) int near[kRing][kKeys];
+  TimeSpan span[kRing][kKeys / 32];
   int part[kRing];
   Piece piece[kRing][kRows / 16][kKeys / 32];
-  Strip<kKeys / 32> strip[kRing][kRows / 16];
 
   // v[16] = factor s[16] + the time's bias: rows `row` and `row` + 8 of slot `slot`, keys near[8 x + 0, 1] in the accumulators' layout. All
   // ways add the same value in the same operation.
@@ -202,7 +196,7 @@ __device__ __forceinline__ void stage_bias(Shared& shared, const Call<T>& p) {
       int j0 = n * kKeys, history = work.s.history, farthest = j0 - min(work.s.shift + work.first + kRows - 1, history);
       // Asked for before the wait, looked at behind it.
       auto entry = [&](int x) { return p.positions ? p.pos_w.bits(position_row + min(abs(farthest + x), p.positions - 1)) : 0; };
-      uint32_t fresh[kPieces], whole[kRows / 32];
+      uint32_t fresh[kPieces];
       int64_t times[kPieces];
 #pragma unroll
       for (int c = 0; c < kPieces; ++c) {
@@ -210,9 +204,6 @@ __device__ __forceinline__ void stage_bias(Shared& shared, const Call<T>& p) {
         fresh[c] = entry(kRows + 32 * c + lane);
         times[c] = p.last_bucket >= 0 && j < history ? p.key_time[work.s.time + j] : 0;
       }
-      if (first)
-#pragma unroll
-        for (int x = 0; x < kRows / 32; ++x) whole[x] = entry(32 * x + lane);
       shared.k_empty[ring.stage].wait(ring.parity ^ 1);
       auto put = [&](int x, uint32_t bits) {
         float value = p.positions ? up * p.pos_w.value(bits) : 0.f;
@@ -221,34 +212,33 @@ __device__ __forceinline__ void stage_bias(Shared& shared, const Call<T>& p) {
         if (at < kKeys) bias.pos[part][at + kMod].x = value;
         if (before < kKeys) bias.pos[part][before + kMod].y = value;
       };
-      TimeSpan spans[kPieces];
-      int kinds = 0;
 #pragma unroll
       for (int c = 0; c < kPieces; ++c) {
-        int j = j0 + 32 * c + lane;
-        put(kRows + 32 * c + lane, fresh[c]);
-        bool there = p.last_bucket >= 0 && j < history;
+        int j = 32 * c + lane;
+        put(kRows + j, fresh[c]);
+        bool there = p.last_bucket >= 0 && j0 + j < history;
         NearTime time{kNoMovingTime + 1, kSomeUntimed};
-        if (there && j >= work.s.contextual) time = near_time(times[c], base);
-        bias.near[ring.stage][32 * c + lane] = time.at;
-        spans[c] = TimeSpan::of_warp(time, there), kinds |= spans[c].kinds;
+        if (there && j0 + j >= work.s.contextual) time = near_time(times[c], base);
+        bias.near[ring.stage][j] = time.at;
+        TimeSpan span = TimeSpan::of_warp(time, there);
+        if (lane == 0) bias.span[ring.stage][c] = span;
       }
       if (first)
-#pragma unroll
-        for (int x = 0; x < kRows / 32; ++x) put(32 * x + lane, whole[x]);
+#pragma unroll 2
+        for (int x = lane; x < kRows; x += 32) put(x, entry(x));
       if (lane == 0) bias.part[ring.stage] = part;
-      constexpr int kStrips = kRows / 16;
-      static_assert(kPieces == 2 && 2 * kStrips <= 32);
-      int strip = min(lane / 2, kStrips - 1), c = lane % 2, j = j0 + 32 * c;
-      TimeSpan rows = bias.row_span[turn.stage][strip];
-      Piece piece = bias.piece_of(rows, spans[c], bias.time[turn.stage], (rows.kinds | kinds) & kSomeFar, p.last_bucket);
-      if (!shared.every[turn.stage][strip].all(j, j + 32)) piece.flags |= Piece::kPartly;
-      if (!bias.some[turn.stage][strip].any(j, j + 32)) piece.flags |= Piece::kHidden;
-      int flags = piece.flags | __shfl_xor_sync(kFullWarp, piece.flags, 1);
-      float next = __shfl_xor_sync(kFullWarp, piece.first, 1);
-      if (lane < 2 * kStrips) {
+      __syncwarp();
+#pragma unroll 1
+      for (int x = lane; x < kRows / 16 * kPieces; x += 32) {
+        int strip = x / kPieces, c = x % kPieces, j = j0 + 32 * c;
+        TimeSpan rows = bias.row_span[turn.stage][strip];
+        int kinds = rows.kinds;
+#pragma unroll
+        for (int y = 0; y < kPieces; ++y) kinds |= bias.span[ring.stage][y].kinds;
+        Piece piece = bias.piece_of(rows, bias.span[ring.stage][c], bias.time[turn.stage], kinds & kSomeFar, p.last_bucket);
+        if (!shared.every[turn.stage][strip].all(j, j + 32)) piece.flags |= Piece::kPartly;
+        if (!bias.some[turn.stage][strip].any(j, j + 32)) piece.flags |= Piece::kHidden;
         bias.piece[ring.stage][strip][c] = piece;
-        if (c == 0) bias.strip[ring.stage][strip] = {flags, {piece.first, next}};
       }
       __syncwarp();
       shared.k_full[ring.stage].arrive_for_warp(lane);

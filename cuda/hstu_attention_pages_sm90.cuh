@@ -117,7 +117,6 @@ __device__ __forceinline__ void load_paged_tiles(Shared<T, kDim, kMode, kFew>& s
     }
     if (q_to_come) bring_q();
     __syncwarp();
-    if constexpr (kWhat & kKeyTiles) shared.loaded.arrive_for_warp(lane);
     shared.work_empty[turn.stage].arrive_for_warp(lane);
   }
 }

@@ -177,16 +177,20 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
       }
     };
     // w = factor s + the time's bias, so that a weight of 0 comes of hidden ones.
-    [[maybe_unused]] auto place = [&](const float (&scores)[kKeys / 2], const Strip<kKeys / 32>& strip, int j0) {
+    [[maybe_unused]] auto place = [&](const float (&scores)[kKeys / 2], int j0) {
       if constexpr (kBias) {
         auto& bias = shared.bias;
         float factor = p.unit * p.alpha;
-        if (strip.flags == 0) {  // one bucket each, all seen
+        const Piece* pieces = bias.piece[ring.stage][warp - 4];
+        int flags = 0;
+        float first[kKeys / 32];
 #pragma unroll
-          for (int x = 0; x < kKeys / 2; ++x) w[x] = fmaf(factor, scores[x], strip.first[x / 16]);
+        for (int c = 0; c < kKeys / 32; ++c) flags |= pieces[c].flags, first[c] = pieces[c].first;
+        if (flags == 0) {  // one bucket each, all seen
+#pragma unroll
+          for (int x = 0; x < kKeys / 2; ++x) w[x] = fmaf(factor, scores[x], first[x / 16]);
           return;
         }
-        const Piece* pieces = bias.piece[ring.stage][warp - 4];
         if ((pieces[0].flags & Piece::kKind) == Piece::kFar) add_far_time(scores, s, j0);
 #pragma unroll
         for (int c = 0; c < kKeys / 32; ++c) {
@@ -255,18 +259,14 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
         const char* positions = reinterpret_cast<const char*>(bias.pos[same(bias.part[ring.stage])]);
         float next[kAhead ? kKeys / 2 : 1];
         auto& s = pick_scores<kAhead>(next, w);
-        Strip<kKeys / 32> strip;
         // Scores begin as the position's bias / alpha, and the product is added to them.
         auto begin = [&](int n) {
-          strip = bias.strip[ring.stage][warp - 4];
           constexpr int kMask = int(sizeof(float2)) * (std::remove_reference_t<decltype(bias)>::kPositions - 1);
           auto row = [&](int first) { return reinterpret_cast<const float2*>(positions + (first + n * kKeys * int(sizeof(float2)) & kMask)); };
           const float2 *a = row(low), *b = row(high);
 #pragma unroll
           for (int x = 0; x < kKeys / 8; ++x)
             s[4 * x] = a[8 * x].x, s[4 * x + 1] = a[8 * x].y, s[4 * x + 2] = b[8 * x].x, s[4 * x + 3] = b[8 * x].y;
-        };
-        auto score = [&] {
           wgmma_fence();
           scores(s, ring.stage);
           wgmma_commit();
@@ -283,44 +283,33 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
           add_values(stage);
           wgmma_commit();
         };
-        begin(n), score();
+        begin(n);
         wgmma_wait<0>(s);
-        Ring<kRing> now;
-        for (;; ++n) {
-          Ring<kRing> after = ring;
-          after.next();
-          bool there = n + 1 < end && shared.k_full[after.stage].ended(after.parity);
-          place(s, strip, n * kKeys);
+        for (Ring<kRing> now;; ++n) {
+          place(s, n * kKeys);
           __syncwarp();
           release(shared.k_empty[ring.stage]);
           if constexpr (!kAhead) weigh(), shared.v_full[ring.stage].wait(ring.parity);
-          Ring<kRing> before = now;
-          now = ring, ring = after;
-          if (kAhead && n + 1 < end) {
-            if (!there) shared.k_full[ring.stage].wait(ring.parity);
-            begin(n + 1);
-          }
           wgmma_wait<0>(sums);
-          if (n > from) release(shared.v_empty[before.stage]);
+          if (n > from) release(shared.v_empty[now.stage]);
           if constexpr (!kAhead) round(0, kKeys / 32);
           if (n + 1 == end) break;
-          if constexpr (!kAhead) {
-            if (!there) shared.k_full[ring.stage].wait(ring.parity);
-            begin(n + 1);
-          }
-          score();
+          now = ring;
+          ring.next();
+          shared.k_full[ring.stage].wait(ring.parity);
+          begin(n + 1);
           if constexpr (kAhead) shared.v_full[now.stage].wait(now.parity), weigh();
           clear_tail(now.stage, history - n * kKeys);
           if constexpr (kAhead) wgmma_wait<0>(s), round(0, kKeys / 32);
           multiply(now.stage);
           if constexpr (!kAhead) wgmma_wait<1>(s);
         }
-        if constexpr (kAhead) shared.v_full[now.stage].wait(now.parity), weigh(), round(0, kKeys / 32);
-        clear_tail(now.stage, history - n * kKeys);
-        multiply(now.stage);
+        if constexpr (kAhead) shared.v_full[ring.stage].wait(ring.parity), weigh(), round(0, kKeys / 32);
+        clear_tail(ring.stage, history - n * kKeys);
+        multiply(ring.stage);
         wgmma_wait<0>(sums);
-        release(shared.v_empty[now.stage]);
-        n = tiles.from(n + 1);
+        release(shared.v_empty[ring.stage]);
+        n = tiles.from(n + 1), ring.next();
       }
       pass(tiles.last);
     } else {

@@ -38,7 +38,7 @@ struct Shared {
   alignas(1024) T k[C::kRing][C::kKeys * kDim];
   alignas(1024) T v[C::kRing][C::kKeys * kDim];
   Barrier q_full[C::kQueries], q_empty[C::kQueries], k_full[C::kRing], k_empty[C::kRing], v_full[C::kRing], v_empty[C::kRing],
-      work_full[kSlots], work_empty[kSlots], loaded;  // loaded: all tiles of an item are on their way
+      work_full[kSlots], work_empty[kSlots];
   Work work[kSlots];
   Rows<T> keys[kSlots], values[kSlots];       // of an item's head: registers are short
   VisibleKeys seen[kSlots][C::kRows];         // of a row
@@ -52,7 +52,6 @@ struct Shared {
     for (int x = 0; x < C::kRing; ++x)
       k_full[x].init(0, C::kBias ? 2 : 1), v_full[x].init(0, 1), k_empty[x].init(0, C::kBlocks * kWarps), v_empty[x].init(0, C::kBlocks * kWarps);
     for (int x = 0; x < kSlots; ++x) work_full[x].init(0, 1), work_empty[x].init(0, kWarps + (C::kBias ? 3 : 2));
-    loaded.init(0, 1);
     fence_barriers();
   }
 };
@@ -168,7 +167,6 @@ __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode, kFew>& shared,
     __syncwarp();
     shared.work_full[turn.stage].arrive_for_warp(lane);
     if (!some) return;
-    if (plan.order) shared.loaded.wait(drawn & 1);  // of few items none is drawn long before
     if constexpr (!kShared) item = plan.draw();
     turn.next(), ++drawn;
   }
@@ -213,7 +211,6 @@ __device__ __forceinline__ void load_tiles(Shared<T, kDim, kMode, kFew>& shared,
     }
     if (q_to_come) bring_q();
     __syncwarp();
-    if constexpr (kWhat & kKeyTiles) shared.loaded.arrive_for_warp(lane);
     shared.work_empty[turn.stage].arrive_for_warp(lane);
   }
 }

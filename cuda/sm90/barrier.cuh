@@ -37,13 +37,6 @@ struct Barrier {
         "r"(parity), "r"(10000000)
         : "memory");
   }
-  // Whether it has, without waiting: asked early, the answer is there when it is needed.
-  __device__ __forceinline__ bool ended(int parity) {
-    uint32_t done;
-    asm volatile("{\n.reg .pred done;\nmbarrier.test_wait.parity.shared::cta.b64 done, [%1], %2;\nselp.u32 %0, 1, 0, done;\n}"
-                 : "=r"(done) : "r"(address()), "r"(parity) : "memory");
-    return done;
-  }
   __device__ __forceinline__ uint32_t address() const { return shared_address(&state); }
 };
 // Makes initialised barriers known to the copy engine.
