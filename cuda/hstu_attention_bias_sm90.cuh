@@ -80,7 +80,8 @@ struct BiasStages {
 
   // v[16] = factor s[16] + the time's bias: rows `row` and `row` + 8 of slot `slot`, keys near[8 x + 0, 1] in the accumulators' layout. All
   // ways add the same value in the same operation.
-  __device__ __forceinline__ void add_time(float* v, const float* s, float factor, const Piece& piece, int slot, int row, const int* near) const {
+  __device__ __forceinline__ void add_time(float* v, const float* s, float factor, const Piece& piece, int slot, int row,
+                                           const int* near) const {
     int kind = piece.flags & Piece::kKind;
     if (kind == Piece::kOne) {
 #pragma unroll

@@ -1,7 +1,7 @@
 // Which tiles of rows there are in a jagged batch, and who takes which: blocks that stay begin with the item of their own index and draw
-// others by tickets, so that nobody waits for the longest sequence. Items go by sequence, head, and tile from the last one (which sees most keys)
-// to the first: blocks that run at the same time read the same keys from the L2 cache. Where a block takes a few items only, the last tiles of
-// all sequences come first, for otherwise the longest item of the last sequence is what all wait for.
+// others by tickets, so that nobody waits for the longest sequence. Items go by sequence, head, and tile from the last one (which sees most
+// keys) to the first: blocks that run at the same time read the same keys from the L2 cache. Where a block takes a few items only, the last
+// tiles of all sequences come first, for otherwise the longest item of the last sequence is what all wait for.
 #pragma once
 #include "hstu_attention.cuh"
 #include "sm90/cluster.cuh"

@@ -261,8 +261,8 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
         auto& s = pick_scores<kAhead>(next, w);
         // Scores begin as the position's bias / alpha, and the product is added to them.
         auto begin = [&](int n) {
-          constexpr int kMask = int(sizeof(float2)) * (std::remove_reference_t<decltype(bias)>::kPositions - 1);
-          auto row = [&](int first) { return reinterpret_cast<const float2*>(positions + (first + n * kKeys * int(sizeof(float2)) & kMask)); };
+          constexpr int kPair = int(sizeof(float2)), kMask = kPair * (std::remove_reference_t<decltype(bias)>::kPositions - 1);
+          auto row = [&](int first) { return reinterpret_cast<const float2*>(positions + (first + n * kKeys * kPair & kMask)); };
           const float2 *a = row(low), *b = row(high);
 #pragma unroll
           for (int x = 0; x < kKeys / 8; ++x)
