@@ -465,7 +465,7 @@ bool backward_on_hopper(const Call<T>& p, const Gradients<T>& g, Tensor* dpos_w,
   bool bias = p.positions || p.last_bucket >= 0;
   if (g.deterministic && p.max_seq_len / Shape<32>::kKeys > 65535) return false;  // turns are counted in 16 bits
   if (bias && (!kTakesBias || g.lse || dim > 128)) return false;
-  if (bias && (dim <= 32 || p.max_seq_len < 1024) && !asked_for("wgmma")) return false;    // not seen to be faster than mma.sync
+  if (bias && (dim <= 32 || p.max_seq_len < 512) && !asked_for("wgmma")) return false;    // not seen to be faster than mma.sync
   if (bias && !(std::fabs(p.alpha) > 1e-20f && std::fabs(p.alpha) < 1e20f)) return false;  // scores begin as bias / alpha
   if ((g.lse && (dim > 128 || p.dropout)) || rows == 0 || keys == 0 || !whole(g.dq, p.key_dim) || !whole(g.dk, p.key_dim) ||
       !whole(g.dv, p.value_dim) ||
