@@ -49,7 +49,7 @@ struct TableTile {
   bool last;
 };
 
-// One warp brings the bias of a tile, three sum what the computing warps do not of dS. By time bucket: a lane adds to its own column, in the
+// One warp brings the bias of a tile, three sum what the computing warps leave of dS. By time bucket: a lane adds to its own column, in the
 // order of its program; the last row is for pairs without a time.
 template <typename T, int kDim>
 struct SharedWithBias : Shared<T, kDim, true> {

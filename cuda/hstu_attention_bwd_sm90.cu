@@ -160,12 +160,9 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
             const int* near = &shared.query_near[stage][32 * c + thread % 4 * 2];
             float first = time[low], *v = scores + 16 * c;
             auto kind = TimeKind(code >> 16);
-            if (kind == TimeKind::kOne) {
-#pragma unroll
-              for (int x = 0; x < 16; ++x) v[x] = fmaf(factor, v[x], first);
-            } else if (kind == TimeKind::kTwo) {
+            if (kind == TimeKind::kOne || kind == TimeKind::kTwo) {  // one copy: code is what is short
               int least = int(shared.threshold[low]), from[2] = {fixed[0] + least, fixed[1] + least};
-              float second = time[low + 1];
+              float second = time[low + int(kind)];
 #pragma unroll
               for (int x = 0; x < 4; ++x) {
                 int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
@@ -465,7 +462,7 @@ bool backward_on_hopper(const Call<T>& p, const Gradients<T>& g, Tensor* dpos_w,
   bool bias = p.positions || p.last_bucket >= 0;
   if (g.deterministic && p.max_seq_len / Shape<32>::kKeys > 65535) return false;  // turns are counted in 16 bits
   if (bias && (!kTakesBias || g.lse || dim > 128)) return false;
-  if (bias && (dim <= 32 || p.max_seq_len < 512) && !asked_for("wgmma")) return false;    // not seen to be faster than mma.sync
+  if (bias && (dim <= 32 || p.max_seq_len < (dim <= 64 ? 256 : 512)) && !asked_for("wgmma")) return false;  // mma.sync is faster, or may be
   if (bias && !(std::fabs(p.alpha) > 1e-20f && std::fabs(p.alpha) < 1e20f)) return false;  // scores begin as bias / alpha
   if ((g.lse && (dim > 128 || p.dropout)) || rows == 0 || keys == 0 || !whole(g.dq, p.key_dim) || !whole(g.dk, p.key_dim) ||
       !whole(g.dv, p.value_dim) ||

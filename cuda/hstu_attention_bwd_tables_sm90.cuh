@@ -179,27 +179,23 @@ __device__ __forceinline__ void sum_positions(SharedWithBias<T, kDim>& shared, i
   int lane = thread_index() % 32, thread = 32 * (warp - W::kFirst) + lane, g = lane / 4, t = lane % 4;
   int i0 = item.s.shift + first, j0 = item.tile * kK;
   int before = item.s.history - i0;  // queries before the targets, which all stand at one position
-  // Blocks of 8 x 8 on diagonal d = query block - key block, -15 .. 7: up to eight, four a step, whose sums are rows 0 .. 7 and 8 .. 15 of a
-  // product with two unit matrices.
+  // Blocks of 8 x 8 on diagonal d = query block - key block, -15 .. 7: up to eight, four a product with two unit matrices, whose rows
+  // 0 .. 7 and 8 .. 15 are sums of two.
   uint32_t unit = pack_pair<T>(2 * t == g ? 1.f : 0.f, 2 * t + 1 == g ? 1.f : 0.f), ds = shared_address(shared.ds[stage]);
-  constexpr int kApart = W::kWarps - W::kFirst, kBlocks = kK / 8;
+  constexpr int kBlocks = kK / 8;
 #pragma unroll 1
-  for (int d0 = warp - W::kFirst - (kBlocks - 1); d0 < kQ / 8; d0 += 2 * kApart) {
+  for (int d = warp - W::kFirst - (kBlocks - 1); d < kQ / 8; d += W::kWarps - W::kFirst) {
     float sum[2][4] = {};
 #pragma unroll
-    for (int x = 0; x < 2; ++x)
-#pragma unroll
-      for (int y = 0; y < 2; ++y) {
-        int d = d0 + x * kApart, block = max(d, 0) + 4 * y + lane / 8, query = 8 * block + lane % 8, key = block - d;
-        bool there = block < kQ / 8 && key < kBlocks && query < before;
-        uint32_t words[4], at = ds + key / 8 * kQ * 128 + query * 128 + (key % 8 ^ lane % 8) * 16;
-        load_matrices_transposed(words, there ? at : shared_address(shared.zero));
-        mma_m16n8k16<T>(sum[x], words, unit, unit);
-      }
-#pragma unroll
-    for (int x = 0; x < 2; ++x)
-      if (int d = d0 + x * kApart; d < kQ / 8)
-        *reinterpret_cast<float2*>(&shared.blocks[g][8 * d + kK + 2 * t]) = float2{sum[x][0] + sum[x][2], sum[x][1] + sum[x][3]};
+    for (int y = 0; y < 2; ++y) {
+      int block = max(d, 0) + 4 * y + lane / 8, query = 8 * block + lane % 8, key = block - d;
+      bool there = block < kQ / 8 && key < kBlocks && query < before;
+      uint32_t words[4], at = ds + key / 8 * kQ * 128 + query * 128 + (key % 8 ^ lane % 8) * 16;
+      load_matrices_transposed(words, there ? at : shared_address(shared.zero));
+      mma_m16n8k16<T>(sum[y], words, unit, unit);
+    }
+    *reinterpret_cast<float2*>(&shared.blocks[g][8 * d + kK + 2 * t]) =
+        float2{(sum[0][0] + sum[0][2]) + (sum[1][0] + sum[1][2]), (sum[0][1] + sum[0][3]) + (sum[1][1] + sum[1][3])};
   }
   if (before < kQ)
     for (int key = thread; key < kK; key += W::kPositionThreads) {
