@@ -321,11 +321,11 @@ void hstu_attention(Tensor& out, Tensor* lse, const Tensor& q, const Tensor& k, 
     }
     if constexpr (kIsHalf<T>)
       if (!softmax && forward_on_hopper(call, out.as<T>(), q.shape[0], k.shape[0], stream)) return;
-    // Scores begin as the position's bias / alpha. Where that has no value products are nothing beside it: rows without columns have none.
-    if (call.positions && std::fabs(call.alpha) < 1e-20f) call.alpha = 1, call.key_dim = 0;
     float* log_sums = data_or_null<float>(lse);
     pick_dim(q.shape[2], v.shape[2], [&](auto dim) {
       constexpr int kDim = decltype(dim)::value;
+      // Scores begin as the position's bias / alpha. Where that has no value products are nothing beside it: rows without columns have none.
+      if (call.positions && std::fabs(call.alpha) < 1e-20f) call.alpha = 1, call.key_dim = 0;
       pick_mode<T, kDim>(softmax, pos_w || time_w, [&](auto mode) {
         launch_forward<T, kDim, decltype(mode)::value>(call, out.as<T>(), log_sums, longest, stream);
       });
