@@ -125,7 +125,7 @@ __device__ __forceinline__ void make_rows(MadeShared& shared, const Rows& rows, 
     unit = __shfl_sync(kFullWarp, unit, 0);
     if (unit >= kUnits) break;
     make_unit<T>(shared_address(shared.a[side]), rows, first, next, m, kSide * unit);
-    if (threadIdx.x % 32 == 0) shared.made[side].arrive();
+    shared.made[side].arrive_for_warp(threadIdx.x % 32);
   }
 }
 
@@ -145,7 +145,7 @@ __device__ __forceinline__ void make_tiles(MadeShared& shared, const CUtensorMap
     }
     __syncwarp();
     make_rows<T>(shared, rows, visits, i, ring.stage, ring.parity);
-    if (threadIdx.x % 32 == 0) shared.used[ring.stage].arrive();
+    shared.used[ring.stage].arrive_for_warp(threadIdx.x % 32);
   }
 }
 
@@ -186,9 +186,9 @@ __global__ void __launch_bounds__(kMadeThreads, 1)
   int warp = threadIdx.x / 32;
   if (threadIdx.x == 0) {
     prefetch(x_map), prefetch(b_map);
-    for (int i = 0; i < kMadeStages; ++i) shared.full[i].init(1), shared.empty[i].init(4 * kBlocks);
+    for (int i = 0; i < kMadeStages; ++i) shared.full[i].init(1, 0), shared.empty[i].init(0, 4 * kBlocks);
     for (int i = 0; i < 2; ++i)
-      shared.raw[i].init(1), shared.made[i].init(kUnits), shared.used[i].init(4 * visits.count + kMakers), shared.taken[i] = 0;
+      shared.raw[i].init(1, 0), shared.made[i].init(0, kUnits), shared.used[i].init(0, 4 * visits.count + kMakers), shared.taken[i] = 0;
     fence_barriers();
   }
   cluster_sync();
@@ -200,9 +200,7 @@ __global__ void __launch_bounds__(kMadeThreads, 1)
       load_columns<T>(shared, b_map, residual_map, visits);
   } else {
     take_registers<kMultiplyingRegisters>();
-    auto release = [&](int stage) {
-      if (int lane = thread() % 32; lane < kBlocks) arrive_at(shared.empty[stage], lane);
-    };
+    auto release = [&](int stage) { arrive_at_all_for_warp<kBlocks>(shared.empty[stage], thread() % 32); };
     auto group = [] { return thread() / 128 - 1; };
     if (group() == 0) announce(kTurn, 256);
     int slices = visits.walk.steps * (kDepth / kSlice);
@@ -232,7 +230,7 @@ __global__ void __launch_bounds__(kMadeThreads, 1)
       announce(kTurn + (group() ^ 1), 256);
       wgmma_wait<0>(c);
       release(last);
-      if (thread() % 32 == 0) shared.used[visit & 1].arrive();
+      shared.used[visit & 1].arrive_for_warp(thread() % 32);
       int64_t row = visits.row(i) + thread() / 32 % 4 * 16;
       int column = visits.column(i) + item % visits.count * kColumns;
       finish_added(output, visits.walk, c, row, column);
