@@ -2,6 +2,7 @@ import { vocabularyBases } from '../data/ranking/ranker_inputs.js'
 import { HstuError } from '../errors.js'
 import type { GenerativeRankerConfig } from '../models/generative_ranker.js'
 import type { BaseRates } from './base_rates.js'
+import { IdReader, idCount, idText } from './ids.js'
 import type { WireRequest } from './request.js'
 import type { Vocabulary } from './vocabulary.js'
 import { Words } from './words.js'
@@ -52,24 +53,30 @@ export function encodeRequest(request: WireRequest, encoder: Encoder): EncodedRe
   const bases = vocabularyBases(config).map(base => ({ low: Number(base & 0xffffffffn), high: Number(base >> 32n) }))
   const item = 1 + config.vocabulary.contextual.length
   let unknown = 0
-  const numberOf = (f: number, id: string | bigint, name: string, i: number): number => {
+  const unknownId = (id: string, where: string, vocabulary: string) => {
+    unknown++
+    if (unknownIds !== 'error') return
+    throw new HstuError('ERR_HSTU_INVALID_ARGUMENT', `request: ${where} ${id} is not in vocabulary '${vocabulary}'`)
+  }
+  const numberOf = (f: number, id: string | bigint, where: string): number => {
     const vocabulary = vocabularies[f]
-    if (!vocabulary) return 0
-    const number = vocabulary.numberOf(id)
-    if (number === 0) {
-      unknown++
-      if (unknownIds === 'error') {
-        const message = `request: ${name}${i < 0 ? '' : `[${i}]`} ${id} is not in vocabulary '${vocabulary.name}'`
-        throw new HstuError('ERR_HSTU_INVALID_ARGUMENT', message)
-      }
-    }
+    const number = vocabulary?.numberOf(id) ?? 0
+    if (vocabulary && number === 0) unknownId(String(id), where, vocabulary.name)
     return number
   }
-  const { items, series, actions, context, candidates } = request
+  const numberAt = (f: number, reader: IdReader, i: number, array: string): number => {
+    const vocabulary = vocabularies[f]
+    const number = vocabulary?.numberAt(reader, i) ?? 0
+    if (vocabulary && number === 0) unknownId(idText(reader.ids, i), `${array}[${i}]`, vocabulary.name)
+    return number
+  }
+  const { series, actions, context } = request
+  const [items, candidates] = [new IdReader(request.items), new IdReader(request.candidates)]
+  const [rows, M] = [series.length, idCount(request.candidates)]
   const interleave = config.fusion !== 'add'
   let acted = 0
   if (interleave) for (const s of series) acted += Number(s === 0)
-  const h = item + items.length + acted
+  const h = item + rows + acted
   const columns = {
     content: new Words(h),
     actions: new Words(h),
@@ -93,28 +100,28 @@ export function encodeRequest(request: WireRequest, encoder: Encoder): EncodedRe
   }
   const none = interleave ? -1 : 0
   // A model that knows no users may stand on their rates.
-  const user = numberOf(0, request.user, 'user', -1)
+  const user = numberOf(0, request.user, 'user')
   token(0, config.vocabulary.users > 0 ? user : 0, none, -1)
   context.forEach((id, c) => {
-    token(c + 1, id === null ? 0 : numberOf(c + 1, id, 'context', c), none, -1)
+    token(c + 1, id === null ? 0 : numberOf(c + 1, id, `context[${c}]`), none, -1)
   })
-  for (let i = 0; i < items.length; i++) {
+  for (let i = 0; i < rows; i++) {
     const s = series[i]!
     const bits = s === 0 ? actions[i]! : 0
-    token(item + s, numberOf(item + s, items[i]!, 'history.items', i), interleave ? -1 : bits, i)
+    token(item + s, numberAt(item + s, items, i, 'history.items'), interleave ? -1 : bits, i)
     if (interleave && s === 0) token(-1, 0, bits, i)
   }
-  const [targets, numbers] = [new Words(candidates.length), new Int32Array(candidates.length)]
+  const [targets, numbers] = [new Words(M), new Int32Array(M)]
   const { low, high } = bases[item]!
-  for (let m = 0; m < candidates.length; m++) {
-    numbers[m] = numberOf(item, candidates[m]!, 'candidates', m)
+  for (let m = 0; m < M; m++) {
+    numbers[m] = numberAt(item, candidates, m, 'candidates')
     targets.put(m, low + numbers[m]!, high)
   }
   return {
     ...{ history: tokens.values, start: request.start, unknown },
     ...{ content: columns.content.values, actions: columns.actions.values, times: columns.times.values },
     ...{ candidates: targets.values, base: encoder.rates?.of(user, numbers) ?? null },
-    candidateTimes: new BigInt64Array(candidates.length).fill(request.time),
+    candidateTimes: new BigInt64Array(M).fill(request.time),
   }
 }
 

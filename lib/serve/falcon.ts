@@ -6,7 +6,17 @@ import { native } from '../native.js'
 import { embedding } from '../ops/embedding.js'
 import { scope, Tensor, unscoped } from '../tensor.js'
 import { type EncodedRequest, historyTokens, TOKEN_COLUMNS } from './encode.js'
-import { bindPass, bucketOf, fillPass, type Part, type PassShape, partRows, type Slot, shapeOf } from './pass.js'
+import {
+  bindPass,
+  bucketOf,
+  fillPass,
+  type Part,
+  PassMemory,
+  type PassShape,
+  partRows,
+  type Slot,
+  shapeOf,
+} from './pass.js'
 import { PassGraphs } from './pass_graphs.js'
 
 /** Why a row that is cached for one request would not be the row of the next one; null where it is. */
@@ -54,6 +64,7 @@ export class Falcon {
   /** y_s W_s of the requests that are being scored, [2 MOST_SLOTS, hidden]: made by the first pass, read by the others. */
   readonly #states: Tensor
   readonly #graphs: PassGraphs | null
+  readonly #memory = new PassMemory()
   /** Until the score before is done. */
   #free: Promise<unknown> = Promise.resolve()
 
@@ -149,7 +160,8 @@ export class Falcon {
         row += count
       }
     }
-    const timed = take(parts, this.#pass(parts)).then(() => {
+    const more = slots.some((slot, index) => parts[index]!.end < slot.request.candidates.length)
+    const timed = take(parts, this.#pass(parts, more)).then(() => {
       first = performance.now()
     })
     timed.catch(() => {})
@@ -173,20 +185,28 @@ export class Falcon {
         pass.push(chunk)
         rows += partRows(chunk)
       }
-      if (pass.length > 0) take(pass, this.#pass(pass))
+      if (pass.length > 0) take(pass, this.#pass(pass, at < rest.length))
     }
     await Promise.all(pending)
     return { logits, complete, prefill: first - begin, candidates: performance.now() - first }
   }
 
-  /** One pass through the model: the logits of its candidates, part after part. */
-  #pass(parts: readonly Part[]): Promise<Float32Array> {
+  /**
+   * One pass through the model: the logits of its candidates, part after part. This thread waits for a short one, unless `more` is to be
+   * put behind it: to be woken takes longer than what is left to do.
+   */
+  #pass(parts: readonly Part[], more: boolean): Promise<Float32Array> {
     const exact = shapeOf(parts, this.#inference)
     const rows = exact.candidates
-    const read = (logits: Tensor) => ({ data: logits.rows(0, rows).data() as Promise<Float32Array> })
+    const short = exact.tokens <= GRAPH_TOKENS
+    const read = (all: Tensor) => {
+      const logits = all.rows(0, rows)
+      const data = short && !more ? Promise.resolve(logits.dataSync()) : logits.data()
+      return { data: data as Promise<Float32Array> }
+    }
     return scope(() => {
-      const shape = this.#graphs && exact.tokens <= GRAPH_TOKENS ? bucketOf(exact) : exact
-      const values = fillPass(parts, shape, this.#inference)
+      const shape = this.#graphs && short ? bucketOf(exact) : exact
+      const values = fillPass(parts, shape, this.#inference, this.#memory)
       if (shape !== exact) return read(this.#graphs!.run(shape, values, (...on) => this.#compute(shape, ...on)))
       const { device = 'cpu' } = this.model.options
       const { words, numbers } = values

@@ -58,17 +58,21 @@ function quantiles(values: number[], shares: readonly number[]): number[] {
 /** Exponential: the time between two events of a Poisson process of rate 1. */
 const exponential = (random: Random) => -Math.log(1 - random.float())
 
-const copy = ({ items, times, actions }: { items: string[]; times: number[]; actions: number[] }) => ({
-  ...{ items: items.slice(), times: times.slice(), actions: actions.slice() },
-})
+/** Rows of a user; a request has them as they are at the time, so they are never changed but replaced. */
+interface History {
+  items: readonly string[]
+  times: readonly number[]
+  actions: readonly number[]
+  start: number
+}
+
+/** A history is given back as this many times its first length: a service, too, sends no more than the model reads. */
+const MOST_GROWTH = 2
 
 /** Users with histories, and the requests that they make. */
 export class LoadSource {
   readonly #random: Random
-  readonly #histories = new Map<
-    number,
-    RankRequest['history'] & { items: string[]; times: number[]; actions: number[] }
-  >()
+  readonly #histories: (History | undefined)[] = []
   readonly #cumulative: number[]
   #fresh = 0
   /** Seconds of the histories' own time. */
@@ -93,46 +97,47 @@ export class LoadSource {
 
   #item = () => this.setting.items[this.#random.int(this.setting.items.length)]!
 
-  #extend(history: { items: string[]; times: number[]; actions: number[] }, rows: number): void {
+  #extended(history: History, rows: number): History {
+    const { schema, history: mean } = this.setting
+    const [items, times, actions] = [history.items.slice(), history.times.slice(), history.actions.slice()]
     for (let k = 0; k < rows; k++) {
-      history.items.push(this.#item())
-      history.times.push(this.#now)
-      history.actions.push(this.#random.int(2 ** Math.min(this.setting.schema.actions.length, 20)))
+      items.push(this.#item())
+      times.push(this.#now)
+      actions.push(this.#random.int(2 ** Math.min(schema.actions.length, 20)))
       this.#now += this.#random.int(60)
+    }
+    const over = items.length > MOST_GROWTH * mean ? items.length - mean : 0
+    return {
+      ...{ items: items.slice(over), times: times.slice(over), actions: actions.slice(over) },
+      start: history.start + over,
     }
   }
 
+  #historyOf(user: number): History {
+    const none: History = { items: [], times: [], actions: [], start: 0 }
+    return (this.#histories[user] ??= this.#extended(none, Math.round(this.setting.history * (0.5 + this.#random.float())))) // biome-ignore format: one line
+  }
+
   next(mode: LoadMode): RankRequest {
-    const { history: mean, candidates, growth, users } = this.setting
-    const user = mode === 'cold' ? users + this.#fresh++ : this.#user()
-    let history = this.#histories.get(user)
-    if (!history) {
-      history = { items: [], times: [], actions: [] }
-      this.#extend(history, Math.round(mean * (0.5 + this.#random.float())))
-      if (mode !== 'cold') this.#histories.set(user, history)
-    } else if (mode === 'mixed') {
+    const { candidates, growth, users } = this.setting
+    const user = mode === 'cold' ? this.#fresh++ % users : this.#user()
+    let history = this.#historyOf(user)
+    if (mode === 'mixed') {
       let events = 0
       for (let t = exponential(this.#random); t < growth; t += exponential(this.#random)) events++
-      this.#extend(history, events)
+      if (events > 0) this.#histories[user] = history = this.#extended(history, events)
     }
-    const { items, times, actions } = history
+    // What the cache knows goes by the user: the same history of another one is computed.
     return {
-      ...{ user: `load-${user}`, history: copy({ items, times, actions }), time: this.#now },
+      ...{ user: mode === 'cold' ? `cold-${this.#fresh}` : `load-${user}`, history, time: this.#now },
       candidates: Array.from({ length: candidates }, this.#item),
     }
   }
 
   /** One request of every user, the most popular last: what is to be in the cache when 'hit' begins. */
   *everyone(): Generator<RankRequest> {
-    for (let user = this.setting.users - 1; user >= 0; user--) {
-      let history = this.#histories.get(user)
-      if (!history) {
-        history = { items: [], times: [], actions: [] }
-        this.#extend(history, Math.round(this.setting.history * (0.5 + this.#random.float())))
-        this.#histories.set(user, history)
-      }
-      yield { user: `load-${user}`, history: copy(history), candidates: [this.#item()], time: this.#now }
-    }
+    for (let user = this.setting.users - 1; user >= 0; user--)
+      yield { user: `load-${user}`, history: this.#historyOf(user), candidates: [this.#item()], time: this.#now }
   }
 }
 

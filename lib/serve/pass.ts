@@ -116,8 +116,22 @@ const numberFields = ({ sequences: B, pages }: PassShape) => ({
 /** The place of each field, and how long all of them are. */
 function places<N extends string>(fields: Record<N, number>): { of: Record<N, [number, number]>; size: number } {
   let size = 0
-  const of = Object.entries<number>(fields).map(([name, length]) => [name, [size, (size += length)]])
-  return { of: Object.fromEntries(of), size }
+  const of = {} as Record<N, [number, number]>
+  for (const name in fields) of[name] = [size, (size += fields[name])]
+  return { of, size }
+}
+
+/** Host memory for the arrays of passes: what it gave counts until it is asked again. */
+export class PassMemory {
+  #words = new BigInt64Array(0)
+  #numbers = new Int32Array(0)
+
+  /** Zeros. */
+  take(words: number, numbers: number): { words: BigInt64Array; numbers: Int32Array } {
+    if (words > this.#words.length) this.#words = new BigInt64Array(2 * words)
+    if (numbers > this.#numbers.length) this.#numbers = new Int32Array(2 * numbers)
+    return { words: this.#words.subarray(0, words).fill(0n), numbers: this.#numbers.subarray(0, numbers).fill(0) }
+  }
 }
 
 /** The values of a pass: what is copied to the device. `used`: words before those that nobody reads. */
@@ -128,11 +142,16 @@ export interface PassValues {
 }
 
 /** The arrays of a pass in a shape that holds it. */
-export function fillPass(parts: readonly Part[], shape: PassShape, inference: RankerInference): PassValues {
+export function fillPass(
+  parts: readonly Part[],
+  shape: PassShape,
+  inference: RankerInference,
+  memory = new PassMemory(),
+): PassValues {
   const { model } = inference
   const wide = places(wordFields(shape, Boolean(model.config.positions)))
   const narrow = places(numberFields(shape))
-  const [words, numbers] = [new BigInt64Array(wide.size), new Int32Array(narrow.size)]
+  const { words, numbers } = memory.take(wide.size, narrow.size)
   const values = (name: keyof typeof wide.of) => words.subarray(...wide.of[name])
   const view = (name: keyof typeof wide.of) => new Words(values(name))
   const count = (name: keyof typeof narrow.of) => numbers.subarray(...narrow.of[name])

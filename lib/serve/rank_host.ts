@@ -10,11 +10,12 @@ import { chooseDevice } from './device.js'
 import { type EncodedRequest, type Encoder, encodeRequest, historyTokens, TOKEN_COLUMNS } from './encode.js'
 import { Falcon, type Scored, whyNotCacheable } from './falcon.js'
 import type { BatchHooks, Host, Progress } from './host.js'
+import { sameIds, sameValues } from './ids.js'
 import type { HostOptions, ModelInfo } from './messages.js'
 import { type PageKey, type PageLease, PageManager, type PageStatistics } from './page_manager.js'
 import type { Slot } from './pass.js'
 import type { Waiting } from './queue.js'
-import { checkRequest, type WireIds, type WireRequest } from './request.js'
+import { checkRequest, type WireRequest } from './request.js'
 import { joined } from './words.js'
 
 /** b by default: on CUDA what fills the device. */
@@ -47,22 +48,13 @@ interface Group {
   lease: PageLease | null
 }
 
-const sameBytes = (a: NodeJS.TypedArray, b: NodeJS.TypedArray) =>
-  Buffer.compare(
-    Buffer.from(a.buffer, a.byteOffset, a.byteLength),
-    Buffer.from(b.buffer, b.byteOffset, b.byteLength),
-  ) === 0
-const sameIds = (a: WireIds, b: WireIds) =>
-  Array.isArray(a) || Array.isArray(b) ? a.length === b.length && a.every((id, i) => id === b[i]) : sameBytes(a, b)
-
 /** Rows of the same history in the same context: their requests can be one sequence. */
 export function sameHistory(a: WireRequest, b: WireRequest): boolean {
   return (
     a.start === b.start &&
-    a.times.length === b.times.length &&
-    sameBytes(a.times, b.times) &&
-    sameBytes(a.actions, b.actions) &&
-    sameBytes(a.series, b.series) &&
+    sameValues(a.times, b.times) &&
+    sameValues(a.actions, b.actions) &&
+    sameValues(a.series, b.series) &&
     sameIds(a.items, b.items) &&
     a.context.every((id, c) => id === b.context[c])
   )

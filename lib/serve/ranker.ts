@@ -4,7 +4,7 @@ import type { Cost, QueueLimits, SubmitOptions } from './admission.js'
 import { Engine, type EngineState, type EngineStats } from './engine.js'
 import type { HostOptions, ModelInfo, Timings } from './messages.js'
 import type { RankReply } from './rank_host.js'
-import { checkRequest, type RankRequest } from './request.js'
+import { checkRequest, type RankRequest, wireBuffers } from './request.js'
 import type { Id } from './vocabulary.js'
 
 /** What is told while a model is loaded. */
@@ -161,23 +161,22 @@ export class Ranker {
     this.#engine.admit(cost, request)
     const limits = { ...info.schema, maxHistory: info.maxHistory, maxCandidates: this.#maxCandidates }
     const wire = checkRequest(request, limits)
-    const { items, candidates, times, actions, series } = wire
-    const transfer = [times, actions, series, items, candidates].flatMap(array =>
-      Array.isArray(array) ? [] : [array.buffer as ArrayBuffer],
-    )
-    const { reply, timings } = await this.#engine.submit(wire, cost, request, transfer)
+    const { reply, timings } = await this.#engine.submit(wire, cost, request, wireBuffers(wire))
     return this.#result(reply as RankReply, timings)
   }
 
   #result({ logits, model, history, cached, state, unknown, batch }: RankReply, timings: Timings): RankResult {
     const { tasks } = this.info
     const [K, m] = [tasks.length, logits.length / tasks.length]
-    const scores = tasks.map(({ name, kind }, k) => {
-      const of = Float64Array.from({ length: m }, (_, i) => logits[i * K + k]!)
-      return [name, kind === 'binary' ? of.map(z => 1 / (1 + Math.exp(-z))) : of]
+    const scores: Record<string, Float64Array> = {}
+    tasks.forEach(({ name, kind }, k) => {
+      const of = new Float64Array(m)
+      for (let i = 0; i < m; i++) of[i] = logits[i * K + k]!
+      if (kind === 'binary') for (let i = 0; i < m; i++) of[i] = 1 / (1 + Math.exp(-of[i]!))
+      scores[name] = of
     })
     return {
-      scores: Object.fromEntries(scores),
+      scores,
       ...{ model, batch, timings, unknownIds: unknown, cache: { state, tokens: history, cachedTokens: cached } },
     }
   }

@@ -1,5 +1,7 @@
 import { check, HstuError } from '../errors.js'
+import { buffersOf, textIds, type WireIds } from './ids.js'
 import type { Id } from './vocabulary.js'
+import { Words } from './words.js'
 
 /** Ids side by side; plain arrays may mix the kinds. */
 export type Ids = readonly Id[] | BigInt64Array | BigUint64Array | Int32Array | Uint32Array | Float64Array
@@ -42,9 +44,6 @@ export interface RequestLimits {
   maxHistory: number
   maxCandidates: number
 }
-
-/** Ids as they cross threads. */
-export type WireIds = string[] | BigInt64Array
 
 /** A checked request, of arrays of its own: nothing that the caller does to theirs matters any more. */
 export interface WireRequest {
@@ -89,16 +88,22 @@ function idsOf(ids: Ids, name: string, first = 0): WireIds {
   const count = ids.length - first
   let whole = true
   for (let i = first; i < ids.length && whole; i++) whole = typeof ids[i] !== 'string'
-  const all = whole ? new BigInt64Array(count) : new Array<string>(count)
+  if (!whole)
+    return (
+      textIds(ids, first) ??
+      textIds(Array.from({ length: count }, (_, i) => String(idOf(ids[i + first], `${name}[${i + first}]`))))!
+    )
+  const all = new Words(count)
   for (let i = 0; i < count; i++) {
-    const id = idOf(ids[i + first], `${name}[${i + first}]`)
-    if (Array.isArray(all)) all[i] = String(id)
+    const id = ids[i + first]
+    if (Number.isSafeInteger(id)) all.putNumber(i, id as number)
     else {
-      all[i] = id as bigint
-      if (all[i] !== id) fail(`${name}[${i + first}] ${shown(id)} is beyond 64 bits: give it as text`)
+      const big = idOf(id, `${name}[${i + first}]`) as bigint
+      all.values[i] = big
+      if (all.values[i] !== big) fail(`${name}[${i + first}] ${shown(id)} is beyond 64 bits: give it as text`)
     }
   }
-  return all
+  return all.values
 }
 
 function second(value: unknown, name: string): bigint {
@@ -107,22 +112,32 @@ function second(value: unknown, name: string): bigint {
   return fail(`${name} must be a whole number of seconds, got ${shown(value)}`)
 }
 
+function secondsOf(values: Numbers, name: string, first: number): BigInt64Array {
+  const all = new Words(values.length - first)
+  for (let i = first; i < values.length; i++) {
+    const value = values[i]
+    if (Number.isSafeInteger(value)) all.putNumber(i - first, value as number)
+    else all.values[i - first] = second(value, `${name}[${i}]`)
+  }
+  return all.values
+}
+
 function actionsOf(actions: NonNullable<RankHistory['actions']>, known: readonly string[], first: number): Int32Array {
   const masks = new Int32Array(actions.length - first)
+  const sets = 2 ** known.length
   for (let i = first; i < actions.length; i++) {
     const given: unknown = actions[i]
-    const name = `history.actions[${i}]`
     let mask = 0
     if (typeof given === 'number') mask = given
     else if (Array.isArray(given))
       for (const action of given) {
         const bit = known.indexOf(action)
-        if (bit < 0) fail(`${name}: there is no action ${shown(action)}; actions are ${known.join(', ')}`)
+        if (bit < 0) fail(`history.actions[${i}]: there is no action ${shown(action)}; actions are ${known.join(', ')}`)
         mask |= 1 << bit
       }
     else mask = -1
-    const valid = Number.isInteger(mask) && mask >= 0 && mask < 2 ** known.length
-    if (!valid) fail(`${name} must be a mask of ${known.length} bits or a list of names, got ${shown(given)}`)
+    if (!(Number.isInteger(mask) && mask >= 0 && mask < sets))
+      fail(`history.actions[${i}] must be a mask of ${known.length} bits or a list of names, got ${shown(given)}`)
     masks[i - first] = mask
   }
   return masks
@@ -177,10 +192,8 @@ export function checkRequest(request: RankRequest, limits: RequestLimits): WireR
   const cut = historyCut(start + items.length, limits.maxHistory)
   const first = Math.min(items.length, Math.max(0, cut - start))
   const rows = items.length - first
-  const kept = new BigInt64Array(rows)
-  for (let i = 0; i < rows; i++) kept[i] = second(times[i + first], `history.times[${i + first}]`)
   return {
-    ...{ tenant, user: idOf(user, 'user'), start: start + first, times: kept },
+    ...{ tenant, user: idOf(user, 'user'), start: start + first, times: secondsOf(times, 'history.times', first) },
     items: idsOf(items, 'history.items', first),
     actions: actions ? actionsOf(actions, limits.actions, first) : new Int32Array(rows),
     series: series ? seriesOf(series, limits.series, first) : new Uint8Array(rows),
@@ -192,6 +205,13 @@ export function checkRequest(request: RankRequest, limits: RequestLimits): WireR
     time: time === undefined ? BigInt(Math.floor(Date.now() / 1000)) : second(time, 'time'),
   }
 }
+
+/** The memory of a request's arrays. */
+export const wireBuffers = ({ times, actions, series, items, candidates }: WireRequest): ArrayBuffer[] => [
+  ...[times, actions, series].map(({ buffer }) => buffer as ArrayBuffer),
+  ...buffersOf(items),
+  ...buffersOf(candidates),
+]
 
 /** A history whose next item is asked for. */
 export interface RetrieveRequest {
@@ -235,11 +255,7 @@ export function checkRetrieval(request: RetrieveRequest, maxHistory: number): Wi
   const first = Math.max(0, items.length - maxHistory)
   return {
     items: idsOf(items, 'history.items', first),
-    times: times
-      ? BigInt64Array.from({ length: items.length - first }, (_, i) =>
-          second(times[i + first], `history.times[${i + first}]`),
-        )
-      : null,
+    times: times ? secondsOf(times, 'history.times', first) : null,
     exclude: exclude ? idsOf(exclude, 'exclude') : null,
     ...{ k, time: time === undefined ? BigInt(Math.floor(Date.now() / 1000)) : second(time, 'time') },
   }

@@ -1,0 +1,99 @@
+import { Words } from './words.js'
+
+/** Texts side by side: their UTF-16 code units, and where each ends. What crosses threads costs by its objects, not by its bytes. */
+export interface TextIds {
+  units: Uint16Array
+  ends: Int32Array
+}
+
+/** Ids as they cross threads: texts, or whole numbers of 64 bits. */
+export type WireIds = TextIds | BigInt64Array
+
+export const idCount = (ids: WireIds): number => ('ends' in ids ? ids.ends.length : ids.length)
+
+/** Of the elements from `first` on; null where one is no text. */
+export function textIds(texts: ArrayLike<unknown>, first = 0): TextIds | null {
+  let size = 0
+  const ends = new Int32Array(texts.length - first)
+  for (let i = 0; i < ends.length; i++) {
+    const text = texts[i + first]
+    if (typeof text !== 'string') return null
+    ends[i] = size += text.length
+  }
+  const units = new Uint16Array(size)
+  for (let i = 0, at = 0; i < ends.length; i++) {
+    const text = texts[i + first] as string
+    for (let k = 0; at < ends[i]!; k++) units[at++] = text.charCodeAt(k)
+  }
+  return { units, ends }
+}
+
+/** Id i as text, for an error or an answer. */
+export function idText(ids: WireIds, i: number): string {
+  if (!('ends' in ids)) return String(ids[i])
+  const { buffer, byteOffset, byteLength } = ids.units.subarray(i === 0 ? 0 : ids.ends[i - 1]!, ids.ends[i]!)
+  return Buffer.from(buffer, byteOffset, byteLength).toString('utf16le')
+}
+
+const sameBytes = (a: NodeJS.TypedArray, b: NodeJS.TypedArray) =>
+  Buffer.compare(
+    Buffer.from(a.buffer, a.byteOffset, a.byteLength),
+    Buffer.from(b.buffer, b.byteOffset, b.byteLength),
+  ) === 0
+
+/** Whether two arrays of one kind have the same elements. */
+export const sameValues = (a: NodeJS.TypedArray, b: NodeJS.TypedArray) => a.length === b.length && sameBytes(a, b)
+
+export function sameIds(a: WireIds, b: WireIds): boolean {
+  if ('ends' in a) return 'ends' in b && sameValues(a.ends, b.ends) && sameValues(a.units, b.units)
+  return !('ends' in b) && sameValues(a, b)
+}
+
+/** The memory of what crosses threads. */
+export const buffersOf = (ids: WireIds): ArrayBuffer[] =>
+  ('ends' in ids ? [ids.units, ids.ends] : [ids]).map(({ buffer }) => buffer as ArrayBuffer)
+
+/** The decimal digits of a whole number below 2^53, as code units from the end of `units` on. @returns where they begin */
+function putDigits(value: number, units: Uint16Array): number {
+  let at = units.length
+  let left = Math.abs(value)
+  do {
+    const rest = Math.floor(left / 10)
+    units[--at] = 48 + left - 10 * rest
+    left = rest
+  } while (left > 0)
+  if (value < 0) units[--at] = 45
+  return at
+}
+
+/** Reads ids one after the other, each as the code units `units[begin .. end - 1]` of its text. */
+export class IdReader {
+  units: Uint16Array
+  begin = 0
+  end = 0
+  readonly #ends: Int32Array | null
+  readonly #words: Words | null
+
+  constructor(readonly ids: WireIds) {
+    const text = 'ends' in ids
+    this.units = text ? ids.units : new Uint16Array(20)
+    this.#ends = text ? ids.ends : null
+    this.#words = text ? null : new Words(ids)
+    this.end = text ? 0 : 20
+  }
+
+  seek(i: number): void {
+    if (this.#ends) {
+      this.begin = i === 0 ? 0 : this.#ends[i - 1]!
+      this.end = this.#ends[i]!
+      return
+    }
+    const value = this.#words!.number(i)
+    if (Number.isSafeInteger(value)) this.begin = putDigits(value, this.units)
+    else {
+      const digits = String((this.ids as BigInt64Array)[i])
+      this.begin = 20 - digits.length
+      for (let k = 0; k < digits.length; k++) this.units[this.begin + k] = digits.charCodeAt(k)
+    }
+  }
+}
