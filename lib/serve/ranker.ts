@@ -1,7 +1,7 @@
 import { check } from '../errors.js'
 import type { Device } from '../tensor.js'
 import type { Cost, QueueLimits, SubmitOptions } from './admission.js'
-import { Engine, type EngineState, type EngineStats } from './engine.js'
+import { type Answer, Engine, type EngineState, type EngineStats } from './engine.js'
 import type { HostOptions, ModelInfo, Timings } from './messages.js'
 import type { RankReply } from './rank_host.js'
 import { checkRequest, type RankRequest, wireBuffers } from './request.js'
@@ -73,6 +73,23 @@ function costOf(request: RankRequest, { base, perRow, maxHistory }: ModelInfo): 
   const rows = Math.min(length(request?.history?.items), maxHistory)
   const candidates = length(request?.candidates)
   return { tokens: base + perRow * rows + candidates, bytes: ROW_BYTES * rows + ID_BYTES * (rows + candidates) }
+}
+
+function resultOf(reply: RankReply, { timings, info }: Answer): RankResult {
+  const { logits, model, history, cached, state, unknown, batch } = reply
+  const { tasks } = info
+  const [K, m] = [tasks.length, logits.length / tasks.length]
+  const scores: Record<string, Float64Array> = {}
+  tasks.forEach(({ name, kind }, k) => {
+    const of = new Float64Array(m)
+    for (let i = 0; i < m; i++) of[i] = logits[i * K + k]!
+    if (kind === 'binary') for (let i = 0; i < m; i++) of[i] = 1 / (1 + Math.exp(-of[i]!))
+    scores[name] = of
+  })
+  return {
+    scores,
+    ...{ model, batch, timings, unknownIds: unknown, cache: { state, tokens: history, cachedTokens: cached } },
+  }
 }
 
 /** The bounds that are not given, and checks of those that are. */
@@ -161,24 +178,8 @@ export class Ranker {
     this.#engine.admit(cost, request)
     const limits = { ...info.schema, maxHistory: info.maxHistory, maxCandidates: this.#maxCandidates }
     const wire = checkRequest(request, limits)
-    const { reply, timings } = await this.#engine.submit(wire, cost, request, wireBuffers(wire))
-    return this.#result(reply as RankReply, timings)
-  }
-
-  #result({ logits, model, history, cached, state, unknown, batch }: RankReply, timings: Timings): RankResult {
-    const { tasks } = this.info
-    const [K, m] = [tasks.length, logits.length / tasks.length]
-    const scores: Record<string, Float64Array> = {}
-    tasks.forEach(({ name, kind }, k) => {
-      const of = new Float64Array(m)
-      for (let i = 0; i < m; i++) of[i] = logits[i * K + k]!
-      if (kind === 'binary') for (let i = 0; i < m; i++) of[i] = 1 / (1 + Math.exp(-of[i]!))
-      scores[name] = of
-    })
-    return {
-      scores,
-      ...{ model, batch, timings, unknownIds: unknown, cache: { state, tokens: history, cachedTokens: cached } },
-    }
+    const answer = await this.#engine.submit(wire, cost, request, wireBuffers(wire))
+    return resultOf(answer.reply as RankReply, answer)
   }
 
   /** Drops everything that is cached of a user. @returns pages freed, and those that requests at hand still hold: they go with them. */

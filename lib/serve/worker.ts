@@ -10,6 +10,7 @@ import {
   clock,
   type EngineJob,
   type FromWorker,
+  type Result,
   type Timings,
   type ToWorker,
   type WireError,
@@ -127,6 +128,7 @@ class Scheduler {
     if (batch.length === 0) return
     const begin = clock()
     const open = new Set(batch)
+    const results: Result[] = []
     const settled = (waiting: Waiting) => open.delete(waiting)
     const hooks: BatchHooks = {
       wanted: waiting => {
@@ -139,7 +141,7 @@ class Scheduler {
         const timings = { queue: begin - waiting.enqueued, ...durations, total: now - waiting.enqueued }
         for (const name of Object.keys(timings) as (keyof Timings)[]) this.#histograms[name].add(timings[name])
         this.#byId.delete(waiting.id)
-        post({ type: 'result', id: waiting.id, reply, timings, msPerToken: this.#msPerToken })
+        results.push({ id: waiting.id, reply, timings })
       },
       refuse: (waiting, error) => {
         if (settled(waiting)) this.#refuse(waiting, error)
@@ -151,6 +153,7 @@ class Scheduler {
     }
     try {
       const left = await host.run(batch, hooks)
+      this.#tell(results)
       for (const waiting of left) settled(waiting)
       this.#queue.unshift(...left)
       this.#counts.batches++
@@ -162,10 +165,16 @@ class Scheduler {
       this.#busySince = this.#queue.length > 0 ? now : Infinity
       this.#msPerToken = this.#msPerToken === 0 ? measured : 0.8 * this.#msPerToken + 0.2 * measured
     } catch (error) {
+      this.#tell(results)
       for (const waiting of [...open]) hooks.refuse(waiting, error as HstuError)
       if (error instanceof HstuError && error.code === 'ERR_HSTU_DEVICE_LOST')
         post({ type: 'failed', error: wireError(error) })
     }
+  }
+
+  /** One message a batch: each wakes the caller's thread. */
+  #tell(results: Result[]): void {
+    if (results.length > 0) post({ type: 'results', results, msPerToken: this.#msPerToken })
   }
 
   /** @param takes what is left to do, ms */
