@@ -46,81 +46,134 @@ export function historyTokens({ times }: EncodedRequest): number {
   return times.length
 }
 
-/** @throws HstuError ERR_HSTU_INVALID_ARGUMENT naming the first unknown id, where they are errors. */
-export function encodeRequest(request: WireRequest, encoder: Encoder): EncodedRequest {
-  const { config, vocabularies, unknownIds } = encoder
-  // A base has nothing below 2^31 but what a dense table's rows take, and numbers stay below it: a row is low + number, and high.
-  const bases = vocabularyBases(config).map(base => ({ low: Number(base & 0xffffffffn), high: Number(base >> 32n) }))
-  const item = 1 + config.vocabulary.contextual.length
-  let unknown = 0
-  const unknownId = (id: string, where: string, vocabulary: string) => {
-    unknown++
-    if (unknownIds !== 'error') return
-    throw new HstuError('ERR_HSTU_INVALID_ARGUMENT', `request: ${where} ${id} is not in vocabulary '${vocabulary}'`)
-  }
-  const numberOf = (f: number, id: string | bigint, where: string): number => {
-    const vocabulary = vocabularies[f]
-    const number = vocabulary?.numberOf(id) ?? 0
-    if (vocabulary && number === 0) unknownId(String(id), where, vocabulary.name)
+/** The columns of a history's tokens. */
+export type EncodedHistory = Pick<EncodedRequest, 'history' | 'content' | 'actions' | 'times' | 'unknown'>
+
+/** A history that was encoded, and what of. */
+export interface KnownHistory {
+  wire: Omit<WireRequest, 'candidates' | 'time'>
+  encoded: EncodedHistory
+}
+
+/** Numbers of ids; those that are unknown are counted, or an error. */
+class Numbers {
+  unknown = 0
+
+  constructor(readonly encoder: Encoder) {}
+
+  of(f: number, id: string | bigint, where: string): number {
+    const number = this.encoder.vocabularies[f]?.numberOf(id) ?? 0
+    if (number === 0) this.#missed(f, where, () => String(id))
     return number
   }
-  const numberAt = (f: number, reader: IdReader, i: number, array: string): number => {
-    const vocabulary = vocabularies[f]
-    const number = vocabulary?.numberAt(reader, i) ?? 0
-    if (vocabulary && number === 0) unknownId(idText(reader.ids, i), `${array}[${i}]`, vocabulary.name)
+
+  at(f: number, ids: IdReader, i: number, array: string): number {
+    const number = this.encoder.vocabularies[f]?.numberAt(ids, i) ?? 0
+    if (number === 0) this.#missed(f, array, () => idText(ids.ids, i), i)
     return number
   }
+
+  #missed(f: number, where: string, id: () => string, i?: number): void {
+    const vocabulary = this.encoder.vocabularies[f]
+    if (!vocabulary) return
+    this.unknown++
+    if (this.encoder.unknownIds !== 'error') return
+    const place = i === undefined ? where : `${where}[${i}]`
+    const message = `request: ${place} ${id()} is not in vocabulary '${vocabulary.name}'`
+    throw new HstuError('ERR_HSTU_INVALID_ARGUMENT', message)
+  }
+}
+
+// A base has nothing below 2^31 but what a dense table's rows take, and numbers stay below it: a row is low + number, and high.
+const basesOf = (config: GenerativeRankerConfig) =>
+  vocabularyBases(config).map(base => ({ low: Number(base & 0xffffffffn), high: Number(base >> 32n) }))
+
+/**
+ * The tokens of a request's history.
+ * @param known a history of the same user in the same context that it begins with
+ * @throws HstuError ERR_HSTU_INVALID_ARGUMENT naming the first unknown id, where they are errors
+ */
+export function encodeHistory(
+  request: WireRequest,
+  encoder: Encoder,
+  known: KnownHistory | null = null,
+): EncodedHistory {
+  const { config } = encoder
   const { series, actions, context } = request
-  const [items, candidates] = [new IdReader(request.items), new IdReader(request.candidates)]
-  const [rows, M] = [series.length, idCount(request.candidates)]
+  const [bases, numbers] = [basesOf(config), new Numbers(encoder)]
+  const [item, rows] = [1 + config.vocabulary.contextual.length, series.length]
   const interleave = config.fusion !== 'add'
+  const first = known?.wire.series.length ?? 0
+  if (known && first === rows) return known.encoded
   let acted = 0
-  if (interleave) for (const s of series) acted += Number(s === 0)
-  const h = item + rows + acted
-  const columns = {
-    content: new Words(h),
-    actions: new Words(h),
-    times: new Words(h),
+  if (interleave) for (let i = first; i < rows; i++) acted += Number(series[i] === 0)
+  let t = known ? known.encoded.times.length : 0
+  const h = known ? t + rows - first + acted : item + rows + acted
+  const [tokens, content, bitsOf, seconds] = [new Words(TOKEN_COLUMNS * h), new Words(h), new Words(h), new Words(h)]
+  if (known) {
+    const { encoded } = known
+    numbers.unknown = encoded.unknown
+    tokens.values.set(encoded.history)
+    content.values.set(encoded.content)
+    bitsOf.values.set(encoded.actions)
+    seconds.values.set(encoded.times)
   }
-  const tokens = new Words(TOKEN_COLUMNS * h)
   const times = Words.of(request.times)
-  let t = 0
   /** @param i history row whose time is the token's; -1: contextual */
   const token = (f: number, number: number, bits: number, i: number) => {
     const { low, high } = bases[f] ?? NONE
     tokens.put(TOKEN_COLUMNS * t, low + number, high)
-    columns.content.put(t, low + number, high)
+    content.put(t, low + number, high)
     tokens.put(TOKEN_COLUMNS * t + 1, bits, bits < 0 ? -1 : 0)
-    columns.actions.put(t, bits, bits < 0 ? -1 : 0)
+    bitsOf.put(t, bits, bits < 0 ? -1 : 0)
     if (i >= 0) {
       tokens.copy(TOKEN_COLUMNS * t + 2, times, i)
-      columns.times.copy(t, times, i)
+      seconds.copy(t, times, i)
     }
     t++
   }
   const none = interleave ? -1 : 0
-  // A model that knows no users may stand on their rates.
-  const user = numberOf(0, request.user, 'user')
-  token(0, config.vocabulary.users > 0 ? user : 0, none, -1)
-  context.forEach((id, c) => {
-    token(c + 1, id === null ? 0 : numberOf(c + 1, id, `context[${c}]`), none, -1)
-  })
-  for (let i = 0; i < rows; i++) {
+  if (!known) {
+    token(0, config.vocabulary.users > 0 ? numbers.of(0, request.user, 'user') : 0, none, -1)
+    context.forEach((id, c) => {
+      token(c + 1, id === null ? 0 : numbers.of(c + 1, id, `context[${c}]`), none, -1)
+    })
+  }
+  const items = new IdReader(request.items)
+  for (let i = first; i < rows; i++) {
     const s = series[i]!
     const bits = s === 0 ? actions[i]! : 0
-    token(item + s, numberAt(item + s, items, i, 'history.items'), interleave ? -1 : bits, i)
+    token(item + s, numbers.at(item + s, items, i, 'history.items'), interleave ? -1 : bits, i)
     if (interleave && s === 0) token(-1, 0, bits, i)
   }
-  const [targets, numbers] = [new Words(M), new Int32Array(M)]
-  const { low, high } = bases[item]!
+  return {
+    ...{ history: tokens.values, content: content.values, actions: bitsOf.values, times: seconds.values },
+    unknown: numbers.unknown,
+  }
+}
+
+/** @throws HstuError as {@link encodeHistory} */
+export function encodeRequest(
+  request: WireRequest,
+  encoder: Encoder,
+  history = encodeHistory(request, encoder),
+): EncodedRequest {
+  const { config, rates } = encoder
+  const numbers = new Numbers(encoder)
+  // A model that knows no users may stand on their rates.
+  const user = numbers.of(0, request.user, 'user')
+  if (config.vocabulary.users > 0) numbers.unknown = 0 // counted with the history
+  const item = 1 + config.vocabulary.contextual.length
+  const [candidates, M] = [new IdReader(request.candidates), idCount(request.candidates)]
+  const [targets, rows] = [new Words(M), new Int32Array(M)]
+  const { low, high } = basesOf(config)[item]!
   for (let m = 0; m < M; m++) {
-    numbers[m] = numberAt(item, candidates, m, 'candidates')
-    targets.put(m, low + numbers[m]!, high)
+    rows[m] = numbers.at(item, candidates, m, 'candidates')
+    targets.put(m, low + rows[m]!, high)
   }
   return {
-    ...{ history: tokens.values, start: request.start, unknown },
-    ...{ content: columns.content.values, actions: columns.actions.values, times: columns.times.values },
-    ...{ candidates: targets.values, base: encoder.rates?.of(user, numbers) ?? null },
+    ...{ ...history, start: request.start, unknown: history.unknown + numbers.unknown },
+    ...{ candidates: targets.values, base: rates?.of(user, rows) ?? null },
     candidateTimes: new BigInt64Array(M).fill(request.time),
   }
 }

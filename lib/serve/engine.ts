@@ -239,16 +239,26 @@ export class Engine {
     pending.reject(error)
   }
 
-  /** What callers do with results takes time: a few in a turn of the event loop, so that timers and sockets get theirs. */
+  /**
+   * A port hands over a thousand messages before timers get their turn, and what callers do with a result takes time: the first message of
+   * a turn of the event loop is told of at once, the others in the next one, and a few results in each.
+   */
+  #tellSoon(): void {
+    if (this.#turn) return
+    this.#turn = setImmediate(() => {
+      this.#turn = null
+      this.#resolveSome()
+      if (this.#arrived.length > 0) this.#tellSoon()
+    })
+  }
+
   #resolveSome(count = RESULTS_A_TURN): void {
-    this.#turn = null
     for (const { id, ...answer } of this.#arrived.splice(0, count)) {
       const pending = this.#settle(id)
       if (!pending) continue
       this.#counts.completed++
       pending.resolve(answer)
     }
-    if (this.#arrived.length > 0) this.#turn = setImmediate(() => this.#resolveSome())
   }
 
   #receive(message: FromWorker): void {
@@ -256,6 +266,7 @@ export class Engine {
       this.#admission.msPerToken = message.msPerToken
       for (const result of message.results) this.#arrived.push({ ...result, info: this.info })
       if (!this.#turn) this.#resolveSome()
+      this.#tellSoon()
     } else if (message.type === 'refused') {
       const pending = this.#settle(message.id)
       if (pending) this.#counts.failed++

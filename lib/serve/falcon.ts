@@ -32,6 +32,8 @@ export interface ScoreOptions {
   passRows?: number
   /** Asked before every pass but the first: requests that are not wanted any more are left out of it. */
   wanted?: (slot: Slot) => boolean
+  /** Whether this thread waits for a short last pass, for it has nothing else to do; default true. */
+  wait?: boolean
 }
 
 /** What `Falcon.score` returns. */
@@ -72,6 +74,7 @@ export class Falcon {
    * @param table rows of 'hash' embeddings
    * @param pageSize S, tokens of a page
    * @param options.graphs whether small passes are launched as CUDA graphs, by buckets of their shapes; default on CUDA
+   * @param options.sightings how often a shape comes until it is captured; default 2
    * @throws HstuError ERR_HSTU_OUT_OF_MEMORY
    */
   constructor(
@@ -79,7 +82,7 @@ export class Falcon {
     table: EmbeddingTable | null,
     readonly pageSize: number,
     pageCount: number,
-    { graphs = (model.options.device ?? 'cpu') !== 'cpu' }: { graphs?: boolean } = {},
+    { graphs = (model.options.device ?? 'cpu') !== 'cpu', sightings }: { graphs?: boolean; sightings?: number } = {},
   ) {
     const { config, options, parameters } = model
     const made: Tensor[] = []
@@ -101,7 +104,7 @@ export class Falcon {
     }
     this.#inference = inference
     this.pages = made
-    this.#graphs = graphs ? new PassGraphs(options.device ?? 'cpu') : null
+    this.#graphs = graphs ? new PassGraphs(options.device ?? 'cpu', sightings) : null
   }
 
   /** Bytes of a page, over all layers. */
@@ -137,7 +140,10 @@ export class Falcon {
     }
   }
 
-  async #score(slots: readonly Slot[], { microbatch, passRows = microbatch, wanted }: ScoreOptions): Promise<Scored> {
+  async #score(
+    slots: readonly Slot[],
+    { microbatch, passRows = microbatch, wanted, wait = true }: ScoreOptions,
+  ): Promise<Scored> {
     const begin = performance.now()
     const complete = slots.map(() => true)
     let first = begin
@@ -161,7 +167,7 @@ export class Falcon {
       }
     }
     const more = slots.some((slot, index) => parts[index]!.end < slot.request.candidates.length)
-    const timed = take(parts, this.#pass(parts, more)).then(() => {
+    const timed = take(parts, this.#pass(parts, wait && !more)).then(() => {
       first = performance.now()
     })
     timed.catch(() => {})
@@ -185,23 +191,23 @@ export class Falcon {
         pass.push(chunk)
         rows += partRows(chunk)
       }
-      if (pass.length > 0) take(pass, this.#pass(pass, at < rest.length))
+      if (pass.length > 0) take(pass, this.#pass(pass, wait && at === rest.length))
     }
     await Promise.all(pending)
     return { logits, complete, prefill: first - begin, candidates: performance.now() - first }
   }
 
   /**
-   * One pass through the model: the logits of its candidates, part after part. This thread waits for a short one, unless `more` is to be
-   * put behind it: to be woken takes longer than what is left to do.
+   * One pass through the model: the logits of its candidates, part after part.
+   * @param wait whether this thread waits for a short one: to be woken takes as long
    */
-  #pass(parts: readonly Part[], more: boolean): Promise<Float32Array> {
+  #pass(parts: readonly Part[], wait: boolean): Promise<Float32Array> {
     const exact = shapeOf(parts, this.#inference)
     const rows = exact.candidates
     const short = exact.tokens <= GRAPH_TOKENS
     const read = (all: Tensor) => {
       const logits = all.rows(0, rows)
-      const data = short && !more ? Promise.resolve(logits.dataSync()) : logits.data()
+      const data = short && wait ? Promise.resolve(logits.dataSync()) : logits.data()
       return { data: data as Promise<Float32Array> }
     }
     return scope(() => {
@@ -249,7 +255,8 @@ export class Falcon {
             ...{ candidates: asked, candidateTimes: asked, base: null, unknown: 0 },
           }
           const stored = h - fresh
-          await this.score([{ request, pages, stored, cached: stored }], { microbatch: candidates })
+          for (let sighting = 0; sighting < this.#graphs!.sightings; sighting++)
+            await this.score([{ request, pages, stored, cached: stored }], { microbatch: candidates })
         }
       if (h === tokens) return
     }

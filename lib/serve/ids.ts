@@ -49,6 +49,17 @@ export function sameIds(a: WireIds, b: WireIds): boolean {
   return !('ends' in b) && sameValues(a, b)
 }
 
+/** Whether `all` begins with the ids of `first`. */
+export function idsBegin(all: WireIds, first: WireIds): boolean {
+  const count = idCount(first)
+  if (count > idCount(all)) return false
+  if (!('ends' in all)) return !('ends' in first) && sameValues(all.subarray(0, count), first)
+  const { units, ends } = all
+  return (
+    'ends' in first && sameIds({ units: units.subarray(0, first.units.length), ends: ends.subarray(0, count) }, first)
+  )
+}
+
 /** The memory of what crosses threads. */
 export const buffersOf = (ids: WireIds): ArrayBuffer[] =>
   ('ends' in ids ? [ids.units, ids.ends] : [ids]).map(({ buffer }) => buffer as ArrayBuffer)

@@ -10,12 +10,12 @@ import { chooseDevice } from './device.js'
 import { type EncodedRequest, type Encoder, encodeRequest, historyTokens, TOKEN_COLUMNS } from './encode.js'
 import { Falcon, type Scored, whyNotCacheable } from './falcon.js'
 import type { BatchHooks, Host, Progress } from './host.js'
-import { sameIds, sameValues } from './ids.js'
 import type { HostOptions, ModelInfo } from './messages.js'
 import { type PageKey, type PageLease, PageManager, type PageStatistics } from './page_manager.js'
 import type { Slot } from './pass.js'
 import type { Waiting } from './queue.js'
-import { checkRequest, type WireRequest } from './request.js'
+import { checkRequest, ownerText, sameHistory, type WireRequest } from './request.js'
+import { RequestEncoder } from './request_encoder.js'
 import { joined } from './words.js'
 
 /** b by default: on CUDA what fills the device. */
@@ -48,18 +48,6 @@ interface Group {
   lease: PageLease | null
 }
 
-/** Rows of the same history in the same context: their requests can be one sequence. */
-export function sameHistory(a: WireRequest, b: WireRequest): boolean {
-  return (
-    a.start === b.start &&
-    sameValues(a.times, b.times) &&
-    sameValues(a.actions, b.actions) &&
-    sameValues(a.series, b.series) &&
-    sameIds(a.items, b.items) &&
-    a.context.every((id, c) => id === b.context[c])
-  )
-}
-
 /** A ranker, its cache of histories, and the requests that are computed with both. */
 export class RankHost implements Host {
   readonly info: ModelInfo
@@ -73,6 +61,7 @@ export class RankHost implements Host {
   readonly #cache: PageManager
   readonly #encoder: Encoder
   readonly #microbatch: number
+  readonly #requests: RequestEncoder
 
   private constructor(bundle: LoadedBundle<RankerManifest>, options: HostOptions, progress: Progress) {
     const { manifest, vocabularies } = bundle
@@ -105,6 +94,7 @@ export class RankHost implements Host {
         ...(options.cacheTtlMs === null ? {} : { ttlMs: options.cacheTtlMs }),
       })
       this.#encoder = { config, vocabularies, unknownIds: options.unknownIds, rates: makeRates(bundle) }
+      this.#requests = new RequestEncoder(this.#encoder, options.cacheTtlMs)
       this.#falcon = new Falcon(model, table, PAGE_SIZE, pages)
       this.#microbatch = options.microbatch ?? MICROBATCH[device === 'cpu' ? 'cpu' : 'cuda']
       this.info = {
@@ -170,13 +160,17 @@ export class RankHost implements Host {
     return left
   }
 
+  prepare(waiting: Waiting): void {
+    this.#requests.prepare(waiting)
+  }
+
   /** Encodes the requests and puts those of the same history together. */
   #group(batch: readonly Waiting[], hooks: BatchHooks): Group[] {
     const groups = new Map<string, Group>()
     for (const waiting of batch) {
       const wire = waiting.wire as WireRequest
       try {
-        const request = encodeRequest(wire, this.#encoder)
+        const request = this.#requests.encoded(waiting)
         const group = groups.get(ownerText(wire))
         if (group) group.waiting.push({ waiting, request })
         else groups.set(ownerText(wire), { waiting: [{ waiting, request }], request, lease: null })
@@ -229,6 +223,7 @@ export class RankHost implements Host {
     const groupOf = new Map(slots.map((slot, g) => [slot, groups[g]!]))
     const scored = await this.#falcon.score(slots, {
       microbatch: this.#microbatch,
+      wait: batch === 1, // else more is likely to come meanwhile, to be encoded
       wanted: slot => groupOf.get(slot)!.waiting.some(({ waiting }) => hooks.wanted(waiting)),
     })
     groups.forEach((group, g) => {
@@ -275,6 +270,7 @@ export class RankHost implements Host {
   }
 
   forget({ tenant, user }: { tenant: string; user: string }): unknown {
+    this.#requests.forget({ tenant, user })
     return this.#cache.forgetUser(tenant, user)
   }
 
@@ -288,5 +284,3 @@ export class RankHost implements Host {
     this.#table?.dispose()
   }
 }
-
-const ownerText = ({ tenant, user }: WireRequest) => `${tenant.length}:${tenant}${user}`

@@ -1,5 +1,5 @@
 import { check, HstuError } from '../errors.js'
-import { buffersOf, textIds, type WireIds } from './ids.js'
+import { buffersOf, sameIds, sameValues, textIds, type WireIds } from './ids.js'
 import type { Id } from './vocabulary.js'
 import { Words } from './words.js'
 
@@ -212,6 +212,21 @@ export const wireBuffers = ({ times, actions, series, items, candidates }: WireR
   ...buffersOf(items),
   ...buffersOf(candidates),
 ]
+
+/** Rows of the same history in the same context: their requests can be one sequence. */
+export function sameHistory(a: WireRequest, b: WireRequest): boolean {
+  return (
+    a.start === b.start &&
+    sameValues(a.times, b.times) &&
+    sameValues(a.actions, b.actions) &&
+    sameValues(a.series, b.series) &&
+    sameIds(a.items, b.items) &&
+    a.context.every((id, c) => id === b.context[c])
+  )
+}
+
+/** Whose request it is. */
+export const ownerText = ({ tenant, user }: Pick<WireRequest, 'tenant' | 'user'>) => `${tenant.length}:${tenant}${user}`
 
 /** A history whose next item is asked for. */
 export interface RetrieveRequest {

@@ -62,22 +62,27 @@ class Scheduler {
   constructor(private host: Host) {
     this.budget = job.maxBatchTokens ?? BATCH_TOKENS[host.info.device === 'cpu' ? 0 : 1]
     port.on('message', (message: ToWorker) => {
-      this.#receive(message)
+      const waiting = this.#receive(message)
+      if (waiting && this.#working) this.host.prepare?.(waiting)
       void this.#work()
     })
   }
 
-  #receive(message: ToWorker): void {
+  /** @returns the request, of a message that brings one */
+  #receive(message: ToWorker): Waiting | undefined {
     if (message.type === 'submit') {
       const { type: _, ...submitted } = message
       const waiting = { ...submitted, cancelled: false }
       this.#queue.push(waiting)
       this.#byId.set(waiting.id, waiting)
-    } else if (message.type === 'cancel') {
+      return waiting
+    }
+    if (message.type === 'cancel') {
       const waiting = this.#byId.get(message.id)
       if (waiting) waiting.cancelled = true
     } else if (message.type === 'call') this.#calls.push(message)
     else this.#closing = true
+    return undefined
   }
 
   /** What came while the model was computing. */

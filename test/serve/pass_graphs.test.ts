@@ -32,7 +32,7 @@ const twice = (words: Tensor) => {
 describe('graphs of passes', () => {
   it('run again with other values, and give up those least recently used', () => {
     const before = memory()
-    const graphs = new PassGraphs('cpu')
+    const graphs = new PassGraphs('cpu', 1)
     const run = (tokens: number, first: bigint) => graphs.run(shape(tokens), values(first), twice).dataSync()[0]
     expect([run(30_000, 1n), run(30_000, 5n), run(20_000, 7n), run(10_000, 9n)]).toEqual([2, 10, 14, 18])
     expect(graphs.size).toBe(3)
