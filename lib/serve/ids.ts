@@ -70,7 +70,7 @@ function putDigits(value: number, units: Uint16Array): number {
   let left = Math.abs(value)
   do {
     const rest = Math.floor(left / 10)
-    units[--at] = 48 + left - 10 * rest
+    units[--at] = 48 + (left - 10 * rest) // in this order: 48 more may be beyond 2^53
     left = rest
   } while (left > 0)
   if (value < 0) units[--at] = 45

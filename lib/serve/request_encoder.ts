@@ -25,7 +25,10 @@ export class RecentHistories {
   #rows = 0
 
   /** @param ttlMs histories that no request has read for so long are dropped; null: never */
-  constructor(readonly ttlMs: number | null) {}
+  constructor(
+    readonly ttlMs: number | null,
+    readonly mostRows = MOST_ROWS,
+  ) {}
 
   /** What is known of a request's history, row for row. */
   find(owner: string, wire: WireRequest): KnownHistory | null {
@@ -48,7 +51,7 @@ export class RecentHistories {
     this.#kept.set(owner, { wire, encoded, read: performance.now() })
     this.#rows += costOf(wire)
     for (const other of this.#kept.keys()) {
-      if (this.#rows <= MOST_ROWS) return
+      if (this.#rows <= this.mostRows) return
       this.forget(other)
     }
   }
