@@ -51,6 +51,8 @@ export interface Scored {
 const MOST_SLOTS = 1024
 /** Tokens of a pass that is launched as a graph: what has more takes longer on the device than the host takes to launch it. */
 const GRAPH_TOKENS = 4096
+/** Tokens of a pass that this thread waits for: for a longer one it sleeps. */
+const WAIT_TOKENS = 16_384
 /** Requests whose graphs are captured when a model is loaded. */
 const WARM_CANDIDATES = [64, 256, 1024]
 const WARM_FRESH = [2, 40]
@@ -204,10 +206,10 @@ export class Falcon {
   #pass(parts: readonly Part[], wait: boolean): Promise<Float32Array> {
     const exact = shapeOf(parts, this.#inference)
     const rows = exact.candidates
-    const short = exact.tokens <= GRAPH_TOKENS
+    const [short, waits] = [exact.tokens <= GRAPH_TOKENS, wait && exact.tokens <= WAIT_TOKENS]
     const read = (all: Tensor) => {
       const logits = all.rows(0, rows)
-      const data = short && wait ? Promise.resolve(logits.dataSync()) : logits.data()
+      const data = waits ? Promise.resolve(logits.dataSync()) : logits.data()
       return { data: data as Promise<Float32Array> }
     }
     return scope(() => {
