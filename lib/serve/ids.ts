@@ -14,16 +14,18 @@ export const idCount = (ids: WireIds): number => ('ends' in ids ? ids.ends.lengt
 /** Of the elements from `first` on; null where one is no text. */
 export function textIds(texts: ArrayLike<unknown>, first = 0): TextIds | null {
   let size = 0
-  const ends = new Int32Array(texts.length - first)
-  for (let i = 0; i < ends.length; i++) {
-    const text = texts[i + first]
+  for (let i = first; i < texts.length; i++) {
+    const text = texts[i]
     if (typeof text !== 'string') return null
-    ends[i] = size += text.length
+    size += text.length
   }
-  const units = new Uint16Array(size)
-  for (let i = 0, at = 0; i < ends.length; i++) {
+  const count = texts.length - first
+  const memory = new ArrayBuffer(4 * count + 2 * size)
+  const [ends, units] = [new Int32Array(memory, 0, count), new Uint16Array(memory, 4 * count)]
+  for (let i = 0, at = 0; i < count; i++) {
     const text = texts[i + first] as string
-    for (let k = 0; at < ends[i]!; k++) units[at++] = text.charCodeAt(k)
+    for (let k = 0; k < text.length; k++) units[at++] = text.charCodeAt(k)
+    ends[i] = at
   }
   return { units, ends }
 }
@@ -60,9 +62,8 @@ export function idsBegin(all: WireIds, first: WireIds): boolean {
   )
 }
 
-/** The memory of what crosses threads. */
-export const buffersOf = (ids: WireIds): ArrayBuffer[] =>
-  ('ends' in ids ? [ids.units, ids.ends] : [ids]).map(({ buffer }) => buffer as ArrayBuffer)
+/** The memory that ids of {@link textIds}, or numbers, lie in. */
+export const memoryOf = (ids: WireIds) => ('ends' in ids ? ids.ends : ids).buffer as ArrayBuffer
 
 /** The decimal digits of a whole number below 2^53, as code units from the end of `units` on. @returns where they begin */
 function putDigits(value: number, units: Uint16Array): number {

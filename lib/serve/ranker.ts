@@ -4,7 +4,7 @@ import type { Cost, QueueLimits, SubmitOptions } from './admission.js'
 import { type Answer, Engine, type EngineState, type EngineStats } from './engine.js'
 import type { HostOptions, ModelInfo, Timings } from './messages.js'
 import type { RankReply } from './rank_host.js'
-import { checkRequest, type RankRequest, wireBuffers } from './request.js'
+import { checkRequest, memoriesOf, type RankRequest } from './request.js'
 import type { Id } from './vocabulary.js'
 
 /** What is told while a model is loaded. */
@@ -178,7 +178,7 @@ export class Ranker {
     this.#engine.admit(cost, request)
     const limits = { ...info.schema, maxHistory: info.maxHistory, maxCandidates: this.#maxCandidates }
     const wire = checkRequest(request, limits)
-    const answer = await this.#engine.submit(wire, cost, request, wireBuffers(wire))
+    const answer = await this.#engine.submit(wire, cost, request, memoriesOf(wire))
     return resultOf(answer.reply as RankReply, answer)
   }
 

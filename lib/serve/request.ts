@@ -1,5 +1,5 @@
 import { check, HstuError } from '../errors.js'
-import { buffersOf, sameIds, sameValues, textIds, type WireIds } from './ids.js'
+import { memoryOf, sameIds, sameValues, textIds, type WireIds } from './ids.js'
 import type { Id } from './vocabulary.js'
 import { Words } from './words.js'
 
@@ -112,8 +112,8 @@ function second(value: unknown, name: string): bigint {
   return fail(`${name} must be a whole number of seconds, got ${shown(value)}`)
 }
 
-function secondsOf(values: Numbers, name: string, first: number): BigInt64Array {
-  const all = new Words(values.length - first)
+function secondsOf(values: Numbers, name: string, first: number, into?: BigInt64Array): BigInt64Array {
+  const all = new Words(into ?? values.length - first)
   for (let i = first; i < values.length; i++) {
     const value = values[i]
     if (Number.isSafeInteger(value)) all.putNumber(i - first, value as number)
@@ -122,8 +122,12 @@ function secondsOf(values: Numbers, name: string, first: number): BigInt64Array 
   return all.values
 }
 
-function actionsOf(actions: NonNullable<RankHistory['actions']>, known: readonly string[], first: number): Int32Array {
-  const masks = new Int32Array(actions.length - first)
+function putActions(
+  masks: Int32Array,
+  actions: NonNullable<RankHistory['actions']>,
+  known: readonly string[],
+  first: number,
+): void {
   const sets = 2 ** known.length
   for (let i = first; i < actions.length; i++) {
     const given: unknown = actions[i]
@@ -140,18 +144,15 @@ function actionsOf(actions: NonNullable<RankHistory['actions']>, known: readonly
       fail(`history.actions[${i}] must be a mask of ${known.length} bits or a list of names, got ${shown(given)}`)
     masks[i - first] = mask
   }
-  return masks
 }
 
-function seriesOf(given: ArrayLike<number>, series: readonly string[], first: number): Uint8Array {
-  const rows = new Uint8Array(given.length - first)
+function putSeries(rows: Uint8Array, given: ArrayLike<number>, series: readonly string[], first: number): void {
   for (let i = first; i < given.length; i++) {
     const s = given[i]!
     if (!(Number.isInteger(s) && s >= 0 && s <= series.length))
       fail(`history.series[${i}] must be 0 or the number of one of ${series.length} auxiliary series, got ${shown(s)}`)
     rows[i - first] = s
   }
-  return rows
 }
 
 /**
@@ -162,6 +163,9 @@ export function historyCut(total: number, maxHistory: number): number {
   const stride = Math.max(1, maxHistory >> 3)
   return stride * Math.ceil(Math.max(0, total - maxHistory) / stride)
 }
+
+/** Of a row's time, actions and series. */
+const ROW_BYTES = 8 + 4 + 1
 
 /**
  * Checks a request and copies it.
@@ -192,11 +196,17 @@ export function checkRequest(request: RankRequest, limits: RequestLimits): WireR
   const cut = historyCut(start + items.length, limits.maxHistory)
   const first = Math.min(items.length, Math.max(0, cut - start))
   const rows = items.length - first
+  const owner = { tenant, user: idOf(user, 'user') }
+  const memory = new ArrayBuffer(ROW_BYTES * rows)
+  const own = {
+    times: secondsOf(times, 'history.times', first, new BigInt64Array(memory, 0, rows)),
+    ...{ actions: new Int32Array(memory, 8 * rows, rows), series: new Uint8Array(memory, 12 * rows, rows) },
+  }
+  const ids = idsOf(items, 'history.items', first)
+  if (actions) putActions(own.actions, actions, limits.actions, first)
+  if (series) putSeries(own.series, series, limits.series, first)
   return {
-    ...{ tenant, user: idOf(user, 'user'), start: start + first, times: secondsOf(times, 'history.times', first) },
-    items: idsOf(items, 'history.items', first),
-    actions: actions ? actionsOf(actions, limits.actions, first) : new Int32Array(rows),
-    series: series ? seriesOf(series, limits.series, first) : new Uint8Array(rows),
+    ...{ ...owner, start: start + first, items: ids, ...own },
     candidates: idsOf(candidates, 'candidates'),
     context: limits.contextual.map(name => {
       const id = context[name] ?? null
@@ -206,11 +216,11 @@ export function checkRequest(request: RankRequest, limits: RequestLimits): WireR
   }
 }
 
-/** The memory of a request's arrays. */
-export const wireBuffers = ({ times, actions, series, items, candidates }: WireRequest): ArrayBuffer[] => [
-  ...[times, actions, series].map(({ buffer }) => buffer as ArrayBuffer),
-  ...buffersOf(items),
-  ...buffersOf(candidates),
+/** The memory of a request's arrays, each once: every one that crosses threads costs something. */
+export const memoriesOf = ({ times, items, candidates }: WireRequest): ArrayBuffer[] => [
+  times.buffer as ArrayBuffer,
+  memoryOf(items),
+  memoryOf(candidates),
 ]
 
 /** Rows of the same history in the same context: their requests can be one sequence. */
