@@ -147,7 +147,10 @@ export function encodeHistory(
     if (interleave && s === 0) token(-1, 0, bits, i)
   }
   return {
-    ...{ history: tokens.values, content: content.values, actions: bitsOf.values, times: seconds.values },
+    history: tokens.values,
+    content: content.values,
+    actions: bitsOf.values,
+    times: seconds.values,
     unknown: numbers.unknown,
   }
 }
@@ -172,8 +175,14 @@ export function encodeRequest(
     targets.put(m, low + rows[m]!, high)
   }
   return {
-    ...{ ...history, start: request.start, unknown: history.unknown + numbers.unknown },
-    ...{ candidates: targets.values, base: rates?.of(user, rows) ?? null },
+    history: history.history,
+    start: request.start,
+    content: history.content,
+    actions: history.actions,
+    times: history.times,
+    unknown: history.unknown + numbers.unknown,
+    candidates: targets.values,
+    base: rates?.of(user, rows) ?? null,
     candidateTimes: new BigInt64Array(M).fill(request.time),
   }
 }

@@ -139,7 +139,9 @@ export class Engine {
       let timer: NodeJS.Timeout | undefined
       const onAbort = () => this.#cancel(id, aborted(signal))
       const pending: Pending = {
-        ...{ cost, resolve, reject },
+        cost,
+        resolve,
+        reject,
         detach: () => {
           signal?.removeEventListener('abort', onAbort)
           if (timer) clearTimeout(timer)
@@ -253,8 +255,8 @@ export class Engine {
   }
 
   #resolveSome(count = RESULTS_A_TURN): void {
-    for (const { id, ...answer } of this.#arrived.splice(0, count)) {
-      const pending = this.#settle(id)
+    for (const answer of this.#arrived.splice(0, count)) {
+      const pending = this.#settle(answer.id)
       if (!pending) continue
       this.#counts.completed++
       pending.resolve(answer)
@@ -264,7 +266,8 @@ export class Engine {
   #receive(message: FromWorker): void {
     if (message.type === 'results') {
       this.#admission.msPerToken = message.msPerToken
-      for (const result of message.results) this.#arrived.push({ ...result, info: this.info })
+      const { info } = this
+      for (const { id, reply, timings } of message.results) this.#arrived.push({ id, reply, timings, info })
       if (!this.#turn) this.#resolveSome()
       this.#tellSoon()
     } else if (message.type === 'refused') {

@@ -69,14 +69,17 @@ export function shapeOf(parts: readonly Part[], inference: RankerInference): Pas
   const made = (of: (request: EncodedRequest) => BigInt64Array, ofCandidates: boolean) =>
     (ofCandidates ? candidates : 0) + sum(parts, ({ slot, from }) => new Words(of(slot.request).subarray(from)).there())
   return {
-    ...{ tokens: fresh + candidates, candidates, sequences: parts.length },
+    tokens: fresh + candidates,
     asked: candidates + sum(parts, part => Number(freshOf(part) > 0)),
+    candidates,
+    sequences: parts.length,
     keys: parts.some(({ from }) => from > 0) ? sum(parts, keysOf) : 0,
     pages: sum(parts, pagesOf),
     contentRows: inference.content ? 0 : made(request => request.content, true),
     actionRows: inference.actions ? 0 : made(request => request.actions, inference.model.config.fusion === 'add'),
-    longest: Math.max(...parts.map(keysOf)),
-    ...{ first: fresh > 0, writes: parts.some(part => writtenOf(part) > 0) },
+    longest: parts.reduce((most, part) => Math.max(most, keysOf(part)), 0),
+    first: fresh > 0,
+    writes: parts.some(part => writtenOf(part) > 0),
   }
 }
 
@@ -90,28 +93,45 @@ export function bucketOf(shape: PassShape): PassShape {
   const tokens = shape.first ? multiple(least, least > 1024 ? 128 : 64) : asked
   const keys = shape.keys && power(shape.keys + tokens - shape.tokens, 1024)
   return {
-    ...{ tokens, asked, candidates: asked, sequences: power(shape.sequences + 1, 2), keys },
+    tokens,
+    asked,
+    candidates: asked,
+    sequences: power(shape.sequences + 1, 2),
+    keys,
     pages: shape.pages && power(shape.pages, 64),
     contentRows: shape.contentRows && tokens,
     actionRows: shape.actionRows && tokens,
-    ...{ longest: Math.max(keys, tokens), first: shape.first, writes: shape.writes },
+    longest: Math.max(keys, tokens),
+    first: shape.first,
+    writes: shape.writes,
   }
 }
 
 /** The int64 arrays of a pass, one after the other; keys' times last, for no pass fills its bucket's. */
 function wordFields(shape: PassShape, positions: boolean) {
   const { tokens: N, asked: R, candidates: M, sequences: B, keys } = shape
+  // One literal: made for every pass, and many times slower of parts.
   return {
-    ...{ seqOffsets: B + 1, askedOffsets: B + 1, groups: B + 1, pageOffsets: B + 1, timeOffsets: keys && B + 1 },
-    ...{ states: B, askedRows: R, askedTimes: R, predicted: M, positions: positions ? N : 0 },
-    ...{ content: N, contentFrom: shape.contentRows, actions: N, actionsFrom: shape.actionRows },
-    ...{ queryTimes: N, keyTimes: keys },
+    seqOffsets: B + 1,
+    askedOffsets: B + 1,
+    groups: B + 1,
+    pageOffsets: B + 1,
+    timeOffsets: keys && B + 1,
+    states: B,
+    askedRows: R,
+    askedTimes: R,
+    predicted: M,
+    positions: positions ? N : 0,
+    content: N,
+    contentFrom: shape.contentRows,
+    actions: N,
+    actionsFrom: shape.actionRows,
+    queryTimes: N,
+    keyTimes: keys,
   }
 }
 
-const numberFields = ({ sequences: B, pages }: PassShape) => ({
-  ...{ numTargets: B, kvLengths: B, counts: B, pageTable: pages },
-})
+const numberFields = ({ sequences: B, pages }: PassShape) => ({ numTargets: B, kvLengths: B, counts: B, pageTable: pages }) // biome-ignore format: one line
 
 /** The place of each field, and how long all of them are. */
 function places<N extends string>(fields: Record<N, number>): { of: Record<N, [number, number]>; size: number } {

@@ -254,15 +254,9 @@ export class RankHost implements Host {
     let first = 0
     for (const { waiting: one, request } of waiting) {
       const end = first + request.candidates.length * K
-      const reply: RankReply = {
-        ...{
-          logits: onTop(logits[g]!.slice(first, end), request.base),
-          model: this.info.model,
-          batch,
-          unknown: request.unknown,
-        },
-        ...{ history, cached, state },
-      }
+      const own = onTop(waiting.length === 1 ? logits[g]! : logits[g]!.slice(first, end), request.base)
+      const { model } = this.info
+      const reply: RankReply = { logits: own, model, history, cached, state, unknown: request.unknown, batch }
       first = end
       if (complete[g]) hooks.done(one, reply, { prefill, candidates })
       else hooks.refuse(one, new HstuError('ERR_HSTU_ABORTED', 'the deadline passed, or the request was aborted'))

@@ -86,10 +86,8 @@ function resultOf(reply: RankReply, { timings, info }: Answer): RankResult {
     if (kind === 'binary') for (let i = 0; i < m; i++) of[i] = 1 / (1 + Math.exp(-of[i]!))
     scores[name] = of
   })
-  return {
-    scores,
-    ...{ model, batch, timings, unknownIds: unknown, cache: { state, tokens: history, cachedTokens: cached } },
-  }
+  const cache = { state, tokens: history, cachedTokens: cached }
+  return { scores, model, cache, unknownIds: unknown, timings, batch }
 }
 
 /** The bounds that are not given, and checks of those that are. */

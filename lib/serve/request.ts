@@ -196,17 +196,21 @@ export function checkRequest(request: RankRequest, limits: RequestLimits): WireR
   const cut = historyCut(start + items.length, limits.maxHistory)
   const first = Math.min(items.length, Math.max(0, cut - start))
   const rows = items.length - first
-  const owner = { tenant, user: idOf(user, 'user') }
+  const owner = idOf(user, 'user')
   const memory = new ArrayBuffer(ROW_BYTES * rows)
-  const own = {
-    times: secondsOf(times, 'history.times', first, new BigInt64Array(memory, 0, rows)),
-    ...{ actions: new Int32Array(memory, 8 * rows, rows), series: new Uint8Array(memory, 12 * rows, rows) },
-  }
+  const seconds = secondsOf(times, 'history.times', first, new BigInt64Array(memory, 0, rows))
   const ids = idsOf(items, 'history.items', first)
-  if (actions) putActions(own.actions, actions, limits.actions, first)
-  if (series) putSeries(own.series, series, limits.series, first)
+  const [masks, kinds] = [new Int32Array(memory, 8 * rows, rows), new Uint8Array(memory, 12 * rows, rows)]
+  if (actions) putActions(masks, actions, limits.actions, first)
+  if (series) putSeries(kinds, series, limits.series, first)
   return {
-    ...{ ...owner, start: start + first, items: ids, ...own },
+    tenant,
+    user: owner,
+    start: start + first,
+    items: ids,
+    times: seconds,
+    actions: masks,
+    series: kinds,
     candidates: idsOf(candidates, 'candidates'),
     context: limits.contextual.map(name => {
       const id = context[name] ?? null

@@ -71,8 +71,8 @@ class Scheduler {
   /** @returns the request, of a message that brings one */
   #receive(message: ToWorker): Waiting | undefined {
     if (message.type === 'submit') {
-      const { type: _, ...submitted } = message
-      const waiting = { ...submitted, cancelled: false }
+      const { id, wire, tokens, enqueued, deadline } = message
+      const waiting = { id, wire, tokens, enqueued, deadline, cancelled: false }
       this.#queue.push(waiting)
       this.#byId.set(waiting.id, waiting)
       return waiting
