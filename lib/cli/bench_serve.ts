@@ -122,6 +122,7 @@ function offer(args: Args, folder: string): Promise<number | undefined> {
             'late',
             'refusal p99',
             'cached',
+            'sent late p99',
             'loop p99',
             'MiB more',
           ],
@@ -138,6 +139,7 @@ function offer(args: Args, folder: string): Promise<number | undefined> {
             ...[
               row.refusalP99.toFixed(2),
               percent(row.cachedShare),
+              row.lagP99.toFixed(1),
               row.eventLoopDelayP99.toFixed(1),
               row.memoryGrowth.toFixed(0),
             ],

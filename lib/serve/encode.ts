@@ -2,7 +2,7 @@ import { vocabularyBases } from '../data/ranking/ranker_inputs.js'
 import { HstuError } from '../errors.js'
 import type { GenerativeRankerConfig } from '../models/generative_ranker.js'
 import type { BaseRates } from './base_rates.js'
-import { IdReader, idCount, idText } from './ids.js'
+import { asText, idCount, idText, type WireIds } from './ids.js'
 import type { WireRequest } from './request.js'
 import type { Vocabulary } from './vocabulary.js'
 import { Words } from './words.js'
@@ -67,21 +67,31 @@ class Numbers {
     return number
   }
 
-  at(f: number, ids: IdReader, i: number, array: string): number {
-    const number = this.encoder.vocabularies[f]?.numberAt(ids, i) ?? 0
-    if (number === 0) this.#missed(f, array, () => idText(ids.ids, i), i)
-    return number
+  /** Of the ids from `first` on, all of one vocabulary. */
+  all(f: number, ids: WireIds, array: string, first = 0): Int32Array {
+    const numbers = this.encoder.vocabularies[f]?.numbersOf(asText(ids), first)
+    if (!numbers) return new Int32Array(idCount(ids) - first)
+    for (let i = 0; i < numbers.length; i++)
+      if (numbers[i] === 0) this.#missed(f, `${array}[${i + first}]`, () => idText(ids, i + first))
+    return numbers
   }
 
-  #missed(f: number, where: string, id: () => string, i?: number): void {
+  #missed(f: number, where: string, id: () => string): void {
     const vocabulary = this.encoder.vocabularies[f]
     if (!vocabulary) return
     this.unknown++
     if (this.encoder.unknownIds !== 'error') return
-    const place = i === undefined ? where : `${where}[${i}]`
-    const message = `request: ${place} ${id()} is not in vocabulary '${vocabulary.name}'`
+    const message = `request: ${where} ${id()} is not in vocabulary '${vocabulary.name}'`
     throw new HstuError('ERR_HSTU_INVALID_ARGUMENT', message)
   }
+}
+
+/** Numbers of a history's rows from `first` on, each of its series' vocabulary. */
+function rowNumbers({ items, series }: WireRequest, item: number, first: number, numbers: Numbers): Int32Array {
+  if (!series.some(s => s !== 0)) return numbers.all(item, items, 'history.items', first)
+  return Int32Array.from(series.subarray(first), (s, i) =>
+    numbers.of(item + s, idText(items, i + first), `history.items[${i + first}]`),
+  )
 }
 
 // A base has nothing below 2^31 but what a dense table's rows take, and numbers stay below it: a row is low + number, and high.
@@ -139,11 +149,11 @@ export function encodeHistory(
       token(c + 1, id === null ? 0 : numbers.of(c + 1, id, `context[${c}]`), none, -1)
     })
   }
-  const items = new IdReader(request.items)
+  const own = rowNumbers(request, item, first, numbers)
   for (let i = first; i < rows; i++) {
     const s = series[i]!
     const bits = s === 0 ? actions[i]! : 0
-    token(item + s, numbers.at(item + s, items, i, 'history.items'), interleave ? -1 : bits, i)
+    token(item + s, own[i - first]!, interleave ? -1 : bits, i)
     if (interleave && s === 0) token(-1, 0, bits, i)
   }
   return {
@@ -167,13 +177,11 @@ export function encodeRequest(
   const user = numbers.of(0, request.user, 'user')
   if (config.vocabulary.users > 0) numbers.unknown = 0 // counted with the history
   const item = 1 + config.vocabulary.contextual.length
-  const [candidates, M] = [new IdReader(request.candidates), idCount(request.candidates)]
-  const [targets, rows] = [new Words(M), new Int32Array(M)]
+  const rows = numbers.all(item, request.candidates, 'candidates')
+  const M = rows.length
+  const targets = new Words(M)
   const { low, high } = basesOf(config)[item]!
-  for (let m = 0; m < M; m++) {
-    rows[m] = numbers.at(item, candidates, m, 'candidates')
-    targets.put(m, low + rows[m]!, high)
-  }
+  for (let m = 0; m < M; m++) targets.put(m, low + rows[m]!, high)
   return {
     history: history.history,
     start: request.start,

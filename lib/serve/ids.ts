@@ -65,10 +65,12 @@ export function idsBegin(all: WireIds, first: WireIds): boolean {
 /** The memory that ids of {@link textIds}, or numbers, lie in. */
 export const memoryOf = (ids: WireIds) => ('ends' in ids ? ids.ends : ids).buffer as ArrayBuffer
 
-/** The decimal digits of a whole number below 2^53, as code units from the end of `units` on. @returns where they begin */
-function putDigits(value: number, units: Uint16Array): number {
-  let at = units.length
-  let left = Math.abs(value)
+/** The most digits of 64 bits, with a sign. */
+const MOST_DIGITS = 20
+
+/** The decimal digits of a whole number below 2^53, as code units up to `end`. @returns where they begin */
+function putDigits(value: number, units: Uint16Array, end: number): number {
+  let [at, left] = [end, Math.abs(value)]
   do {
     const rest = Math.floor(left / 10)
     units[--at] = 48 + (left - 10 * rest) // in this order: 48 more may be beyond 2^53
@@ -78,34 +80,18 @@ function putDigits(value: number, units: Uint16Array): number {
   return at
 }
 
-/** Reads ids one after the other, each as the code units `units[begin .. end - 1]` of its text. */
-export class IdReader {
-  units: Uint16Array
-  begin = 0
-  end = 0
-  readonly #ends: Int32Array | null
-  readonly #words: Words | null
-
-  constructor(readonly ids: WireIds) {
-    const text = 'ends' in ids
-    this.units = text ? ids.units : new Uint16Array(20)
-    this.#ends = text ? ids.ends : null
-    this.#words = text ? null : new Words(ids)
-    this.end = text ? 0 : 20
+/** Ids as texts: numbers as their digits. */
+export function asText(ids: WireIds): TextIds {
+  if ('ends' in ids) return ids
+  const words = new Words(ids)
+  const [units, ends] = [new Uint16Array(MOST_DIGITS * ids.length), new Int32Array(ids.length)]
+  const digits = new Uint16Array(MOST_DIGITS)
+  for (let i = 0, at = 0; i < ids.length; i++) {
+    const value = words.number(i)
+    if (Number.isSafeInteger(value))
+      for (let k = putDigits(value, digits, MOST_DIGITS); k < MOST_DIGITS; k++) units[at++] = digits[k]!
+    else for (const digit of String(ids[i])) units[at++] = digit.charCodeAt(0)
+    ends[i] = at
   }
-
-  seek(i: number): void {
-    if (this.#ends) {
-      this.begin = i === 0 ? 0 : this.#ends[i - 1]!
-      this.end = this.#ends[i]!
-      return
-    }
-    const value = this.#words!.number(i)
-    if (Number.isSafeInteger(value)) this.begin = putDigits(value, this.units)
-    else {
-      const digits = String((this.ids as BigInt64Array)[i])
-      this.begin = 20 - digits.length
-      for (let k = 0; k < digits.length; k++) this.units[this.begin + k] = digits.charCodeAt(k)
-    }
-  }
+  return { units, ends }
 }

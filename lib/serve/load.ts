@@ -82,6 +82,8 @@ export class LoadSource {
   readonly #cumulative: number[]
   /** Requests ask for one of these: what a load costs is to be the engine's. */
   readonly #candidates: readonly (readonly string[])[]
+  /** Users who were answered since their last request: who is refused has seen nothing to act upon. */
+  readonly #answered = new Set<string>()
   #fresh = 0
   /** Seconds of the histories' own time. */
   #now = 1_000_000_000
@@ -132,7 +134,7 @@ export class LoadSource {
     const { growth, users } = this.setting
     const user = mode === 'cold' ? this.#fresh++ % users : this.#user()
     let history = this.#historyOf(user)
-    if (mode === 'mixed') {
+    if (mode === 'mixed' && this.#answered.delete(`load-${user}`)) {
       let events = 0
       for (let t = exponential(this.#random); t < growth; t += exponential(this.#random)) events++
       if (events > 0) this.#histories[user] = history = this.#extended(history, events)
@@ -142,6 +144,10 @@ export class LoadSource {
       ...{ user: mode === 'cold' ? `cold-${this.#fresh}` : `load-${user}`, history, time: this.#now },
       candidates: this.#candidates[this.#random.int(LISTS)]!,
     }
+  }
+
+  answered({ user }: RankRequest): void {
+    this.#answered.add(user as string)
   }
 
   /** One request of every user, the most popular last: what is to be in the cache when 'hit' begins. */
@@ -158,6 +164,7 @@ export async function measureAlone(ranker: Ranker, source: LoadSource, mode: Loa
     const request = source.next(mode)
     const begin = performance.now()
     const { timings } = await ranker.rank(request)
+    source.answered(request)
     const total = performance.now() - begin
     totals.push(total)
     overheads.push(total - timings.prefill - timings.candidates)
@@ -172,7 +179,9 @@ export async function measureCapacity(ranker: Ranker, source: LoadSource, mode: 
   let done = 0
   const worker = async () => {
     while (performance.now() - begin < 1e3 * seconds) {
-      await ranker.rank(source.next(mode))
+      const request = source.next(mode)
+      await ranker.rank(request)
+      source.answered(request)
       done++
     }
   }
@@ -232,7 +241,10 @@ export async function offerLoad(
     const call: Promise<void> = ranker
       .rank({ ...request, deadlineMs: boundMs - (sent - due) })
       .then(
-        result => answered(due, result),
+        result => {
+          source.answered(request)
+          answered(due, result)
+        },
         error => rejected(sent, error),
       )
       .finally(() => open.delete(call))

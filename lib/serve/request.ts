@@ -114,11 +114,13 @@ function second(value: unknown, name: string): bigint {
 
 function secondsOf(values: Numbers, name: string, first: number, into?: BigInt64Array): BigInt64Array {
   const all = new Words(into ?? values.length - first)
-  for (let i = first; i < values.length; i++) {
-    const value = values[i]
-    if (Number.isSafeInteger(value)) all.putNumber(i - first, value as number)
-    else all.values[i - first] = second(value, `${name}[${i}]`)
-  }
+  if (values instanceof BigInt64Array) all.values.set(values.subarray(first))
+  else
+    for (let i = first; i < values.length; i++) {
+      const value = values[i]
+      if (Number.isSafeInteger(value)) all.putNumber(i - first, value as number)
+      else all.values[i - first] = second(value, `${name}[${i}]`)
+    }
   return all.values
 }
 

@@ -12,6 +12,8 @@ export const syntheticSizes = {
 
 /** Few enough that the CPU too has a table of what its encoders make of them. */
 const ITEMS = 16_000
+/** Ids are numbers, so that a load may give them as text or not. */
+const FIRST_ID = 1_000_000
 const MAX_HISTORY = 4096
 
 /** Writes the bundle of a ranker that nobody trained: one token an event, four actions, one task, computed in bf16 on CUDA. */
@@ -24,7 +26,7 @@ export async function writeSyntheticBundle(folder: string, size: keyof typeof sy
   }
   const model = new GenerativeRanker(architecture, 0)
   try {
-    const ids = Array.from({ length: ITEMS }, (_, k) => `item-${k + 1}`)
+    const ids = Array.from({ length: ITEMS }, (_, k) => `${FIRST_ID + k}`)
     const request = goldenRequest(schema, [null, ids])
     const limits = { ...schema, maxHistory: MAX_HISTORY, maxCandidates: Infinity }
     const vocabularies = [null, new Vocabulary('item', ids)]

@@ -1,5 +1,5 @@
 import { check } from '../errors.js'
-import { type IdReader, textIds } from './ids.js'
+import { type TextIds, textIds } from './ids.js'
 
 /** An external id: text, or a whole number that stands for its decimal digits. Numbers beyond 2^53 as bigint or text. */
 export type Id = string | number | bigint
@@ -18,6 +18,8 @@ function hash(units: Uint16Array, begin: number, end: number): number {
 export class Vocabulary {
   readonly #units: Uint16Array
   readonly #ends: Int32Array
+  /** Kept, lest reading ahead is left out as of no use. */
+  protected ahead = 0
   /** Number (0: none) and hash of each slot, side by side. */
   readonly #table: Int32Array
 
@@ -35,10 +37,11 @@ export class Vocabulary {
     const slots = 2 ** Math.ceil(Math.log2(2 * ids.length + 2))
     this.#table = new Int32Array(2 * slots)
     for (let k = 0, begin = 0; k < ids.length; begin = ends[k++]!) {
-      const at = this.#find(units, begin, ends[k]!)
+      const h = hash(units, begin, ends[k]!)
+      const at = this.#find(h, units, begin, ends[k]!)
       check(this.#table[at] === 0, 'ERR_HSTU_CHECKPOINT', () => wrong(k))
       this.#table[at] = k + 1
-      this.#table[at + 1] = hash(units, begin, ends[k]!)
+      this.#table[at + 1] = h
     }
   }
 
@@ -46,10 +49,9 @@ export class Vocabulary {
     return this.ids.length
   }
 
-  /** Where the id is, or would be. */
-  #find(units: Uint16Array, begin: number, end: number): number {
+  /** Where the id is, or would be. @param h its hash */
+  #find(h: number, units: Uint16Array, begin: number, end: number): number {
     const table = this.#table
-    const h = hash(units, begin, end)
     const last = table.length - 1
     let at = (2 * h) & last
     for (; table[at]! > 0; at = (at + 2) & last)
@@ -66,13 +68,25 @@ export class Vocabulary {
 
   /** 0 where the id is unknown. */
   numberOf(id: string | bigint): number {
-    const { units } = textIds([String(id)])!
-    return this.#table[this.#find(units, 0, units.length)]!
+    return this.numbersOf(textIds([String(id)])!)[0]!
   }
 
-  /** The same of id i of those that are read. */
-  numberAt(ids: IdReader, i: number): number {
-    ids.seek(i)
-    return this.#table[this.#find(ids.units, ids.begin, ids.end)]!
+  /** The same of each id from `first` on. */
+  numbersOf({ units, ends }: TextIds, first = 0): Int32Array {
+    const table = this.#table
+    const last = table.length - 1
+    const [numbers, hashes] = [new Int32Array(ends.length - first), new Int32Array(ends.length - first)]
+    let begin = first === 0 ? 0 : ends[first - 1]!
+    for (let i = 0; i < numbers.length; begin = ends[first + i++]!) hashes[i] = hash(units, begin, ends[first + i]!)
+    // What a lookup reads lies anywhere: read for all ids first, so that the processor waits for memory once and not three times an id.
+    for (let i = 0; i < numbers.length; i++) numbers[i] = table[(2 * hashes[i]!) & last]!
+    for (let i = 0; i < numbers.length; i++) numbers[i] = numbers[i]! < 2 ? 0 : this.#ends[numbers[i]! - 2]!
+    let read = 0
+    for (let i = 0; i < numbers.length; i++) read ^= this.#units[numbers[i]!]!
+    this.ahead = read
+    begin = first === 0 ? 0 : ends[first - 1]!
+    for (let i = 0; i < numbers.length; begin = ends[first + i++]!)
+      numbers[i] = table[this.#find(hashes[i]!, units, begin, ends[first + i]!)]!
+    return numbers
   }
 }

@@ -1,4 +1,5 @@
 // The thread of an engine: takes requests as they come, forms batches, and has the model compute one after the other.
+import { availableParallelism } from 'node:os'
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
 import { HstuError } from '../errors.js'
 import { native } from '../native.js'
@@ -24,6 +25,8 @@ const port = parentPort!
 const job = workerData as EngineJob
 const post = (message: FromWorker, transfer: ArrayBuffer[] = []) => port.postMessage(message, transfer)
 const HINT_MS = 10
+/** Where there are processors to spare. */
+const AWAKE_MS = availableParallelism() > 2 ? 0.2 : 0
 /** Of a batch, on the CPU and on CUDA. */
 const BATCH_TOKENS = [2048, 65_536] as const
 
@@ -99,7 +102,8 @@ class Scheduler {
         this.#answer()
         this.#switch()
         if (this.#closing) return this.#end()
-        if (this.#queue.length === 0) return
+        if (this.#queue.length === 0 && !(await this.#comesSoon())) return
+        if (this.#queue.length === 0) continue
         await this.#linger()
         await this.#batch()
         // Timers and files get their turn.
@@ -108,6 +112,14 @@ class Scheduler {
     } finally {
       this.#working = false
     }
+  }
+
+  /** Stays awake a little while there is nothing to do: who gets a result often asks again, and to be woken takes long. */
+  async #comesSoon(): Promise<boolean> {
+    const there = () => this.#queue.length + this.#calls.length > 0 || this.#closing
+    for (const until = clock() + AWAKE_MS; !there() && clock() < until; )
+      await new Promise(resolve => setImmediate(resolve))
+    return there()
   }
 
   /** Waits a little for more requests where a batch has room. */

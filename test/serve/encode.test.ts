@@ -1,7 +1,7 @@
 import { describe, expect, it } from 'vitest'
 import { Random } from '#lib/random.js'
 import { encodeRequest } from '#lib/serve/encode.js'
-import { IdReader, idsBegin, idText, sameIds, textIds } from '#lib/serve/ids.js'
+import { asText, idsBegin, idText, sameIds, textIds } from '#lib/serve/ids.js'
 import type { Waiting } from '#lib/serve/queue.js'
 import { ownerText, type RankRequest } from '#lib/serve/request.js'
 import { RecentHistories, RequestEncoder } from '#lib/serve/request_encoder.js'
@@ -20,8 +20,8 @@ describe('ids as they cross threads', () => {
     expect(texts.map((_, i) => idText(ids, i))).toEqual(texts)
     expect(textIds(['a', 3])).toBeNull()
     const vocabulary = new Vocabulary('item', texts)
-    const reader = new IdReader(ids)
-    expect(texts.map((_, i) => vocabulary.numberAt(reader, i))).toEqual(texts.map((_, i) => i + 1))
+    expect([...vocabulary.numbersOf(ids)]).toEqual(texts.map((_, i) => i + 1))
+    expect([...vocabulary.numbersOf(ids, 7)]).toEqual([8, 9])
     expect(['b', 'aa', '\u0000\u0000', '\ud801'].map(id => vocabulary.numberOf(id))).toEqual([0, 0, 0, 0])
     expect(() => new Vocabulary('item', [...texts, 'ä'])).toThrow(/entry 9: "ä" is no new text/)
   })
@@ -29,10 +29,10 @@ describe('ids as they cross threads', () => {
   it('are numbers where all of them are, found by their digits', () => {
     const numbers = [0n, 7n, -3n, 2n ** 53n, -(2n ** 63n), 2n ** 63n - 1n, 9_007_199_254_740_991n, 1234567890123n]
     const vocabulary = new Vocabulary('item', numbers.map(String))
-    const reader = new IdReader(BigInt64Array.from(numbers))
-    expect(numbers.map((_, i) => vocabulary.numberAt(reader, i))).toEqual(numbers.map((_, i) => i + 1))
-    expect(numbers.map((_, i) => idText(reader.ids, i))).toEqual(numbers.map(String))
-    expect(vocabulary.numberAt(new IdReader(BigInt64Array.of(8n)), 0)).toBe(0)
+    const ids = BigInt64Array.from(numbers)
+    expect([...vocabulary.numbersOf(asText(ids))]).toEqual(numbers.map((_, i) => i + 1))
+    expect(numbers.map((_, i) => idText(ids, i))).toEqual(numbers.map(String))
+    expect([...vocabulary.numbersOf(asText(BigInt64Array.of(8n, 7n)))]).toEqual([0, 2])
   })
 
   it('are compared one by one', () => {
