@@ -49,8 +49,12 @@ export interface Scored {
 
 /** Requests that are scored at once: more are scored one part after the other. */
 const MOST_SLOTS = 1024
-/** Tokens of a pass that is launched as a graph: what has more takes longer on the device than the host takes to launch it. */
+/**
+ * Tokens of a pass that is launched as a graph: what has more takes longer on the device than the host takes to launch it. Of one request
+ * alone, whose shapes come again, more.
+ */
 const GRAPH_TOKENS = 4096
+const GRAPH_TOKENS_ALONE = 16_384
 /** Tokens of a pass that this thread waits for: for a longer one it sleeps. */
 const WAIT_TOKENS = 16_384
 /** Requests whose graphs are captured when a model is loaded. */
@@ -206,7 +210,8 @@ export class Falcon {
   #pass(parts: readonly Part[], wait: boolean): Promise<Float32Array> {
     const exact = shapeOf(parts, this.#inference)
     const rows = exact.candidates
-    const [short, waits] = [exact.tokens <= GRAPH_TOKENS, wait && exact.tokens <= WAIT_TOKENS]
+    const short = exact.tokens <= (parts.length === 1 ? GRAPH_TOKENS_ALONE : GRAPH_TOKENS)
+    const waits = wait && exact.tokens <= WAIT_TOKENS
     const read = (all: Tensor) => {
       const logits = all.rows(0, rows)
       const data = waits ? Promise.resolve(logits.dataSync()) : logits.data()

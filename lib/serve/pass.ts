@@ -90,7 +90,7 @@ export function shapeOf(parts: readonly Part[], inference: RankerInference): Pas
 export function bucketOf(shape: PassShape): PassShape {
   const asked = multiple(shape.asked, 64)
   const least = shape.tokens + asked - shape.asked
-  const tokens = shape.first ? multiple(least, least > 1024 ? 128 : 64) : asked
+  const tokens = shape.first ? multiple(least, least > 4096 ? 256 : least > 1024 ? 128 : 64) : asked
   const keys = shape.keys && power(shape.keys + tokens - shape.tokens, 1024)
   return {
     tokens,
@@ -146,11 +146,12 @@ export class PassMemory {
   #words = new BigInt64Array(0)
   #numbers = new Int32Array(0)
 
-  /** Zeros. */
-  take(words: number, numbers: number): { words: BigInt64Array; numbers: Int32Array } {
+  /** Zeros, of the words the first `zeros`. */
+  take(words: number, zeros: number, numbers: number): { words: BigInt64Array; numbers: Int32Array } {
     if (words > this.#words.length) this.#words = new BigInt64Array(2 * words)
     if (numbers > this.#numbers.length) this.#numbers = new Int32Array(2 * numbers)
-    return { words: this.#words.subarray(0, words).fill(0n), numbers: this.#numbers.subarray(0, numbers).fill(0) }
+    const wide = this.#words.subarray(0, words)
+    return { words: wide.fill(0n, 0, zeros), numbers: this.#numbers.subarray(0, numbers).fill(0) }
   }
 }
 
@@ -171,7 +172,7 @@ export function fillPass(
   const { model } = inference
   const wide = places(wordFields(shape, Boolean(model.config.positions)))
   const narrow = places(numberFields(shape))
-  const { words, numbers } = memory.take(wide.size, narrow.size)
+  const { words, numbers } = memory.take(wide.size, wide.of.keyTimes[0], narrow.size)
   const values = (name: keyof typeof wide.of) => words.subarray(...wide.of[name])
   const view = (name: keyof typeof wide.of) => new Words(values(name))
   const count = (name: keyof typeof narrow.of) => numbers.subarray(...narrow.of[name])
@@ -235,7 +236,7 @@ export function fillPass(
     actions.fill(-1n, n)
     askedRows.count(r, N - (R - r), R - r)
     numTargets[B - 1] = N - n
-    if (shape.keys) k += N - n
+    if (shape.keys) keyTimes.fill(0n, k, (k += N - n))
     ;[n, r, m] = [N, R, M]
     ends(B - 1)
   }

@@ -65,7 +65,7 @@ describe('graphs of passes', () => {
       expect(bucket.sequences).toBeGreaterThan(exact.sequences)
       if (exact.keys > 0) expect(bucket.keys).toBeGreaterThanOrEqual(exact.keys + bucket.tokens - exact.tokens)
       expect(bucket.pages).toBeGreaterThanOrEqual(exact.pages)
-      expect(bucket.tokens - exact.tokens).toBeLessThan(64 + 128)
+      expect(bucket.tokens - exact.tokens).toBeLessThan(64 + (exact.tokens > 3800 ? 256 : 128))
       if (!first) expect(bucket.tokens).toBe(bucket.asked)
     }
   })
