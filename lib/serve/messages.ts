@@ -1,4 +1,4 @@
-import type { HstuErrorCode } from '../errors.js'
+import { HstuError, type HstuErrorCode } from '../errors.js'
 import type { BundleSchema } from './bundle.js'
 import type { HistogramSummary } from './histogram.js'
 import type { PageStatistics } from './page_manager.js'
@@ -76,6 +76,18 @@ export interface WireError {
   code: HstuErrorCode
   message: string
   retryAfterMs: number | null
+}
+
+/** An error of any kind as one that crosses threads. */
+export function wireError(error: unknown): WireError {
+  if (error instanceof HstuError) return { code: error.code, message: error.message, retryAfterMs: error.retryAfterMs }
+  // A defect of ours: the request's, not the engine's.
+  const text = error instanceof Error ? (error.stack ?? error.message) : String(error)
+  return {
+    code: 'ERR_HSTU_INVALID_ARGUMENT',
+    message: `the engine could not compute the request: ${text}`,
+    retryAfterMs: null,
+  }
 }
 
 /** Of a request that was computed. */

@@ -14,8 +14,8 @@ import {
   type Result,
   type Timings,
   type ToWorker,
-  type WireError,
   type WorkerStats,
+  wireError,
 } from './messages.js'
 import { takeBatch, type Waiting } from './queue.js'
 import { RankHost } from './rank_host.js'
@@ -29,18 +29,6 @@ const HINT_MS = 10
 const AWAKE_MS = availableParallelism() > 2 ? 0.2 : 0
 /** Of a batch, on the CPU and on CUDA. */
 const BATCH_TOKENS = [2048, 65_536] as const
-
-/** An error of any kind as one that crosses threads. */
-function wireError(error: unknown): WireError {
-  if (error instanceof HstuError) return { code: error.code, message: error.message, retryAfterMs: error.retryAfterMs }
-  // A defect of ours: the request's, not the engine's.
-  const text = error instanceof Error ? (error.stack ?? error.message) : String(error)
-  return {
-    code: 'ERR_HSTU_INVALID_ARGUMENT',
-    message: `the engine could not compute the request: ${text}`,
-    retryAfterMs: null,
-  }
-}
 
 class Scheduler {
   readonly #queue: Waiting[] = []
@@ -102,8 +90,11 @@ class Scheduler {
         this.#answer()
         this.#switch()
         if (this.#closing) return this.#end()
-        if (this.#queue.length === 0 && !(await this.#comesSoon())) return
-        if (this.#queue.length === 0) continue
+        if (this.#queue.length === 0) {
+          await this.#stayAwake()
+          if (this.#hasWork()) continue
+          return
+        }
         await this.#linger()
         await this.#batch()
         // Timers and files get their turn.
@@ -115,11 +106,14 @@ class Scheduler {
   }
 
   /** Stays awake a little while there is nothing to do: who gets a result often asks again, and to be woken takes long. */
-  async #comesSoon(): Promise<boolean> {
-    const there = () => this.#queue.length + this.#calls.length > 0 || this.#closing
-    for (const until = clock() + AWAKE_MS; !there() && clock() < until; )
+  async #stayAwake(): Promise<void> {
+    for (const until = clock() + AWAKE_MS; !this.#hasWork() && clock() < until; )
       await new Promise(resolve => setImmediate(resolve))
-    return there()
+  }
+
+  #hasWork(): boolean {
+    const loaded = this.#next !== null && this.#next.host !== this.host
+    return this.#queue.length + this.#calls.length > 0 || this.#closing || loaded
   }
 
   /** Waits a little for more requests where a batch has room. */
