@@ -110,6 +110,21 @@ __device__ __forceinline__ float2 load_pair(const T* from) {
   return unpack_pair<T>(*reinterpret_cast<const uint32_t*>(from));
 }
 
+// Eight neighbours as they lie, widened.
+template <typename T>
+__device__ __forceinline__ void widen(float (&v)[8], const uint4& bits) {
+  uint32_t words[4] = {bits.x, bits.y, bits.z, bits.w};
+#pragma unroll
+  for (int i = 0; i < 4; ++i) {
+    if constexpr (std::is_same_v<T, __nv_bfloat16>) {
+      v[2 * i] = __uint_as_float(words[i] << 16), v[2 * i + 1] = __uint_as_float(words[i] & 0xffff0000u);
+    } else {
+      float2 pair = unpack_pair<T>(words[i]);
+      v[2 * i] = pair.x, v[2 * i + 1] = pair.y;
+    }
+  }
+}
+
 // Of a result that is rounded to T: by tanh, one instruction, where its 11 bits are enough, else by exp and a reciprocal. No product is
 // left open for the compiler to fuse with what comes next.
 template <typename T>
@@ -128,6 +143,16 @@ __device__ __forceinline__ float silu_fast(float x) {
 
 __device__ __forceinline__ void store_words(void* to, const uint32_t (&words)[4]) {
   asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3]));
+}
+
+__device__ __forceinline__ uint4 load_shared(uint32_t address) {
+  uint4 x;
+  asm volatile("ld.shared.v4.b32 {%0, %1, %2, %3}, [%4];" : "=r"(x.x), "=r"(x.y), "=r"(x.z), "=r"(x.w) : "r"(address) : "memory");
+  return x;
+}
+__device__ __forceinline__ void store_shared(uint32_t address, const uint32_t (&words)[4]) {
+  asm volatile("st.shared.v4.b32 [%0], {%1, %2, %3, %4};" ::"r"(address), "r"(words[0]), "r"(words[1]), "r"(words[2]), "r"(words[3])
+               : "memory");
 }
 
 // GemmOutput as the epilogue wants it: part i begins at column `from[i]`, and data[i] is where its column 0 of C would be.
@@ -316,29 +341,17 @@ __device__ __forceinline__ void branch(bool flag, Fn&& fn) {
     fn(std::false_type{});
 }
 
-// The accumulators of a warp, 16 rows from `row` on and kColumns columns from `column` on, to their parts of the output: common cases by
-// finish_tile, else in a loop over copies of the accumulators. Both do the same to an element.
+// The accumulators of a warp, 16 rows from a lane's `row` on and kColumns columns from `column` on, to their parts of the output: in a loop
+// over copies of the accumulators, whatever the output.
 template <typename T>
-__device__ __forceinline__ void finish(const Output<T>& output, const Walk& walk, const float (&c)[128], int64_t row, int column, int) {
-  int n = int(walk.n);
-  row += threadIdx.x % 32 / 4;
-  typename Output<T>::Part part = output.at(column, n);
-  bool active = part.activated && output.activation != Activation::kNone;
-  bool adds = output.residual, keeps = output.z;
-  if (column + kColumns <= part.end && !(active && output.activation == Activation::kRelu) && !(adds && (active || keeps)))
-    return branch(output.bias, [&](auto kBias) {
-      if (adds) return finish_tile<kBias, false, false, true>(output, part, walk, c, row, column);
-      branch(keeps, [&](auto kZ) {
-        branch(active, [&](auto kSilu) { finish_tile<kBias, kZ, kSilu, false>(output, part, walk, c, row, column); });
-      });
-    });
-  int mine = threadIdx.x % 4 * 8;
+__device__ __forceinline__ void finish_any(const Output<T>& output, const Walk& walk, const float (&c)[128], int64_t row, int column) {
+  int n = int(walk.n), mine = threadIdx.x % 4 * 8;
   Residual<T> residual;
 #pragma unroll 1
   for (int group = 0; group < kColumns / kGroup; ++group) {
     int first = column + kGroup * group;
     if (first >= n) return;
-    if (adds) residual.read(output, walk, row, first + mine);
+    if (output.residual) residual.read(output, walk, row, first + mine);
     float v[2][8];
 #pragma unroll
     for (int i = 0; i < kColumns / kGroup; ++i)
@@ -351,6 +364,32 @@ __device__ __forceinline__ void finish(const Output<T>& output, const Walk& walk
     else
       finish_group<false>(output, walk, v, residual, row, first);
   }
+}
+
+// The same, common cases by finish_tile: both do the same to an element.
+template <typename T>
+__device__ __forceinline__ void finish(const Output<T>& output, const Walk& walk, const float (&c)[128], int64_t row, int column, int) {
+  row += threadIdx.x % 32 / 4;
+  typename Output<T>::Part part = output.at(column, int(walk.n));
+  bool active = part.activated && output.activation != Activation::kNone;
+  bool adds = output.residual, keeps = output.z;
+  if (column + kColumns > part.end || (active && output.activation == Activation::kRelu) || (adds && (active || keeps)))
+    return finish_any(output, walk, c, row, column);
+  branch(output.bias, [&](auto kBias) {
+    if (adds) return finish_tile<kBias, false, false, true>(output, part, walk, c, row, column);
+    branch(keeps, [&](auto kZ) {
+      branch(active, [&](auto kSilu) { finish_tile<kBias, kZ, kSilu, false>(output, part, walk, c, row, column); });
+    });
+  });
+}
+
+// Of a single part with a residual and no activation.
+template <typename T>
+__device__ __forceinline__ void finish_added(const Output<T>& output, const Walk& walk, const float (&c)[128], int64_t row, int column) {
+  row += threadIdx.x % 32 / 4;
+  typename Output<T>::Part part = output.at(column, int(walk.n));
+  if (column + kColumns > part.end) return finish_any(output, walk, c, row, column);
+  branch(output.bias, [&](auto kBias) { finish_tile<kBias, false, false, true>(output, part, walk, c, row, column); });
 }
 
 __device__ __forceinline__ void finish(const PartialOutput& output, const Walk& walk, const float (&c)[128], int64_t row, int column,

@@ -1,7 +1,9 @@
 // HSTU attention, forward: out = scale sum_j silu(alpha q k^T + bias) v, or softmax, over jagged sequences with history in pages or not.
-#include "hstu_attention.cuh"
-#include "hstu_attention_bias.cuh"
+#include <cmath>
+
 #include "hstu_attention_choice.cuh"
+#include "hstu_attention_pieces.cuh"
+#include "hstu_attention_tiles.cuh"
 
 namespace hstu::cuda {
 namespace attention {
@@ -40,7 +42,7 @@ struct Shared {
 };
 template <typename T, int kDim, bool kSmall>
 struct SharedWithBias : Shared<T, kDim, kSmall> {
-  BiasTile<kKeys<T>, Shared<T, kDim, kSmall>::S::kRows + kKeys<T>, 2, true> bias;
+  BiasPieces<Shared<T, kDim, kSmall>::S::kRows, kKeys<T>> bias;
 };
 
 // A block owns kRows query rows of one head of one sequence, a warp 16 or 32 of them, a quad of lanes a row (accumulator layout). It
@@ -57,6 +59,7 @@ __global__ void __launch_bounds__(ForwardShape<T, kDim, kSmall>::kThreads, 2)
   constexpr int kM = S::kRowTiles, kX = kDim / 8, kThreads = S::kThreads, kTile = kKeys<T>, kEach = 16 * kM, kRows = S::kRows;
   constexpr int kColumns = kStep<T, kDim, kMode>, kN = kColumns / 8, kPrefetch = S::kStages - 1;
   constexpr bool kSoftmax = kMode == Mode::kSoftmax, kBias = kMode != Mode::kSilu;
+  constexpr bool kDiagonals = !kSoftmax || kDim < 128;  // else hundreds of bytes are spilled
   extern __shared__ __align__(16) unsigned char memory[];
   using WithBias = SharedWithBias<T, kDim, kSmall>;
   auto& shared = *reinterpret_cast<std::conditional_t<kBias, WithBias, Shared<T, kDim, kSmall>>*>(memory);
@@ -70,83 +73,71 @@ __global__ void __launch_bounds__(ForwardShape<T, kDim, kSmall>::kThreads, 2)
   float factor = p.unit * p.alpha;
 
   const T* first_query = p.q + (query * p.heads + head) * p.key_dim;
-  load_tile<kRows, kDim, kThreads>(shared.q, rows, p.key_dim, p.key_piece,
-                                            [&](int r) { return first_query + r * (p.heads * p.key_dim); });
+  load_tile<kRows, kDim, kThreads>(shared.q, rows, p.key_dim, p.key_piece, first_query, p.heads * p.key_dim);
   copy_async_commit();
   shared.seen.stage(p, s, i0, rows);
   if (threadIdx.x == 0) {
     shared.keys = rows_of(p, s, head, p.k, p.key_dim, false);
     shared.values = rows_of(p, s, head, p.v, p.value_dim, true);
   }
-  // The bias: this warp's own times in registers, a lane a row; keys' times and the table by position difference come tile by tile.
-  NearTime own_time{kNoFixedTime, kSomeUntimed};
-  TimeSpan span{};
+  // The bias: keys' times and the table by position difference come tile by tile.
   typename decltype(WithBias::bias)::template Ahead<kThreads> ahead;
   int64_t base = 0;
+  float up = 1 / p.alpha;
+  bool straight = !p.positions || i0 + warp * kEach + kEach - 1 <= s.history;
   if constexpr (kBias) {
-    shared.bias.template stage_table<kThreads>(p, head);
+    shared.bias.template stage_tables<kThreads>(p, head);
     base = first_time(p, s);
     int r = warp * kEach + lane;
     bool there = p.last_bucket >= 0 && lane < kEach && r < rows;
-    if (there && i0 + r >= s.contextual) own_time = near_time(p.query_time[query + r], base);
-    span = TimeSpan::of_warp(own_time, there);
+    NearTime time{kNoFixedTime, kSomeUntimed};
+    if (there && i0 + r >= s.contextual) time = near_time(p.query_time[query + r], base);
+    shared.bias.template stage_rows<kEach>(warp * kEach, there, time, shared.seen);
   }
   __syncthreads();
   KeyTiles key_tiles = shared.seen.tiles(kTile);
 
   auto load = [&](int stage, int j0) {
-    auto move = [&](auto&& key, auto&& value) {
-      load_tile<kTile, kDim, kThreads>(shared.k[stage], s.history - j0, p.key_dim, p.key_piece, key);
-      load_tile<kTile, kDim, kThreads>(shared.v[stage], s.history - j0, p.value_dim, p.value_piece, value);
-    };
+    T *k = shared.k[stage], *v = shared.v[stage];
+    int valid = s.history - j0;
     if (j0 < s.paged) {
       int last = s.history - 1;  // whose page is there
-      move([&](int c) { return shared.keys.at(min(j0 + c, last)); }, [&](int c) { return shared.values.at(min(j0 + c, last)); });
+      load_tile<kTile, kDim, kThreads>(k, valid, p.key_dim, p.key_piece, [&](int c) { return shared.keys.at(min(j0 + c, last)); });
+      load_tile<kTile, kDim, kThreads>(v, valid, p.value_dim, p.value_piece, [&](int c) { return shared.values.at(min(j0 + c, last)); });
     } else {
-      int64_t row = (s.key + j0 - s.paged) * p.heads + head;
-      const T *key = p.k + row * p.key_dim, *value = p.v + row * p.value_dim;
-      move([&](int c) { return key + c * (p.heads * p.key_dim); }, [&](int c) { return value + c * (p.heads * p.value_dim); });
+      int key_stride = p.heads * p.key_dim, value_stride = p.heads * p.value_dim;
+      const T *key = shared.keys.jagged + int64_t(j0 - s.paged) * key_stride;
+      const T *value = shared.values.jagged + int64_t(j0 - s.paged) * value_stride;
+      load_tile<kTile, kDim, kThreads>(k, valid, p.key_dim, p.key_piece, key, key_stride);
+      load_tile<kTile, kDim, kThreads>(v, valid, p.value_dim, p.value_piece, value, value_stride);
     }
     copy_async_commit();
   };
   auto fetch = [&](int j0) {
     if constexpr (kBias)
-      shared.bias.template fetch<kThreads>(ahead, p, head, min(i0, s.history) - j0 - (kTile - 1), p.key_time + s.time + j0,
+      shared.bias.template fetch<kThreads>(ahead, p, head, min(i0, s.history) - j0 + kRows - 1, p.key_time + s.time + j0,
                                            s.contextual - j0, s.history - j0);
   };
   float sums[kM][kX][4] = {}, most[kM][2], total[kM][2] = {};
 #pragma unroll
   for (int m = 0; m < kM; ++m) most[m][0] = most[m][1] = -kInfinity;
 
-  int n = key_tiles.from(0), stage = 0;
-  if (n < key_tiles.last) {
-    if (kPrefetch) load(0, n * kTile);
-    fetch(n * kTile);
-    if constexpr (kBias) shared.bias.commit(0, ahead, p, base);
-  }
-  for (; n < key_tiles.last; stage ^= 1) {
-    int j0 = n * kTile, next = key_tiles.from(n + 1), buffer = stage & kPrefetch;
-    if (!kPrefetch) {
+  // Each tile is brought while the one before is computed with; before the first (n = -1) there is nothing to compute.
+  for (int n = -1, next = key_tiles.from(0), stage = 1;; n = next, next = key_tiles.from(n + 1), stage ^= 1) {
+    int j0 = n * kTile, buffer = stage & kPrefetch;
+    bool more = next < key_tiles.last;
+    if (!kPrefetch && n >= 0) {
       __syncthreads();
       load(0, j0);
     }
-    copy_async_wait<0>();
+    if (n >= 0) copy_async_wait<0>();
     __syncthreads();  // this tile is there, and nobody reads the last one any more
-    if (next < key_tiles.last) {
+    if (more) {
       if (kPrefetch) load(buffer ^ 1, next * kTile);
       fetch(next * kTile);
     }
-    bool any = shared.seen.any[warp].any(j0, j0 + kTile), all = shared.seen.all[warp].all(j0, j0 + kTile);
-    [[maybe_unused]] TimePath path;
-    [[maybe_unused]] float one = 0;
-    [[maybe_unused]] bool straight = true;
-    if constexpr (kBias) {
-      straight = !p.positions || i0 + warp * kEach + kEach - 1 <= s.history;
-      if (any && p.last_bucket >= 0) {
-        path = shared.bias.path(stage, span, p.last_bucket);
-        if (path.kind == TimeKind::kOne) one = shared.bias.time[path.low];
-      }
-    }
+    VisibleKeys some = shared.seen.any[warp], every = shared.seen.all[warp];
+    bool any = n >= 0 && some.any(j0, j0 + kTile), all = every.all(j0, j0 + kTile);
 #pragma unroll 1
     for (int c0 = 0; any && c0 < kTile; c0 += kColumns) {
       uint32_t keep[kM][2];  // before the scores take registers
@@ -154,51 +145,47 @@ __global__ void __launch_bounds__(ForwardShape<T, kDim, kSmall>::kThreads, 2)
 #pragma unroll
         for (int r = 0; r < 2 * kM; ++r)
           keep[r / 2][r % 2] = kept_columns<kN>(p, s.index, head, [&](int c) { return int2{i0 + row0 + 8 * r, j0 + c0 + c}; });
-      float w[kM][kN][4] = {};
-      multiply_rows<T, kDim>(w, shared.q + warp * kEach * kPitch<T, kDim>, shared.k[buffer] + c0 * kPitch<T, kDim>);
-      // Scores on one diagonal share their position term, and the time term where the tile has one bucket.
-      [[maybe_unused]] float diagonals[2 * kM + kN - 1][2];
-      if constexpr (kBias) {
-        const float* corner = &shared.bias.pos[stage][row0 - c0 - column0 + kTile - 1];
-#pragma unroll
-        for (int x = 0; x < 2 * kM + kN - 1; ++x)
-#pragma unroll
-          for (int e = 0; e < 2; ++e) diagonals[x][e] = (p.positions ? corner[8 * (x - kN + 1) - e] : 0.f) + one;
+      float w[kM][kN][4];
+      [[maybe_unused]] Pieces pieces;
+      [[maybe_unused]] auto look = [&] {
+        if constexpr (kBias) pieces = shared.bias.template look<kM, kN>(stage, warp * kM, c0, j0, p.last_bucket);
+      };
+      const T *queries = shared.q + warp * kEach * kPitch<T, kDim>, *keys = shared.k[buffer] + c0 * kPitch<T, kDim>;
+      if constexpr (!kBias) {
+        const float zero[4] = {};
+        multiply_rows<T, kDim>(w, queries, keys, [&](int, int) { return zero; });
+      } else if (kDiagonals && straight) {  // fragments on one diagonal begin alike
+        auto starts = shared.bias.template starts<kM, kN>(stage, row0, c0 + column0);
+        multiply_rows<T, kDim>(w, queries, keys, [&](int m, int n) { return starts.of(m, n); });
+        look();
+      } else {  // targets stand at one position
+        shared.bias.begin(w, stage, row0, c0 + column0, max(s.history - i0, 0));
+        multiply_rows<T, kDim>(w, queries, keys);
+        look();
       }
-      if constexpr (kBias) {
-        path.pick([&](auto kind) {
-#pragma unroll
-          for (int m = 0; m < kM; ++m)
-#pragma unroll
-            for (int half = 0; half < 2; ++half) {
-              int r = row0 + 16 * m + 8 * half;
-              float bias[kN][2];
-#pragma unroll
-              for (int x = 0; x < kN; ++x)
-#pragma unroll
-                for (int e = 0; e < 2; ++e) bias[x][e] = diagonals[2 * m + half - x + kN - 1][e];
-              if (!straight) [[unlikely]] {
-                const float* row = &shared.bias.pos[stage][min(r, max(s.history - i0, 0)) - c0 - column0 + kTile - 1];
-#pragma unroll
-                for (int x = 0; x < kN; ++x) bias[x][0] = row[-8 * x] + one, bias[x][1] = row[-8 * x - 1] + one;
-              }
-              int row_time = __shfl_sync(kFullWarp, own_time.at, lane / 4 + 16 * m + 8 * half);
-              shared.bias.template add_time<decltype(kind)::value>(
-                  bias, path, stage, row_time, c0 + column0, [&](int c) { return time_term(p, head, exact_bucket(p, s, i0 + r, j0 + c)); });
-#pragma unroll
-              for (int x = 0; x < kN; ++x)
-#pragma unroll
-                for (int e = 0; e < 2; ++e) w[m][x][2 * half + e] = fmaf(factor, w[m][x][2 * half + e], bias[x][e]);
-            }
-        });
-      } else {
+      if constexpr (!kBias) {
 #pragma unroll
         for (int y = 0; y < 4 * kM * kN; ++y) w[y / (4 * kN)][y / 4 % kN][y % 4] *= factor;
+      } else if (!pieces.far) {
+        shared.bias.add_times(w, pieces, factor, stage, row0, c0 + column0);
+      } else {
+#pragma unroll 1
+        for (int y = 0; y < 4 * kM * kN; ++y) {
+          int r = row0 + y / (4 * kN) * 16 + y / 2 % 2 * 8, c = c0 + column0 + y / 4 % kN * 8 + y % 2;
+          float term = time_term(p, head, exact_bucket(p, s, i0 + r, j0 + c));
+#pragma unroll
+          for (int x = 0; x < 4 * kM * kN; ++x) {
+            float& score = w[x / (4 * kN)][x / 4 % kN][x % 4];
+            score = x == y ? fmaf(factor, score, term) : score;
+          }
+        }
       }
       if constexpr (!kSoftmax)
 #pragma unroll
         for (int y = 0; y < 4 * kM * kN; ++y) w[y / (4 * kN)][y / 4 % kN][y % 4] = weight_of<T>(w[y / (4 * kN)][y / 4 % kN][y % 4]);
-      if (kSoftmax || !all)
+      if constexpr (kBias && !kSoftmax) {
+        if (pieces.partly) shared.bias.hide(w, pieces, &shared.seen.row[row0], j0 + c0, column0);
+      } else if (kSoftmax || !all)
 #pragma unroll
         for (int m = 0; m < kM; ++m)
 #pragma unroll
@@ -235,9 +222,8 @@ __global__ void __launch_bounds__(ForwardShape<T, kDim, kSmall>::kThreads, 2)
           }
       multiply_weights<T, kDim>(sums, w, shared.v[buffer] + c0 * kPitch<T, kDim>);
     }
-    if constexpr (kBias)
-      if (next < key_tiles.last) shared.bias.commit(stage ^ 1, ahead, p, base);
-    n = next;
+    if (!more) break;
+    if constexpr (kBias) shared.bias.commit(stage ^ 1, ahead, p, up, base);
   }
   copy_async_wait<0>();
   __syncthreads();
@@ -338,6 +324,8 @@ void hstu_attention(Tensor& out, Tensor* lse, const Tensor& q, const Tensor& k, 
       if (forward_on_hopper(call, softmax, out.as<T>(), log_sums, q.shape[0], k.shape[0], stream)) return;
     pick_dim(q.shape[2], v.shape[2], [&](auto dim) {
       constexpr int kDim = decltype(dim)::value;
+      // Scores begin as the position's bias / alpha. Where that has no value products are nothing beside it: rows without columns have none.
+      if (call.positions && std::fabs(call.alpha) < 1e-20f) call.alpha = 1, call.key_dim = 0;
       pick_mode<T, kDim>(softmax, pos_w || time_w, [&](auto mode) {
         launch_forward<T, kDim, decltype(mode)::value>(call, out.as<T>(), log_sums, longest, stream);
       });

@@ -1,5 +1,5 @@
-// The relative bias of HSTU attention: a table by position difference and one by time bucket, for tiles of scores in registers, and the
-// gradients of both tables. Tables are staged times Call::unit.
+// The relative bias of HSTU attention: a table by position difference and one by time bucket. Time buckets, the bias of a tile of the
+// backward, and the gradients of both tables. Tables are staged times Call::unit.
 #pragma once
 #include "hstu_attention.cuh"
 
@@ -79,9 +79,9 @@ struct TimePath {
   }
 };
 
-// One side of a tile stands still (its rows are a warp's accumulator rows), the other moves on (kMoving columns of the accumulators, in
-// kStages buffers). kSegment: rows plus columns of the block's tile, position differences that occur in it.
-template <int kMoving, int kSegment, int kStages, bool kKeysMove>
+// The bias of the backward's tiles: keys stand still (they are a warp's accumulator rows), queries move on (kMoving columns of the
+// accumulators, in kStages buffers). kSegment: rows plus columns of the block's tile, position differences that occur in it.
+template <int kMoving, int kSegment, int kStages>
 struct BiasTile {
   float time[kNearThresholds + 1];  // time_w of the head, its last entry repeated; 0 from kUntimed on
   uint32_t threshold[kNearThresholds];
@@ -150,7 +150,7 @@ struct BiasTile {
     int least = max(max(fixed.least - moving.most, moving.least - fixed.most), 0);
     int most = max(fixed.most - moving.least, moving.most - fixed.least);
     int low = min(near_bucket(least), last), high = min(near_bucket(most), last);
-    bool sorted = kKeysMove ? moving.most <= fixed.least : fixed.most <= moving.least;
+    bool sorted = fixed.most <= moving.least;
     if (low == high || !sorted || high - low > kFewBuckets) return {low, high, low == high ? TimeKind::kOne : TimeKind::kMany};
     return {low, high, high == low + 1 ? TimeKind::kTwo : TimeKind::kFew};
   }
@@ -158,7 +158,7 @@ struct BiasTile {
   // Whether the time difference is at least `least` where no key is later than a query.
   static __device__ __forceinline__ bool reaches(int fixed, int moving, int least) {
     // Rows that are not there (kNoFixedTime, kNoMovingTime) may wrap; what they give is masked.
-    return kKeysMove ? moving <= int(uint32_t(fixed) - uint32_t(least)) : moving >= int(uint32_t(fixed) + uint32_t(least));
+    return moving >= int(uint32_t(fixed) + uint32_t(least));
   }
 
   // v [kN][2] += the time term of one accumulator row, whose near time is `fixed`, against columns first + 8 x + e. exact(column) is the

@@ -3,6 +3,7 @@
 #include <cfloat>
 
 #include "hstu_attention_bias.cuh"
+#include "hstu_attention_tiles.cuh"
 
 namespace hstu::cuda::attention {
 
@@ -308,7 +309,7 @@ struct BackwardShared {
 template <typename T, int kDim, bool kSmall>
 struct BackwardSharedWithBias : BackwardShared<T, kDim, kSmall> {
   using S = BackwardShape<T, kDim, kSmall>;
-  BiasTile<S::kQueryTile, S::kQueryTile + S::kKeyTile, 2, false> bias;
+  BiasTile<S::kQueryTile, S::kQueryTile + S::kKeyTile, 2> bias;
   TimeSums time_sums[S::kKeyWarps];
   Diagonals<T, S::kKeyTile, S::kQueryTile, S::kPitchDs, S::kWarps> diagonals[2];
   float targets[2][S::kKeyTile];  // sums of dS over target rows, by key

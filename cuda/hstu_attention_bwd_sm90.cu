@@ -1,7 +1,7 @@
 // HSTU attention, backward, for Hopper (sm_90a): the kernel, the launches. See docs/hstu_attention.md for a drawing.
 #include <cmath>
 
-#include "hstu_attention_bwd_bias_sm90.cuh"
+#include "hstu_attention_bwd_tables_sm90.cuh"
 #include "hstu_attention_choice.cuh"
 
 namespace hstu::cuda {
@@ -29,26 +29,27 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
   if (threadIdx.x == 0) {
     prefetch(q_map), prefetch(k_map), prefetch(v_map), prefetch(dout_map);
     shared.k_full.init(1, 0), shared.k_empty.init(0, 8), shared.v_full.init(1, 0), shared.v_empty.init(0, 8);
+    for (int x = 0; x < S::kAhead; ++x) shared.told[x].init(1, 0);
     for (int x = 0; x < S::kStages; ++x)
-      shared.told[x].init(1, 0), shared.q_full[x].init(1, 1), shared.q_empty[x].init(0, 8), shared.dout_full[x].init(1, 0),
-          shared.dout_empty[x].init(0, 8);
+      shared.q_full[x].init(1, 1), shared.q_empty[x].init(0, 8), shared.dout_full[x].init(1, 0), shared.dout_empty[x].init(0, 8);
     for (int x = 0; x < 2; ++x)
-      shared.dq_full[x].init(0, 4), shared.dq_empty[x].init(1, 0), shared.item_full[x].init(1, 0), shared.item_empty[x].init(0, 8);
+      shared.dq_full[x].init(0, S::kWhole ? 8 : 4), shared.dq_empty[x].init(1, 0), shared.item_full[x].init(1, 0),
+          shared.item_empty[x].init(0, 8);
     if constexpr (kBias) shared.init();
     fence_barriers();
   }
   __syncthreads();
 
   if (group < 0) {
-    give_registers<24>();
-    if (warp == 3)
-      tell<T, kDim>(shared, p, g);
-    else if (lane > 0)
-      return;
-    else if (warp == 0)
-      produce<T, kDim, kBias>(shared, q_map, k_map, v_map, dout_map, p, g, kSoftmax, false);
-    else
-      add_parts<T, kDim>(shared, warp - 1, g.deterministic);
+    give_registers<S::kLoading>();
+    if constexpr (kBias) {
+      if (warp == 3) return load_tiles<T, kDim>(shared, q_map, k_map, v_map, dout_map, p, g);
+      if (warp == 0 && lane == 0) return plan<T, kDim>(shared, p, g);
+    } else {
+      if (warp == 3) return tell<T, kDim>(shared, p, g);
+      if (warp == 0 && lane == 0) return produce<T, kDim, kBias>(shared, q_map, k_map, v_map, dout_map, p, g, kSoftmax, false);
+    }
+    if (warp > 0 && lane == 0) add_parts<T, kDim>(shared, warp - 1, g.deterministic);
     return;
   }
 
@@ -79,6 +80,7 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
       }
       float scores[kQ / 2], gradient[kQ / 2], dq[S::kPart / 128];
       uint32_t weights[kQ / 4], slopes[kQ / 4], ds[kQ / 4];
+      [[maybe_unused]] std::conditional_t<kBias, TimeRun, int> run{};
       auto multiply = [&](float(&c)[kQ / 2], const T* keys_tile, const T* tile, bool add) {
         uint64_t keys = by_rows<kBytes>(shared_address(keys_tile) + 64 * group * kBytes), queries = by_rows<kBytes>(shared_address(tile));
 #pragma unroll
@@ -96,8 +98,8 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
       // Scores begin as the position's bias / alpha.
       auto begin = [&] {
         if constexpr (kBias) {
-          int stage = count % 2;
-          shared.bias_full[stage].wait(count / 2 & 1);
+          int stage = count % S::kAhead;
+          shared.bias_full[stage].wait(count / S::kAhead & 1);
           int last = item.s.history - item.s.shift - shared.tile[stage].index * kQ;
           uint32_t thread = thread_index() - 128, key = thread / 32 * 16 + thread % 32 / 4, query = thread % 4 * 2;
           const float* pos = &shared.pos[stage][kK - 1 - key];
@@ -124,7 +126,7 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
       auto multiply_gradient = [&] {
         int stage = count % 2;
         shared.dout_full[stage].wait(count / 2 & 1);
-        if (int rows = shared.tile[stage].rows; rows < kQ) {
+        if (int rows = shared.tile[count % S::kAhead].rows; rows < kQ) {
           clear_tail<T, kDim, kQ>(shared.q[stage], rows), clear_tail<T, kDim, kQ>(shared.dout[stage], rows);
           fence_async();
           meet(1, 256);
@@ -148,8 +150,9 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
       auto add_time = [&](float factor) {
         if constexpr (kBias) {
           uint32_t thread = thread_index() - 128, key = thread / 32 * 16 + thread % 32 / 4;
-          int stage = count % 2;
+          int stage = count % S::kAhead;
           const float* time = shared.time[item.parity];
+          const float4* cells = shared.cells[item.parity];
           int fixed[2] = {shared.key_near[item.parity][key], shared.key_near[item.parity][key + 8]};
 #pragma unroll
           for (int c = 0; c < kQ / 32; ++c) {
@@ -157,12 +160,9 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
             const int* near = &shared.query_near[stage][32 * c + thread % 4 * 2];
             float first = time[low], *v = scores + 16 * c;
             auto kind = TimeKind(code >> 16);
-            if (kind == TimeKind::kOne) {
-#pragma unroll
-              for (int x = 0; x < 16; ++x) v[x] = fmaf(factor, v[x], first);
-            } else if (kind == TimeKind::kTwo) {
+            if (kind == TimeKind::kOne || kind == TimeKind::kTwo) {  // one copy: code is what is short
               int least = int(shared.threshold[low]), from[2] = {fixed[0] + least, fixed[1] + least};
-              float second = time[low + 1];
+              float second = time[low + int(kind)];
 #pragma unroll
               for (int x = 0; x < 4; ++x) {
                 int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
@@ -170,13 +170,16 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
                 for (int y = 0; y < 4; ++y)
                   v[4 * x + y] = fmaf(factor, v[4 * x + y], (y % 2 ? at.y : at.x) >= from[y / 2] ? second : first);
               }
-            } else if (kind == TimeKind::kMany) {
+            } else if (kind != TimeKind::kFar) {
 #pragma unroll
               for (int x = 0; x < 4; ++x) {
                 int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
 #pragma unroll
-                for (int y = 0; y < 4; ++y)
-                  v[4 * x + y] = fmaf(factor, v[4 * x + y], time[shared.near_bucket(shared.apart(fixed[y / 2], y % 2 ? at.y : at.x))]);
+                for (int y = 0; y < 4; ++y) {
+                  uint32_t apart;
+                  float4 cell = cells[cell_of(y % 2 ? at.y : at.x, fixed[y / 2], apart)];
+                  v[4 * x + y] = fmaf(factor, v[4 * x + y], apart >= __float_as_uint(cell.x) ? cell.z : cell.y);
+                }
               }
             } else {
 #pragma unroll 1
@@ -217,7 +220,7 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
         }
       };
       auto weigh = [&] {
-        bool all = shared.tile[count % 2].all;
+        bool all = shared.tile[count % S::kAhead].all;
         float whole = kSoftmax ? factor * kLog2E : factor, last = all ? whole : 1.f;
         add_time(factor);
         if (!all) hide(kBias ? 1.f : whole);
@@ -277,17 +280,33 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
         for (int x = 0; x < kK; x += 16) wgmma<T, true>(dq, moved(a, x / 64 * kQ * 128 + x % 64 * 2), moved(b, x * kBytes), x > 0);
         wgmma_commit();
       };
+      // While dQ is made; a warp's pieces with one bucket or two.
+      auto sum_times = [&] {
+        if constexpr (kBias) {
+          int stage = count % S::kAhead, keys = int(thread_index() / 32) - 4;
+          float* sums = shared.runs[item.parity][keys];
+          if (g.time_sums) {
+            run.template add<T>(shared, sums, stage, item.parity, keys, ds);
+            if (shared.tile[stage].last) run.move(sums, -1);
+          }
+          __syncwarp();
+          release(shared.bias_empty[stage]);
+          if (shared.tile[stage].last) release(shared.runs_full[item.parity]);
+        }
+      };
       auto leave = [&] {  // dQ of a tile is added by another warp
-        shared.dq_empty[group].wait(count & 1 ^ 1);
+        int slot = S::kWhole ? count % 2 : group;
+        shared.dq_empty[slot].wait((S::kWhole ? count / 2 : count) & 1 ^ 1);
         uint32_t thread = thread_index() % 128;
+        float* to = shared.dq[slot] + (S::kWhole ? group * S::kPart : 0);
 #pragma unroll
         for (int x = 0; x < S::kPart / 512; ++x)
-          *reinterpret_cast<float4*>(&shared.dq[group][(x * 128 + thread) * 4]) =
+          *reinterpret_cast<float4*>(&to[(x * 128 + thread) * 4]) =
               float4{dq[4 * x], dq[4 * x + 1], dq[4 * x + 2], dq[4 * x + 3]};
-        if (thread == 0) shared.out[group] = shared.tile[count % 2];
+        if (thread == 0) shared.out[slot] = shared.tile[count % S::kAhead];
         fence_async();
         __syncwarp();
-        release(shared.dq_full[group]);
+        release(shared.dq_full[slot]);
       };
 
       auto make_weights = [&](bool first) {
@@ -305,20 +324,23 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
       for (;;) {
         if (kBias) make_weights(true);
         int stage = count % 2;
-        if (shared.tile[stage].last) release(shared.v_empty);
+        if (shared.tile[count % S::kAhead].last) release(shared.v_empty);
         wgmma_fence();
         accumulate(dv, weights, shared.dout[stage]);
         differentiate();
         meet(1, 256);  // dS of all keys is there; that of the tile before is read no more
         wgmma_fence();
         multiply_ds();
+        sum_times();
+        wgmma_fence();
         accumulate(dk, ds, shared.q[stage]);
         wgmma_wait<1>(dq);
         release(shared.dout_empty[stage]);
         leave();
-        bool last = shared.tile[stage].last;
+        bool last = shared.tile[count % S::kAhead].last;
         wgmma_wait<0>(dk);
         release(shared.q_empty[stage]);
+        if constexpr (kBias) __syncwarp(), release(shared.tile_empty[count % S::kAhead]);
         if (last) break;
         ++count;
         if (!kBias) make_weights(false);
@@ -364,10 +386,13 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
     __syncwarp();
     release(shared.item_empty[turn % 2]);
   }
-  shared.dq_empty[group].wait(count & 1 ^ 1);
-  if (threadIdx.x % 128 == 0) shared.out[group].sums = nullptr;
-  __syncwarp();
-  release(shared.dq_full[group]);
+  for (int x = 0; x < (S::kWhole ? 2 : 1); ++x, ++count) {
+    int slot = S::kWhole ? count % 2 : group;
+    shared.dq_empty[slot].wait((S::kWhole ? count / 2 : count) & 1 ^ 1);
+    if (threadIdx.x % 128 == 0) shared.out[slot].sums = nullptr;
+    __syncwarp();
+    release(shared.dq_full[slot]);
+  }
 #endif
 }
 
@@ -437,7 +462,7 @@ bool backward_on_hopper(const Call<T>& p, const Gradients<T>& g, Tensor* dpos_w,
   bool bias = p.positions || p.last_bucket >= 0;
   if (g.deterministic && p.max_seq_len / Shape<32>::kKeys > 65535) return false;  // turns are counted in 16 bits
   if (bias && (!kTakesBias || g.lse || dim > 128)) return false;
-  if (bias && (dim <= 32 || p.max_seq_len < 1024) && !asked_for("wgmma")) return false;    // not seen to be faster than mma.sync
+  if (bias && (dim <= 32 || p.max_seq_len < (dim <= 64 ? 256 : 512)) && !asked_for("wgmma")) return false;  // mma.sync is faster, or may be
   if (bias && !(std::fabs(p.alpha) > 1e-20f && std::fabs(p.alpha) < 1e20f)) return false;  // scores begin as bias / alpha
   if ((g.lse && (dim > 128 || p.dropout)) || rows == 0 || keys == 0 || !whole(g.dq, p.key_dim) || !whole(g.dk, p.key_dim) ||
       !whole(g.dv, p.value_dim) ||

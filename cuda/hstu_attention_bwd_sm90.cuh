@@ -15,9 +15,12 @@ using namespace sm90;
 template <int kDim, bool kBias = false>
 struct Shape {
   static constexpr int kKeys = kDim <= 128 ? 128 : 64, kQueries = kDim <= 64 && !kBias ? 128 : 64, kStages = 2;
+  static constexpr int kAhead = kBias ? (kDim <= 64 ? 4 : 3) : kStages;  // tiles that are known before they are done
   static constexpr int kThreads = kDim <= 128 && !kBias ? 384 : 512;
-  static constexpr int kTables = kDim <= 64 ? 104 : 40, kComputing = kBias ? (488 - kTables) / 2 : 240;  // registers a thread
+  static constexpr int kLoading = kBias && kDim <= 64 ? 40 : 24, kTables = kDim <= 64 ? 88 : 40;  // registers a thread
+  static constexpr int kComputing = kBias ? (512 - kLoading - kTables) / 2 : 240;
   static constexpr int kPart = kQueries * kDim / 2;  // floats of a tile of dQ that one warpgroup makes
+  static constexpr bool kWhole = kBias && kDim <= 64;  // a thread adds whole tiles of dQ, every other one; else a warpgroup's parts
 };
 
 // Head dims of 129 to 256.
@@ -47,13 +50,13 @@ struct Shared {
   alignas(1024) T q[S::kStages][S::kQueries * kDim];
   alignas(1024) T dout[S::kStages][S::kQueries * kDim];
   alignas(1024) T ds[2][S::kQueries * S::kKeys];  // [64 keys a chunk][query][key], swizzled
-  alignas(128) float dq[2][S::kPart];             // a warpgroup's accumulators, [four of them][thread]
+  alignas(128) float dq[2][(S::kWhole ? 2 : 1) * S::kPart];  // of two tiles or two warpgroups: [warpgroup][four accumulators][thread]
   uint32_t seen[S::kStages][S::kKeys / 32][S::kQueries];
   float scale[S::kStages][S::kQueries], delta[S::kStages][kBias ? 1 : S::kQueries];  // softmax: lse log2(e); delta in units of 2^14 dS
-  Barrier k_full, k_empty, v_full, v_empty, told[S::kStages], q_full[S::kStages], q_empty[S::kStages], dout_full[S::kStages],
+  Barrier k_full, k_empty, v_full, v_empty, told[S::kAhead], q_full[S::kStages], q_empty[S::kStages], dout_full[S::kStages],
       dout_empty[S::kStages];
   Barrier dq_full[2], dq_empty[2], item_full[2], item_empty[2];
-  Tile tile[S::kStages], out[2];
+  Tile tile[S::kAhead], out[2];
   Item item[2];
 };
 
@@ -134,6 +137,65 @@ __device__ __forceinline__ bool sees(const QueryTile& queries, int n, int& turn,
   return n < keys.last && (before || keys.gap < 0 || n >= keys.resume);
 }
 
+// The first tile of queries from m on that sees the item's keys, -1: none.
+template <typename S, typename T>
+__device__ __forceinline__ int next_seen(const Call<T>& p, const Gradients<T>& g, const Item& item, int m) {
+  int turn, tiles = item.tile * S::kKeys < item.s.history ? (item.s.queries + S::kQueries - 1) / S::kQueries : 0;
+  for (; m < tiles; ++m)
+    if (sees<S>(g.query_tiles[int64_t(item.s.index) * g.most_query_tiles + m], item.tile, turn)) return m;
+  return -1;
+}
+// Without rows that look ahead no query before the first key sees any.
+template <typename S, typename T>
+__device__ __forceinline__ int first_seen(const Call<T>& p, const Gradients<T>& g, const Item& item) {
+  return next_seen<S>(p, g, item, p.causal && !p.contextual_full ? max(item.tile * S::kKeys - item.s.shift, 0) / S::kQueries : 0);
+}
+// Tile m of queries; returns the next one.
+template <typename S, typename T>
+__device__ __forceinline__ int tell_tile(const Call<T>& p, const Gradients<T>& g, const Item& item, uint32_t turn, int m, bool last_first,
+                                         Tile& tile) {
+  const QueryTile& queries = g.query_tiles[int64_t(item.s.index) * g.most_query_tiles + m];
+  sees<S>(queries, item.tile, tile.turn, last_first);
+  tile.item = turn % 2, tile.index = m, tile.rows = item.s.queries - m * S::kQueries;
+  tile.all = queries.all.all(item.tile * S::kKeys, (item.tile + 1) * S::kKeys) && tile.rows >= S::kQueries;
+  tile.sums = sums_of<S>(p, g, item.s, m, item.head);
+  tile.turns = g.turns + (int64_t(item.s.index) * p.heads + item.head) * g.most_query_tiles + m;
+  m = next_seen<S>(p, g, item, m + 1);
+  tile.last = m < 0;
+  return m;
+}
+
+// The next item, or a last one of tile -1, to shared memory; returns its ticket, -1: there is none.
+template <typename T, int kDim, bool kBias, typename Memory>
+__device__ __forceinline__ int next_item(Memory& shared, const Call<T>& p, const Gradients<T>& g, uint32_t turn, bool softmax,
+                                         bool last_first) {
+  using S = Shape<kDim, kBias>;
+  uint32_t ticket = atomicAdd(g.ticket, 1);
+  Item &item = shared.item[turn % 2], &before = shared.item[turn % 2 ^ 1];
+  shared.item_empty[turn % 2].wait(turn / 2 & 1 ^ 1);
+  // With a bias a launch may have a part of the tiles, and the last one none.
+  int first_tile = kBias ? g.first_tile : 0, tiles = kBias ? max(min(*g.tiles - first_tile, g.copies), 0) : *g.tiles;
+  if (ticket >= uint32_t(tiles * p.heads)) {
+    item.tile = -1, shared.item_full[turn % 2].arrive();
+    return -1;
+  }
+  int2 where = g.key_tiles[first_tile + ticket / uint32_t(p.heads)];
+  item.head = int(ticket % uint32_t(p.heads)), item.tile = where.y;
+  if constexpr (kBias) shared.copy[turn % 2] = int(ticket / uint32_t(p.heads));
+  __threadfence_block();  // this thread is short of registers
+  item.s = sequence_of(p, where.x);
+  __threadfence_block();
+  if (!last_first) item.tile = (item.s.length - 1) / S::kKeys - item.tile;  // the longest first
+  __threadfence_block();
+  Units units = g.units_of(p, where.x, softmax);
+  item.unit = units.weight, item.inverse_unit = 1 / item.unit;
+  item.ds_unit = (softmax ? 1.f : 0.5f) * units.gradient, item.inverse_ds_unit = 1 / item.ds_unit;
+  item.parity = turn > 0 ? before.parity ^ int(before.any) : 0;
+  item.any = first_seen<S>(p, g, item) >= 0;
+  shared.item_full[turn % 2].arrive();
+  return int(ticket);
+}
+
 // The thread that loads: tells the others which items and tiles come.
 template <typename T, int kDim, bool kBias = false, typename Memory>
 __device__ __forceinline__ void produce(Memory& shared, const CUtensorMap& q_map, const CUtensorMap& k_map, const CUtensorMap& v_map,
@@ -143,39 +205,14 @@ __device__ __forceinline__ void produce(Memory& shared, const CUtensorMap& q_map
   constexpr int kQ = S::kQueries, kK = S::kKeys, kTileBytes = kQ * kDim * int(sizeof(T));
   uint32_t count = 0;
   for (uint32_t turn = 0;; ++turn) {
-    uint32_t ticket = atomicAdd(g.ticket, 1);
-    Item &item = shared.item[turn % 2], &before = shared.item[turn % 2 ^ 1];
-    shared.item_empty[turn % 2].wait(turn / 2 & 1 ^ 1);
-    // With a bias a launch may have a part of the tiles, and the last one none.
-    int first_tile = kBias ? g.first_tile : 0, tiles = kBias ? max(min(*g.tiles - first_tile, g.copies), 0) : *g.tiles;
-    if (ticket >= uint32_t(tiles * p.heads)) {
-      item.tile = -1, shared.item_full[turn % 2].arrive();
+    int ticket = next_item<T, kDim, kBias>(shared, p, g, turn, softmax, last_first);
+    Item& item = shared.item[turn % 2];
+    if (ticket < 0) {
       shared.q_empty[count % 2].wait(count / 2 & 1 ^ 1);
       shared.tile[count % 2].item = -1, shared.told[count % 2].arrive();
       return;
     }
-    int2 where = g.key_tiles[first_tile + ticket / uint32_t(p.heads)];
-    item.head = int(ticket % uint32_t(p.heads)), item.tile = where.y;
-    if constexpr (kBias) shared.copy[turn % 2] = int(ticket / uint32_t(p.heads));
-    __threadfence_block();  // this thread is short of registers
-    item.s = sequence_of(p, where.x);
-    __threadfence_block();
-    if (!last_first) item.tile = (item.s.length - 1) / kK - item.tile;  // the longest first
-    __threadfence_block();
-    Units units = g.units_of(p, where.x, softmax);
-    item.unit = units.weight, item.inverse_unit = 1 / item.unit;
-    item.ds_unit = (softmax ? 1.f : 0.5f) * units.gradient, item.inverse_ds_unit = 1 / item.ds_unit;
-    item.parity = turn > 0 ? before.parity ^ int(before.any) : 0;
-    auto next_seen = [&](int m) {  // the first tile of queries from m on that sees the item's keys, -1: none
-      int turn, tiles = item.tile * kK < item.s.history ? (item.s.queries + kQ - 1) / kQ : 0;
-      for (; m < tiles; ++m)
-        if (sees<S>(g.query_tiles[int64_t(item.s.index) * g.most_query_tiles + m], item.tile, turn)) return m;
-      return -1;
-    };
-    // Without rows that look ahead no query before the first key sees any.
-    int m = next_seen(p.causal && !p.contextual_full ? max(item.tile * kK - item.s.shift, 0) / kQ : 0);
-    item.any = m >= 0, shared.item_full[turn % 2].arrive();
-    if (m < 0) continue;
+    int m = first_seen<S>(p, g, item);
     for (bool first = true; m >= 0; first = false, ++count) {
       int stage = count % 2;
       shared.q_empty[stage].wait(count / 2 & 1 ^ 1);
@@ -194,83 +231,80 @@ __device__ __forceinline__ void produce(Memory& shared, const CUtensorMap& q_map
         shared.k_full.expect(kK * kDim * int(sizeof(T)));
         load_tile<T, kDim, kK>(shared.k, k_map, item.head, item.s.key + item.tile * kK, shared.k_full);
       }
-      Tile& tile = shared.tile[stage];
-      const QueryTile& queries = g.query_tiles[int64_t(item.s.index) * g.most_query_tiles + m];
-      sees<S>(queries, item.tile, tile.turn, last_first);
-      tile.item = turn % 2, tile.index = m, tile.rows = item.s.queries - m * kQ;
-      tile.all = queries.all.all(item.tile * kK, (item.tile + 1) * kK) && tile.rows >= kQ;
-      tile.sums = sums_of<S>(p, g, item.s, m, item.head);
-      tile.turns = g.turns + (int64_t(item.s.index) * p.heads + item.head) * g.most_query_tiles + m;
-      m = next_seen(m + 1);
-      tile.last = m < 0;
+      m = tell_tile<S>(p, g, item, turn, m, last_first, shared.tile[stage]);
       shared.told[stage].arrive();
     }
   }
 }
 
-// The warp that tells which keys of a tile its queries see, and their scales. `more`(stage, tile, item) does what else a tile needs.
+// A warp tells which keys of a tile its queries see, and their scales.
+template <typename T, int kDim, bool kBias>
+__device__ __forceinline__ void tell_seen(Shared<T, kDim, kBias>& shared, const Call<T>& p, const Gradients<T>& g, int stage,
+                                          const Tile& tile, const Item& item, bool softmax) {
+  using S = Shape<kDim, kBias>;
+  auto below = [](int n) { return n >= 32 ? ~0u : n <= 0 ? 0u : (1u << n) - 1; };
+  if (!tile.all || p.scales)
+#pragma unroll 1
+    for (int r = thread_index() % 32; r < S::kQueries; r += 32) {
+      bool there = r < tile.rows;
+      VisibleKeys keys{0, 0, 0, 0};
+      if (there) keys = visible_keys(p, item.s, item.s.shift + tile.index * S::kQueries + r);
+#pragma unroll
+      for (int x = 0; x < S::kKeys / 32; ++x) {
+        int j = item.tile * S::kKeys + 32 * x;
+        shared.seen[stage][x][r] = below(keys.prefix - j) | (below(keys.end - j) & ~below(keys.begin - j));
+      }
+      if (p.scales && !softmax)
+        shared.scale[stage][r] = there ? p.scales[item.s.query + tile.index * S::kQueries + r] * item.inverse_unit : 1.f;
+    }
+  if (softmax) {
+    const int64_t first = (item.s.query + tile.index * S::kQueries) * p.heads + item.head;
+#pragma unroll 1
+    for (int r = thread_index() % 32; r < S::kQueries; r += 32) {
+      float lse = r < tile.rows ? g.lse[first + r * p.heads] : 0.f, delta = r < tile.rows ? g.delta[first + r * p.heads] : 0.f;
+      shared.scale[stage][r] = lse == -INFINITY ? 0.f : lse * kLog2E;  // a row that sees nothing
+      shared.delta[stage][r] = delta * item.inverse_ds_unit * 0x1p-14f;
+    }
+  }
+}
 template <typename T, int kDim, bool kBias>
 __device__ __forceinline__ void tell(Shared<T, kDim, kBias>& shared, const Call<T>& p, const Gradients<T>& g) {
-  using S = Shape<kDim, kBias>;
-  const bool softmax = !kBias && g.lse;
-  auto below = [](int n) { return n >= 32 ? ~0u : n <= 0 ? 0u : (1u << n) - 1; };
   for (uint32_t count = 0;; ++count) {
     int stage = count % 2;
     shared.told[stage].wait(count / 2 & 1);
     const Tile& tile = shared.tile[stage];
     if (tile.item < 0) return;
-    const Item& item = shared.item[tile.item];
-    if (!tile.all || p.scales)
-#pragma unroll 1
-      for (int r = thread_index() % 32; r < S::kQueries; r += 32) {
-        bool there = r < tile.rows;
-        VisibleKeys keys{0, 0, 0, 0};
-        if (there) keys = visible_keys(p, item.s, item.s.shift + tile.index * S::kQueries + r);
-#pragma unroll
-        for (int x = 0; x < S::kKeys / 32; ++x) {
-          int j = item.tile * S::kKeys + 32 * x;
-          shared.seen[stage][x][r] = below(keys.prefix - j) | (below(keys.end - j) & ~below(keys.begin - j));
-        }
-        if (p.scales && !softmax)
-          shared.scale[stage][r] = there ? p.scales[item.s.query + tile.index * S::kQueries + r] * item.inverse_unit : 1.f;
-      }
-    if (softmax) {
-      const int64_t first = (item.s.query + tile.index * S::kQueries) * p.heads + item.head;
-#pragma unroll 1
-      for (int r = thread_index() % 32; r < S::kQueries; r += 32) {
-        float lse = r < tile.rows ? g.lse[first + r * p.heads] : 0.f, delta = r < tile.rows ? g.delta[first + r * p.heads] : 0.f;
-        shared.scale[stage][r] = lse == -INFINITY ? 0.f : lse * kLog2E;  // a row that sees nothing
-        shared.delta[stage][r] = delta * item.inverse_ds_unit * 0x1p-14f;
-      }
-    }
+    tell_seen<T, kDim, kBias>(shared, p, g, stage, tile, shared.item[tile.item], !kBias && g.lse);
     __syncwarp();
     shared.q_full[stage].arrive_for_warp(thread_index() % 32);
   }
 }
 
-// A thread that adds one warpgroup's parts of dQ to their sums.
+// A thread that adds parts of dQ to their sums: one warpgroup's, or whole tiles, every other one.
 template <typename T, int kDim, bool kBias>
-__device__ __forceinline__ void add_parts(Shared<T, kDim, kBias>& shared, int group, bool deterministic) {
-  constexpr int kPart = Shape<kDim, kBias>::kPart, kBytes = kPart * 4;
+__device__ __forceinline__ void add_parts(Shared<T, kDim, kBias>& shared, int slot, bool deterministic) {
+  using S = Shape<kDim, kBias>;
+  constexpr int kBytes = sizeof(shared.dq[0]);
+  int shift = S::kWhole ? 0 : 16 * slot;
   for (int parity = 0;; parity ^= 1) {
-    shared.dq_full[group].wait(parity);
-    Tile out = shared.out[group];
+    shared.dq_full[slot].wait(parity);
+    Tile out = shared.out[slot];
     if (!out.sums) return;
-    out.sums += group * kPart;
+    if (!S::kWhole) out.sums += slot * S::kPart;
     if (deterministic) {
-      for (int done = 0; done < out.turn; done = done >> 16 * group & 0xffff)
+      for (int done = 0; done < out.turn; done = done >> shift & 0xffff)
         asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(done) : "l"(out.turns) : "memory");
     }
     if (deterministic && out.turn == 0)
-      store_bulk(out.sums, shared_address(shared.dq[group]), kBytes);
+      store_bulk(out.sums, shared_address(shared.dq[slot]), kBytes);
     else
-      add_bulk(out.sums, shared_address(shared.dq[group]), kBytes);
+      add_bulk(out.sums, shared_address(shared.dq[slot]), kBytes);
     bulk_commit();
     bulk_wait_read();
-    shared.dq_empty[group].arrive();
+    shared.dq_empty[slot].arrive();
     if (deterministic) {
       bulk_wait();
-      asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(out.turns), "r"(1 << 16 * group) : "memory");
+      asm volatile("red.release.gpu.global.add.s32 [%0], %1;" ::"l"(out.turns), "r"(1 << shift) : "memory");
     }
   }
 }

@@ -22,16 +22,14 @@ __device__ __forceinline__ void load_rows(T* tile, const Rows<T>& rows, int j0, 
   copy_async_commit();
 }
 
-// The same where history stands in pages. The copy engine brings boxes of kBox keys, each from
-// one page or from the rows of k and v; a tile of which some box would come from both, or of pages that are no whole boxes, comes row by row,
-// by the warp. What lies behind the last key may be anything. The warp has a few hundred cycles a tile, so where boxes stand is found for 32
-// of them at once.
-// Of all tiles, of Q and K, or of V: a warp has few cycles a tile.
+// Tiles of Q and K, of V, or all, where history stands in pages, by a warp. The copy engine brings boxes of kBox keys, each from one page
+// or from the rows of k and v; a tile of which some box would come from both, or of pages that are no whole boxes, comes row by row. What lies
+// behind the last key may be anything. There are 2000 cycles a tile, so where boxes stand is found for 32 of them at once.
 enum { kKeyTiles = 1, kValueTiles = 2 };
 template <int kWhat, typename T, int kDim, Mode kMode, bool kFew>
-__device__ __forceinline__ void load_paged_tiles(std::integral_constant<int, kWhat>, Shared<T, kDim, kMode, kFew>& shared, const CUtensorMap& q_map,
-                                                 const CUtensorMap& k_map, const CUtensorMap& v_map, const PageMaps& pages,
-                                                 const Call<T>& p) {
+__device__ __forceinline__ void load_paged_tiles(std::integral_constant<int, kWhat>, Shared<T, kDim, kMode, kFew>& shared,
+                                                 const CUtensorMap& q_map, const CUtensorMap& k_map, const CUtensorMap& v_map,
+                                                 const PageMaps& pages, const Call<T>& p) {
   using C = Config<kDim, kMode, kFew>;
   constexpr int kBoxes = C::kKeys / kBox;  // of a tile
   int lane = threadIdx.x % 32;

@@ -1,6 +1,7 @@
 // Which tiles of rows there are in a jagged batch, and who takes which: blocks that stay begin with the item of their own index and draw
-// others by tickets, so that nobody waits for the longest sequence. Items go by sequence, head, and tile from the last one (which sees most keys)
-// to the first: blocks that run at the same time read the same keys from the L2 cache.
+// others by tickets, so that nobody waits for the longest sequence. Items go by sequence, head, and tile from the last one (which sees most
+// keys) to the first: blocks that run at the same time read the same keys from the L2 cache. Where a block takes a few items only, the last
+// tiles of all sequences come first, for otherwise the longest item of the last sequence is what all wait for.
 #pragma once
 #include "hstu_attention.cuh"
 
@@ -11,7 +12,9 @@ constexpr int kFewSequences = 31;
 struct Plan {
   const int* starts;  // [B + 1] tiles of the sequences before; null: a warp counts for itself, see own_starts
   int* ticket;
+  int* order;  // tiles, the last ones of their sequences first; or null
   int sequences, heads;
+
   // Few sequences, and an item a block at most: no kernel before. Lane b has starts[b].
   template <typename T>
   __device__ __forceinline__ int own_starts(const Call<T>& p, int rows) const {
@@ -37,7 +40,7 @@ struct Plan {
   };
   // By a warp: 32 sequences are looked at at a time.
   __device__ __forceinline__ Item item(int x, int own) const {
-    int tile = x / heads, low = 0, count = sequences;  // starts[low] <= tile, and the sequence is one of `count`
+    int tile = order ? order[x / heads] : x / heads, low = 0, count = sequences;  // starts[low] <= tile, and the sequence is one of `count`
     if (!starts) low = __popc(__ballot_sync(kFullWarp, int(threadIdx.x % 32) < sequences && own <= tile)) - 1;
     while (starts && count > 1) {
       int step = (count + 31) / 32, at = min(low + (int(threadIdx.x % 32) + 1) * step, low + count);
@@ -46,25 +49,26 @@ struct Plan {
     }
     int first = starts ? starts[low] : __shfl_sync(kFullWarp, own, low);
     int tiles = (starts ? starts[low + 1] : __shfl_sync(kFullWarp, own, low + 1)) - first, rest = x - first * heads;
+    if (order) return {low, x % heads, tile - first};
     return {low, rest / tiles, tiles - 1 - rest % tiles};
   }
 };
 
+constexpr int kFewItems = 12, kLevels = 1024;  // items a block; tiles of a sequence that are put in order
+
 // starts [B + 1]; also zeroes the ticket. One block.
 template <typename T>
-__global__ void __launch_bounds__(1024) plan_kernel(const Call<T> p, int* starts, int* ticket, int rows) {
-  __shared__ int sums[32];
+__global__ void __launch_bounds__(kLevels) plan_kernel(const Call<T> p, int* starts, const Plan plan, int rows) {
+  __shared__ int sums[32], level[kLevels];
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32, total = 0;
-  if (threadIdx.x == 0) *ticket = 0, starts[0] = 0;
-  for (int b0 = 0; b0 < p.sequences; b0 += 1024) {
-    int b = b0 + threadIdx.x;
-    int tiles = b < p.sequences ? (sequence_of(p, b).queries + rows - 1) / rows : 0;
+  // The sum over this thread and those before it, and over all.
+  auto sum_up = [&](int x, int& all) {
 #pragma unroll
     for (int d = 1; d < 32; d *= 2) {
-      int before = __shfl_up_sync(kFullWarp, tiles, d);
-      if (lane >= d) tiles += before;
+      int before = __shfl_up_sync(kFullWarp, x, d);
+      if (lane >= d) x += before;
     }
-    if (lane == 31) sums[warp] = tiles;
+    if (lane == 31) sums[warp] = x;
     __syncthreads();
     int sum = sums[lane];
 #pragma unroll
@@ -73,10 +77,28 @@ __global__ void __launch_bounds__(1024) plan_kernel(const Call<T> p, int* starts
       if (lane >= d) sum += before;
     }
     int before = __shfl_sync(kFullWarp, sum, max(warp - 1, 0));
-    if (b < p.sequences) starts[b + 1] = total + tiles + (warp > 0 ? before : 0);
-    total += __shfl_sync(kFullWarp, sum, 31);
+    all = __shfl_sync(kFullWarp, sum, 31);
     __syncthreads();
+    return x + (warp > 0 ? before : 0);
+  };
+  if (threadIdx.x == 0) *plan.ticket = 0, starts[0] = 0;
+  level[threadIdx.x] = 0;
+  __syncthreads();
+  for (int b0 = 0; b0 < p.sequences; b0 += kLevels) {
+    int b = b0 + threadIdx.x, all;
+    int tiles = b < p.sequences ? (sequence_of(p, b).queries + rows - 1) / rows : 0;
+    if (plan.order && tiles > 0) atomicAdd(&level[kLevels - tiles], 1);
+    int sum = sum_up(tiles, all);
+    if (b < p.sequences) starts[b + 1] = total + sum;
+    total += all;
   }
+  if (!plan.order) return;
+  int all, here = sum_up(level[threadIdx.x], all), place = sum_up(here, all) - here;  // of tile kLevels - 1 - threadIdx.x
+  level[threadIdx.x] = place;
+  __syncthreads();
+  for (int b = warp; b < p.sequences; b += kLevels / 32)
+    for (int tile = starts[b] + lane; tile < starts[b + 1]; tile += 32)
+      plan.order[atomicAdd(&level[kLevels - 1 - (tile - starts[b])], 1)] = tile;
 }
 
 }  // namespace hstu::cuda::attention

@@ -20,6 +20,13 @@ __device__ __forceinline__ uint64_t moved(uint32_t low, int by) {
   return by_rows<kBytes>(0) >> 32 << 32 | (low + by);
 }
 
+// The scores that are multiplied: of the next tile, or those that become weights in their place.
+template <bool kAhead, int kNext, int kCount>
+__device__ __forceinline__ auto& pick_scores(float (&next)[kNext], float (&w)[kCount]) {
+  if constexpr (kAhead) return next;
+  else return w;
+}
+
 // A block is persistent: one warpgroup loads, the others own 64 query rows each of an item, a warp 16 of them, in the layout of the
 // accumulators. K and V arrive tile by tile; S = Q K^T from shared memory, the weights stay in registers for O += P V. The scores of a tile
 // and the values of the one before it are multiplied at the same time, and these values go on while the scores become weights; with a bias
@@ -35,10 +42,12 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
   using C = Config<kDim, kMode, kFew>;
   constexpr int kRows = C::kRows, kKeys = C::kKeys, kRing = C::kRing, kGroups = C::kGroups;
   constexpr int kBytes = kRowBytes<T, kDim>, kColumns = kBytes / int(sizeof(T));
-  constexpr bool kBias = C::kBias, kSoftmax = kMode == Mode::kSoftmax;
+  constexpr bool kBias = C::kBias, kSoftmax = kMode == Mode::kSoftmax, kAhead = C::kAhead;
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared<T, kDim, kMode, kFew>*>(memory);
-  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4 - 1;
+  // What all lanes of a warp have, said so that the compiler keeps it in uniform registers.
+  auto same = [](int x) { return __reduce_max_sync(kFullWarp, x); };
+  int warp = kBias ? same(threadIdx.x / 32) : threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4 - 1;
 
   if (threadIdx.x == 0) {
     prefetch(q_map), prefetch(k_map), prefetch(v_map);
@@ -80,7 +89,8 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
     if constexpr (C::kTurns) sm90::announce(kTurn + (group + 1) % kGroups, 256);
   };
   auto release = [&](Barrier& barrier) {
-    barrier.arrive_for_warp(kBias ? lane_id() : lane);  // with a bias, a register for it would be spilled
+    if constexpr (kBias) barrier.arrive_once();
+    else barrier.arrive_for_warp(lane);
   };
   for (;; turn.next()) {
     shared.work_full[turn.stage].wait(turn.parity);
@@ -96,85 +106,29 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
     [[maybe_unused]] Softmax softmax{p.alpha * kLog2E};
 
     using Descriptor = std::conditional_t<kBias, uint32_t, uint64_t>;
-    auto scores = [&](int stage) {
+    auto scores = [&](float (&w)[kKeys / 2], int stage) {
       Descriptor q_rows = by_rows<kBytes>(shared_address(shared.q[q_ring.stage]) + 64 * group * kBytes);
-      Descriptor k_rows = by_rows<kBytes>(shared_address(shared.k[stage]));
-      if constexpr (kBias) asm volatile("" : "+r"(q_rows));  // else its steps are made before the loop, and spilled
+      Descriptor k_rows = by_rows<kBytes>(shared_address(shared.k)) + stage * int(sizeof(shared.k[0]) / 16);
 #pragma unroll
       for (int d = 0; d < kDim; d += 16)
         wgmma<T, false>(w, moved<kBytes>(q_rows, (d / kColumns * kRows * kBytes + d % kColumns * 2) / 16),
                         moved<kBytes>(k_rows, (d / kColumns * kKeys * kBytes + d % kColumns * 2) / 16), kBias || d > 0);
     };
     auto add_values = [&](int stage) {
-      Descriptor v_columns = by_columns<kBytes>(shared_address(shared.v[stage]), kKeys * kBytes);
+      Descriptor v_columns = by_columns<kBytes>(shared_address(shared.v), kKeys * kBytes) + stage * int(sizeof(shared.v[0]) / 16);
 #pragma unroll
       for (int x = 0; x < kKeys; x += 16) wgmma<T, true>(sums, weights + x / 4, moved<kBytes>(v_columns, x * kBytes / 16), true);
     };
-    // Scores begin as the position's bias / alpha, and the product is added to them.
-    auto begin = [&](int j0) {
-      if constexpr (kBias) {
-        auto& bias = shared.bias;
-        constexpr int kMod = std::remove_reference_t<decltype(bias)>::kPositions - 1;
-        int i = s.shift + work.first + row0, j = j0 + column0;
-        auto row = [&](int i) {
-          int at = j - min(i, s.history) & kMod;
-          return reinterpret_cast<const float2*>(bias.pos[bias.part[ring.stage]][at & 1] + (at & ~1));
-        };
-        const float2 *low = row(i), *high = row(i + 8);
-#pragma unroll
-        for (int x = 0; x < kKeys / 8; ++x) {
-          float2 a = low[4 * x], b = high[4 * x];
-          w[4 * x] = a.x, w[4 * x + 1] = a.y, w[4 * x + 2] = b.x, w[4 * x + 3] = b.y;
-        }
-      }
-    };
-    // v[16] = factor v + the time's bias, of 32 keys from column c0 on. All ways add the same value in the same operation.
-    [[maybe_unused]] auto add_time = [&](float* v, const Piece& piece, int c0) {
-      if constexpr (kBias) {
-        auto& bias = shared.bias;
-        float factor = p.unit * p.alpha;
-        int kind = piece.flags & Piece::kKind;
-        if (kind == Piece::kOne) {
-#pragma unroll
-          for (int x = 0; x < 16; ++x) v[x] = fmaf(factor, v[x], piece.first);
-          return;
-        }
-        if (kind == Piece::kFar) return;
-        const int* near = &bias.near[ring.stage][c0 + column0];
-        int fixed[2] = {bias.row_near[turn.stage][row0], bias.row_near[turn.stage][row0 + 8]};
-        if (kind == Piece::kTwo) {
-          int until[2] = {fixed[0] - piece.least, fixed[1] - piece.least};
-#pragma unroll
-          for (int x = 0; x < 4; ++x) {
-            int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
-#pragma unroll
-            for (int y = 0; y < 4; ++y)
-              v[4 * x + y] = fmaf(factor, v[4 * x + y], (y % 2 ? at.y : at.x) <= until[y / 2] ? piece.second : piece.first);
-          }
-        } else {
-          const float4* cells = bias.cells[turn.stage];
-#pragma unroll
-          for (int x = 0; x < 4; ++x) {
-            int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
-#pragma unroll
-            for (int y = 0; y < 4; ++y) {
-              uint32_t d = __sad(fixed[y / 2], y % 2 ? at.y : at.x, 0);
-              float4 cell = cells[(__float_as_uint(fmaxf(__uint2float_rz(d), 1.f)) >> 21) - (127 << 2)];
-              v[4 * x + y] = fmaf(factor, v[4 * x + y], d >= __float_as_uint(cell.x) ? cell.z : cell.y);
-            }
-          }
-        }
-      }
-    };
-    // The same from whole times, for all keys of the tile.
-    [[maybe_unused]] auto add_far_time = [&](int j0) {
+    // w = factor s + the time's bias from whole times, for all keys of the tile.
+    [[maybe_unused]] auto add_far_time = [&](const float (&s)[kKeys / 2], const Sequence& sequence, int j0) {
       float factor = p.unit * p.alpha;
 #pragma unroll 1
       for (int y = 0; y < kKeys / 2; ++y) {
-        int i = s.shift + work.first + row0 + y / 2 % 2 * 8, j = j0 + column0 + y / 4 * 8 + y % 2;
-        float value = time_term(p, work.head, exact_bucket(p, s, i, j));
+        int i = sequence.shift + work.first + row0 + y / 2 % 2 * 8, j = j0 + column0 + y / 4 * 8 + y % 2;
+        float value = time_term(p, work.head, exact_bucket(p, sequence, i, j));
 #pragma unroll
-        for (int x = 0; x < kKeys / 2; ++x) w[x] = x == y ? fmaf(factor, w[x], value) : w[x];
+        for (int x = 0; x < kKeys / 2; ++x)
+          if (x == y) w[x] = fmaf(factor, s[x], value);
       }
     };
     // Hidden keys of the tile.
@@ -218,33 +172,31 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
             if (!(seen >> (8 * x + e) & 1)) v[4 * x + 2 * half + e] = 0.f;
       }
     };
-    // Weights with a bias, of pieces kFrom .. kTo - 1 of the tile, 32 keys each.
-    [[maybe_unused]] auto weigh_pieces = [&](int j0, auto from, auto to) {
+    // w = factor s + the time's bias, so that a weight of 0 comes of hidden ones.
+    [[maybe_unused]] auto place = [&](const float (&scores)[kKeys / 2], int j0) {
       if constexpr (kBias) {
-        constexpr int kFrom = decltype(from)::value, kTo = decltype(to)::value;
+        auto& bias = shared.bias;
         float factor = p.unit * p.alpha;
-        const Piece* pieces = shared.bias.piece[ring.stage][warp - 4];
+        const Piece* pieces = bias.piece[ring.stage][warp - 4];
         int flags = 0;
-        float first[kTo];
+        float first[kKeys / 32];
 #pragma unroll
-        for (int c = kFrom; c < kTo; ++c) flags |= pieces[c].flags, first[c] = pieces[c].first;
+        for (int c = 0; c < kKeys / 32; ++c) flags |= pieces[c].flags, first[c] = pieces[c].first;
         if (flags == 0) {  // one bucket each, all seen
 #pragma unroll
-          for (int x = 16 * kFrom; x < 16 * kTo; ++x) w[x] = weight_of<T>(fmaf(factor, w[x], first[x / 16]));
+          for (int x = 0; x < kKeys / 2; ++x) w[x] = fmaf(factor, scores[x], first[x / 16]);
           return;
         }
-        if (kFrom == 0 && (pieces[0].flags & Piece::kKind) == Piece::kFar) add_far_time(j0);
+        if ((pieces[0].flags & Piece::kKind) == Piece::kFar) add_far_time(scores, s, j0);
 #pragma unroll
-        for (int c = kFrom; c < kTo; ++c) {
+        for (int c = 0; c < kKeys / 32; ++c) {
           Piece piece = pieces[c];
           if (piece.flags & Piece::kHidden) {
 #pragma unroll
             for (int x = 16 * c; x < 16 * c + 16; ++x) w[x] = 0.f;
             continue;
           }
-          add_time(w + 16 * c, piece, 32 * c);
-#pragma unroll
-          for (int x = 16 * c; x < 16 * c + 16; ++x) w[x] = weight_of<T>(w[x]);
+          bias.add_time(w + 16 * c, scores + 16 * c, factor, piece, turn.stage, row0, &bias.near[ring.stage][32 * c + column0]);
           if (piece.flags & Piece::kPartly) hide(w + 16 * c, j0 + 32 * c);
         }
       }
@@ -257,15 +209,14 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
     auto clear_tail = [&](int stage, int valid) {
       if (valid >= kKeys) return;
       unsigned char* tile = reinterpret_cast<unsigned char*>(shared.v[stage]);
-      for (int x = valid * (kDim / 8) + threadIdx.x % 128; x < kKeys * (kDim / 8); x += 128)
+      for (int x = valid * (kDim / 8) + 32 * (warp % 4) + lane_id(); x < kKeys * (kDim / 8); x += 128)
         *reinterpret_cast<uint4*>(tile + swizzled<T, kDim>(kKeys, x / (kDim / 8), x % (kDim / 8) * 8)) = uint4{0, 0, 0, 0};
       fence_async();
       meet(kGroup + group, 128);
     };
-    auto before = [](int stage) { return stage == 0 ? kRing - 1 : stage - 1; };
-    auto sees = [&](int n) { return some.any(n * kKeys, (n + 1) * kKeys); };
+    [[maybe_unused]] auto sees = [&](int n) { return some.any(n * kKeys, (n + 1) * kKeys); };
     // The next tile that this warpgroup sees; others are given back.
-    auto seek = [&](int n) {
+    [[maybe_unused]] auto seek = [&](int n) {
       for (; n < work.tiles.last && !sees(n); n = work.tiles.from(n + 1)) {
         shared.k_full[ring.stage].wait(ring.parity), shared.v_full[ring.stage].wait(ring.parity);
         __syncwarp();
@@ -277,55 +228,91 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
     };
 
     shared.q_full[q_ring.stage].wait(q_ring.parity);
-    // Runs of tiles that this warpgroup sees: the scores of a tile and the values of the one before it are multiplied at the same time.
-    for (int n = seek(work.tiles.from(0)); n < work.tiles.last; n = seek(n)) {
-      if constexpr (kBias) {
+    if constexpr (kBias) {
+      auto& bias = shared.bias;
+      KeyTiles tiles{same(work.tiles.gap), same(work.tiles.resume), same(work.tiles.last)};
+      KeyTiles mine = KeyTiles::of({same(some.prefix), same(some.begin), same(some.end), 0}, kKeys);
+      int history = same(s.history), i = s.shift + work.first + row0, n = tiles.from(0);
+      // Bytes to the position differences of key 0.
+      int low = 8 * (column0 - min(i, history)), high = 8 * (column0 - min(i + 8, history));
+      asm volatile("" : "+r"(low), "+r"(high));  // else made anew for each tile
+      // Tiles that only others see are given back.
+      auto pass = [&](int until) {
+        for (; n < until; n = tiles.from(n + 1), ring.next()) {
+          shared.k_full[ring.stage].wait(ring.parity), shared.v_full[ring.stage].wait(ring.parity);
+          __syncwarp();
+          release(shared.k_empty[ring.stage]), release(shared.v_empty[ring.stage]);
+        }
+      };
+      // Runs of tiles that this warpgroup sees. Ahead: the scores of the next tile are multiplied while those of this one become weights,
+      // its values while the next one's get their bias. Else both at the same time, and the values go on while scores become weights.
+      for (int from = mine.from(0), end; from < mine.last; from = mine.from(end)) {
+        end = from < mine.gap ? mine.gap : mine.last;
+        pass(from);
         shared.k_full[ring.stage].wait(ring.parity);
-        begin(n * kKeys);
-        my_turn();
-        wgmma_fence();
-        scores(ring.stage);
-        wgmma_commit();
-        your_turn();
-        wgmma_wait<0>(w);
-        for (bool first = true;; first = false) {
-          constexpr std::integral_constant<int, 0> kFirst;
-          constexpr std::integral_constant<int, kKeys / 64> kHalf;
-          constexpr std::integral_constant<int, kKeys / 32> kAll;
-          weigh_pieces(n * kKeys, kFirst, kHalf);  // in halves, for the registers of the weights before
-          wgmma_wait<0>(sums);
-          if (!first) release(shared.v_empty[before(ring.stage)]);
-          round(kFirst, kHalf);
-          weigh_pieces(n * kKeys, kHalf, kAll);
-          round(kHalf, kAll);
+        const char* positions = reinterpret_cast<const char*>(bias.pos[same(bias.part[ring.stage])]);
+        float next[kAhead ? kKeys / 2 : 1];
+        auto& s = pick_scores<kAhead>(next, w);
+        // Scores begin as the position's bias / alpha, and the product is added to them.
+        auto begin = [&](int n) {
+          constexpr int kPair = int(sizeof(float2)), kMask = kPair * (std::remove_reference_t<decltype(bias)>::kPositions - 1);
+          auto row = [&](int first) { return reinterpret_cast<const float2*>(positions + (first + n * kKeys * kPair & kMask)); };
+          const float2 *a = row(low), *b = row(high);
+#pragma unroll
+          for (int x = 0; x < kKeys / 8; ++x)
+            s[4 * x] = a[8 * x].x, s[4 * x + 1] = a[8 * x].y, s[4 * x + 2] = b[8 * x].x, s[4 * x + 3] = b[8 * x].y;
+          wgmma_fence();
+          scores(s, ring.stage);
+          wgmma_commit();
+        };
+        auto weigh = [&] {
+#pragma unroll
+          for (int x = 0; x < kKeys / 2; ++x) {
+            w[x] = weight_of<T>(w[x]);
+            asm volatile("" : "+f"(w[x]));  // stays between the waits
+          }
+        };
+        auto multiply = [&](int stage) {
+          wgmma_fence();
+          add_values(stage);
+          wgmma_commit();
+        };
+        begin(n);
+        wgmma_wait<0>(s);
+        for (Ring<kRing> now;; ++n) {
+          place(s, n * kKeys);
           __syncwarp();
           release(shared.k_empty[ring.stage]);
-          shared.v_full[ring.stage].wait(ring.parity);
-          clear_tail(ring.stage, s.history - n * kKeys);
+          if constexpr (!kAhead) weigh(), shared.v_full[ring.stage].wait(ring.parity);
+          wgmma_wait<0>(sums);
+          if (n > from) release(shared.v_empty[now.stage]);
+          if constexpr (!kAhead) round(0, kKeys / 32);
+          if (n + 1 == end) break;
+          now = ring;
           ring.next();
-          n = work.tiles.from(n + 1);
-          if (n >= work.tiles.last || !sees(n)) break;
           shared.k_full[ring.stage].wait(ring.parity);
-          begin(n * kKeys);
-          my_turn();
-          wgmma_fence();
-          scores(ring.stage);
-          wgmma_commit();
-          add_values(before(ring.stage));
-          wgmma_commit();
-          your_turn();
-          wgmma_wait<1>(w);
+          begin(n + 1);
+          if constexpr (kAhead) shared.v_full[now.stage].wait(now.parity), weigh();
+          clear_tail(now.stage, history - n * kKeys);
+          if constexpr (kAhead) wgmma_wait<0>(s), round(0, kKeys / 32);
+          multiply(now.stage);
+          if constexpr (!kAhead) wgmma_wait<1>(s);
         }
-        wgmma_fence();
-        add_values(before(ring.stage));
-        wgmma_commit();
+        if constexpr (kAhead) shared.v_full[ring.stage].wait(ring.parity), weigh(), round(0, kKeys / 32);
+        clear_tail(ring.stage, history - n * kKeys);
+        multiply(ring.stage);
         wgmma_wait<0>(sums);
-        release(shared.v_empty[before(ring.stage)]);
-      } else {
+        release(shared.v_empty[ring.stage]);
+        n = tiles.from(n + 1), ring.next();
+      }
+      pass(tiles.last);
+    } else {
+      // Runs of tiles that this warpgroup sees: the scores of a tile and the values of the one before it are multiplied at the same time.
+      for (int n = seek(work.tiles.from(0)); n < work.tiles.last; n = seek(n)) {
         shared.k_full[ring.stage].wait(ring.parity);
         my_turn();
         wgmma_fence();
-        scores(ring.stage);
+        scores(w, ring.stage);
         wgmma_commit();
         your_turn();
         wgmma_wait<0>(w);
@@ -344,7 +331,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
           shared.k_full[ring.stage].wait(ring.parity);
           my_turn();
           wgmma_fence();
-          scores(ring.stage);
+          scores(w, ring.stage);
           wgmma_commit();
           add_values(now.stage);
           wgmma_commit();
@@ -392,7 +379,8 @@ void run(const Call<T>& p, T* out, float* lse, int64_t query_rows, int64_t key_r
   PageMaps pages{q_map, q_map};
   if (p.kv_pages) {
     int64_t rows = 2 * p.page_size * p.page_count;
-    HSTU_CHECK(rows <= INT_MAX, kInvalidArgument, "hstu_attention: ", p.page_count, " pages of ", p.page_size, " slots are too many for one call");
+    HSTU_CHECK(rows <= INT_MAX, kInvalidArgument, "hstu_attention: ", p.page_count, " pages of ", p.page_size,
+               " slots are too many for one call");
     pages.k = tensor_map<T, kDim>(p.kv_pages, rows, p.heads, p.key_dim, kBox, p.page_width);
     pages.v = tensor_map<T, kDim>(p.kv_pages, rows, p.heads, p.value_dim, kBox, p.page_width);
   }
@@ -401,11 +389,13 @@ void run(const Call<T>& p, T* out, float* lse, int64_t query_rows, int64_t key_r
     k_map = tensor_map<T, kDim>(p.k, key_rows, p.heads, p.key_dim, box);
     v_map = tensor_map<T, kDim>(p.v, key_rows, p.heads, p.value_dim, box);
   }
-  Scratch<int> starts(p.sequences + 2, stream);
-  Plan plan{few ? nullptr : starts.get(), starts + p.sequences + 1, p.sequences, p.heads};
+  bool ordered = !few && most <= kFewItems * processors() && p.max_seq_len <= uint64_t(kLevels * C::kRows);
+  Scratch<int> starts(p.sequences + 2 + (ordered ? most / p.heads : 0), stream);
+  int* ticket = starts + p.sequences + 1;
+  Plan plan{few ? nullptr : starts.get(), ticket, ordered ? ticket + 1 : nullptr, p.sequences, p.heads};
   auto kernel = hstu_attention_sm90_kernel<T, kDim, kMode, kFew>;
   constexpr size_t shared = sizeof(Shared<T, kDim, kMode, kFew>);
-  if (!few) launch(plan_kernel<T>, dim3(1), dim3(1024), 0, stream, p, starts.get(), plan.ticket, C::kRows);
+  if (!few) launch(plan_kernel<T>, dim3(1), dim3(kLevels), 0, stream, p, starts.get(), plan, C::kRows);
   dim3 blocks(unsigned(std::min<int64_t>(most, processors())));
   launch(kernel, blocks, dim3(C::kThreads), shared, stream, q_map, k_map, v_map, pages, p, plan, out, lse);
 }
@@ -418,7 +408,8 @@ bool forward_on_hopper(const Call<T>& p, bool softmax, T* out, float* lse, int64
   using namespace forward_sm90;
   bool bias = p.positions || p.last_bucket >= 0;
   if (softmax && (bias || p.dropout || !(p.alpha > 1e-20f && p.alpha < 1e20f))) return false;
-  if (!takes_hopper(p, query_rows, key_rows, reinterpret_cast<const void*>(hstu_attention_sm90_kernel<T, 64, Mode::kSilu, false>))) return false;
+  auto any = reinterpret_cast<const void*>(hstu_attention_sm90_kernel<T, 64, Mode::kSilu, false>);
+  if (!takes_hopper(p, query_rows, key_rows, any)) return false;
   if (piece_of(out, p.value_dim) != 16) return false;
   if (bias && !(std::fabs(p.alpha) > 1e-20f && std::fabs(p.alpha) < 1e20f)) return false;  // scores begin as bias / alpha
   if (query_rows == 0) return true;

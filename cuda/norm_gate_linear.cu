@@ -1,62 +1,8 @@
-#include "gemm.cuh"
 #include "norm.cuh"
+#include "norm_gate_linear.cuh"
 
 namespace hstu::cuda {
 namespace {
-
-// What forward and backward share: the input of w, g = dropout(u LN(o)), or dropout([u, o, u LN(o)]) with concat.  u, o [T, width],
-// g [T, inner].
-template <typename T>
-struct Gate {
-  const T *u, *o, *norm_weight, *norm_bias;
-  int64_t rows, width, inner;  // inner = width, or 3 width with concat
-  float eps, keep_scale;       // 1 / (1 - p)
-  uint32_t threshold;          // 0: no dropout
-  uint64_t seed;
-  DrawOffset offset;
-
-  __host__ bool wide() const { return aligned(u, width) && aligned(o, width) && aligned(norm_weight, width) && aligned(norm_bias, width); }
-
-  // v = dropout of elements (row, column) .. of g. Vectors begin on a multiple of four, where a Philox block does.
-  template <int kCount>
-  __device__ __forceinline__ void drop(float (&v)[kCount], int64_t row, int64_t column) const {
-    if (threshold == 0) return;
-    uint64_t index = uint64_t(row) * inner + column;
-    if constexpr (kCount % 4 == 0) {
-#pragma unroll
-      for (int i = 0; i < kCount; i += 4) {
-        Philox4 block = philox4x32(seed, offset + (index + i) / 4);
-#pragma unroll
-        for (int e = 0; e < 4; ++e) v[i + e] = block.word[e] >= threshold ? v[i + e] * keep_scale : 0.f;
-      }
-    } else {
-#pragma unroll
-      for (int e = 0; e < kCount; ++e) v[e] = philox_word(seed, offset, index + e) >= threshold ? v[e] * keep_scale : 0.f;
-    }
-  }
-
-  // Columns j .. of the three parts of a row of g, from u and o and a = LN(o) there.
-  template <int kCount>
-  __device__ __forceinline__ void write(T* g, int64_t row, int64_t j, const float (&gates)[kCount], const float (&attention)[kCount],
-                                        const float (&a)[kCount]) const {
-    float v[kCount];
-    T* to = g + row * inner + j;
-    if (inner > width) {
-#pragma unroll
-      for (int e = 0; e < kCount; ++e) v[e] = gates[e];
-      drop(v, row, j);
-      store(to, v);
-#pragma unroll
-      for (int e = 0; e < kCount; ++e) v[e] = attention[e];
-      drop(v, row, width + j);
-      store(to + width, v);
-    }
-#pragma unroll
-    for (int e = 0; e < kCount; ++e) v[e] = gates[e] * a[e];
-    drop(v, row, inner - width + j);
-    store(to + inner - width, v);
-  }
-};
 
 // g, row by row. A team owns a row; a thread every threads-th vector of it.
 template <typename T, int kCount>
@@ -149,15 +95,17 @@ void norm_gate_linear(Tensor& y, const Tensor& x, const Tensor& u, const Tensor&
     using T = decltype(zero);
     Gate<T> gate = make_gate<T>(u, o, norm_weight, norm_bias, eps, concat, dropout, seed, offset, base);
     int64_t rows = x.rows(), d = x.cols();
-    Scratch<T> g(rows * gate.inner, stream);  // [T, inner]
-    pick_vector<T>(gate.wide(), [&](auto kCount) {
-      launch(gate_kernel<T, kCount>, row_blocks(rows, gate.width), dim3(kRowThreads), 0, stream, g.get(), gate);
-    });
     GemmOutput<T> output;
     output.parts[0] = {y.as<T>(), 0, d};
     output.bias = data_or_null<T>(bias);
     output.residual = x.as<T>();
     output.n = d;
+    if constexpr (sizeof(T) == 2)
+      if (norm_gate_linear_on_hopper<T>(output, gate, w.as<T>(), stream)) return;
+    Scratch<T> g(rows * gate.inner, stream);  // [T, inner]
+    pick_vector<T>(gate.wide(), [&](auto kCount) {
+      launch(gate_kernel<T, kCount>, row_blocks(rows, gate.width), dim3(kRowThreads), 0, stream, g.get(), gate);
+    });
     gemm<T>(output, {g, gate.inner}, {w.as<T>(), d}, false, rows, d, gate.inner, stream);
   });
 }

@@ -212,6 +212,8 @@ export interface Check {
   name: string
   device: 'cpu' | 'cuda'
   run: () => void | Promise<void>
+  /** Of a check that takes minutes, in the test runner. */
+  timeoutMs?: number | undefined
 }
 
 /** What describeOp and itOp registered, for `hstu selftest`. */
@@ -220,7 +222,9 @@ export const checks: Check[] = []
 type Row = Omit<Check, 'op'>
 interface Runner {
   describe?: (name: string, body: () => void) => void
-  it?: ((name: string, body: () => unknown) => void) & { skip: (name: string, body: () => unknown) => void }
+  it?: ((name: string, body: () => unknown, timeoutMs?: number) => void) & {
+    skip: (name: string, body: () => unknown) => void
+  }
 }
 
 function register(op: string, rows: Row[]): void {
@@ -228,7 +232,7 @@ function register(op: string, rows: Row[]): void {
   if (!describe || !it) return void checks.push(...rows.map(row => ({ op, ...row })))
   const { usable, reason } = native.backend().cuda
   describe(op, () => {
-    for (const row of rows) if (row.device === 'cpu' || usable) it(`${row.device} ${row.name}`, row.run)
+    for (const row of rows) if (row.device === 'cpu' || usable) it(`${row.device} ${row.name}`, row.run, row.timeoutMs)
     const waiting = rows.filter(row => row.device === 'cuda').length
     if (waiting > 0 && !usable) it.skip(`cuda: ${waiting} cases NOT RUN (${reason})`, () => {})
   })
@@ -248,8 +252,14 @@ export function describeOp<C>(op: string, test: OpTest<C>): void {
 }
 
 /** Further checks of an op (errors, invariances) that its table cannot say; also run by `hstu selftest`. */
-export function itOp(op: string, name: string, run: () => void | Promise<void>, device: 'cpu' | 'cuda' = 'cpu'): void {
-  register(op, [{ name, device, run }])
+export function itOp(
+  op: string,
+  name: string,
+  run: () => void | Promise<void>,
+  device: 'cpu' | 'cuda' = 'cpu',
+  timeoutMs?: number,
+): void {
+  register(op, [{ name, device, run, timeoutMs }])
 }
 
 /** Asserts that `fn` throws an HstuError with this code and a message that matches. */

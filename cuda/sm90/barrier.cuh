@@ -17,6 +17,11 @@ struct Barrier {
   __device__ __forceinline__ void arrive_for_warp(int lane) {
     if (arrives(lane)) arrive();
   }
+  // The same without a lane's number, by all lanes of the warp.
+  __device__ __forceinline__ void arrive_once() {
+    if constexpr (kArrivalsOfWarp > 1) return arrive();
+    asm volatile("{\n.reg .pred one;\nelect.sync _|one, 0xffffffff;\n@one mbarrier.arrive.shared::cta.b64 _, [%0];\n}" ::"r"(address()) : "memory");
+  }
   // The same where lane 0 arrives by expect.
   __device__ __forceinline__ void arrive_beside(int lane) {
     if (kArrivalsOfWarp > 1 && lane > 0) arrive();

@@ -196,6 +196,8 @@ export const commands: readonly Command[] = [
     summary: 'offer a bundle more and more load: latencies and what is answered within a bound, cold, cached and mixed',
     options: {
       ...engineSpecs,
+      bundle: { value: 'FOLDER', text: 'from hstu export' },
+      synthetic: { value: 'SIZE', text: 'a ranker of random parameters in its place', choices: ['small', 'large'] },
       rate: { value: 'X', text: 'requests a second offered; default .5, .8, 1 and 10 times what the engine can do' },
       bound: { value: 'MS', text: 'deadline of each request; default 80' },
       seconds: { value: 'X', text: 'of each load; default 5' },

@@ -32,6 +32,17 @@ export const late = (deadlineMs: number) => new HstuError('ERR_HSTU_ABORTED', `t
 export const aborted = (signal: AbortSignal | undefined) =>
   new HstuError('ERR_HSTU_ABORTED', 'the request was aborted', { cause: signal?.reason })
 
+/** An error of an overload comes by the thousand, and where from is known: to find out costs most of what a refusal does. */
+function withoutTrace<E extends Error>(make: () => E): E {
+  const { stackTraceLimit } = Error
+  Error.stackTraceLimit = 0
+  try {
+    return make()
+  } finally {
+    Error.stackTraceLimit = stackTraceLimit
+  }
+}
+
 /** What an engine has at hand, and whether it takes more. */
 export class Admission {
   readonly queued = { requests: 0, tokens: 0, bytes: 0 }
@@ -53,7 +64,8 @@ export class Admission {
     const waits = queued.tokens * this.msPerToken
     const over = (what: string) => {
       const retryAfterMs = Math.max(1, Math.ceil(waits / 2))
-      return new HstuError('ERR_HSTU_OVERLOADED', `${what}; try again in ${retryAfterMs} ms`, { retryAfterMs })
+      const message = `${what}; try again in ${retryAfterMs} ms`
+      return withoutTrace(() => new HstuError('ERR_HSTU_OVERLOADED', message, { retryAfterMs }))
     }
     const full = (name: keyof QueueLimits) =>
       over(

@@ -2,6 +2,7 @@ import { vocabularyBases } from '../data/ranking/ranker_inputs.js'
 import { HstuError } from '../errors.js'
 import type { GenerativeRankerConfig } from '../models/generative_ranker.js'
 import type { BaseRates } from './base_rates.js'
+import { asText, idCount, idText, type WireIds } from './ids.js'
 import type { WireRequest } from './request.js'
 import type { Vocabulary } from './vocabulary.js'
 import { Words } from './words.js'
@@ -45,76 +46,152 @@ export function historyTokens({ times }: EncodedRequest): number {
   return times.length
 }
 
-/** @throws HstuError ERR_HSTU_INVALID_ARGUMENT naming the first unknown id, where they are errors. */
-export function encodeRequest(request: WireRequest, encoder: Encoder): EncodedRequest {
-  const { config, vocabularies, unknownIds } = encoder
-  // A base has nothing below 2^31 but what a dense table's rows take, and numbers stay below it: a row is low + number, and high.
-  const bases = vocabularyBases(config).map(base => ({ low: Number(base & 0xffffffffn), high: Number(base >> 32n) }))
-  const item = 1 + config.vocabulary.contextual.length
-  let unknown = 0
-  const numberOf = (f: number, id: string | bigint, name: string, i: number): number => {
-    const vocabulary = vocabularies[f]
-    if (!vocabulary) return 0
-    const number = vocabulary.numberOf(id)
-    if (number === 0) {
-      unknown++
-      if (unknownIds === 'error') {
-        const message = `request: ${name}${i < 0 ? '' : `[${i}]`} ${id} is not in vocabulary '${vocabulary.name}'`
-        throw new HstuError('ERR_HSTU_INVALID_ARGUMENT', message)
-      }
-    }
+/** The columns of a history's tokens. */
+export type EncodedHistory = Pick<EncodedRequest, 'history' | 'content' | 'actions' | 'times' | 'unknown'>
+
+/** A history that was encoded, and what of. */
+export interface KnownHistory {
+  wire: Omit<WireRequest, 'candidates' | 'time'>
+  encoded: EncodedHistory
+}
+
+/** Numbers of ids; those that are unknown are counted, or an error. */
+class Numbers {
+  unknown = 0
+
+  constructor(readonly encoder: Encoder) {}
+
+  of(f: number, id: string | bigint, where: string): number {
+    const number = this.encoder.vocabularies[f]?.numberOf(id) ?? 0
+    if (number === 0) this.#missed(f, where, () => String(id))
     return number
   }
-  const { items, series, actions, context, candidates } = request
-  const interleave = config.fusion !== 'add'
-  let acted = 0
-  if (interleave) for (const s of series) acted += Number(s === 0)
-  const h = item + items.length + acted
-  const columns = {
-    content: new Words(h),
-    actions: new Words(h),
-    times: new Words(h),
+
+  /** Of the ids from `first` on, all of one vocabulary. */
+  all(f: number, ids: WireIds, array: string, first = 0): Int32Array {
+    const numbers = this.encoder.vocabularies[f]?.numbersOf(asText(ids), first)
+    if (!numbers) return new Int32Array(idCount(ids) - first)
+    for (let i = 0; i < numbers.length; i++)
+      if (numbers[i] === 0) this.#missed(f, `${array}[${i + first}]`, () => idText(ids, i + first))
+    return numbers
   }
-  const tokens = new Words(TOKEN_COLUMNS * h)
+
+  #missed(f: number, where: string, id: () => string): void {
+    const vocabulary = this.encoder.vocabularies[f]
+    if (!vocabulary) return
+    this.unknown++
+    if (this.encoder.unknownIds !== 'error') return
+    const message = `request: ${where} ${id()} is not in vocabulary '${vocabulary.name}'`
+    throw new HstuError('ERR_HSTU_INVALID_ARGUMENT', message)
+  }
+}
+
+/** Numbers of a history's rows from `first` on, each of its series' vocabulary. */
+function rowNumbers({ items, series }: WireRequest, item: number, first: number, numbers: Numbers): Int32Array {
+  if (!series.some(s => s !== 0)) return numbers.all(item, items, 'history.items', first)
+  return Int32Array.from(series.subarray(first), (s, i) =>
+    numbers.of(item + s, idText(items, i + first), `history.items[${i + first}]`),
+  )
+}
+
+// A base has nothing below 2^31 but what a dense table's rows take, and numbers stay below it: a row is low + number, and high.
+const basesOf = (config: GenerativeRankerConfig) =>
+  vocabularyBases(config).map(base => ({ low: Number(base & 0xffffffffn), high: Number(base >> 32n) }))
+
+/**
+ * The tokens of a request's history.
+ * @param known a history of the same user in the same context that it begins with
+ * @throws HstuError ERR_HSTU_INVALID_ARGUMENT naming the first unknown id, where they are errors
+ */
+export function encodeHistory(
+  request: WireRequest,
+  encoder: Encoder,
+  known: KnownHistory | null = null,
+): EncodedHistory {
+  const { config } = encoder
+  const { series, actions, context } = request
+  const [bases, numbers] = [basesOf(config), new Numbers(encoder)]
+  const [item, rows] = [1 + config.vocabulary.contextual.length, series.length]
+  const interleave = config.fusion !== 'add'
+  const first = known?.wire.series.length ?? 0
+  if (known && first === rows) return known.encoded
+  let acted = 0
+  if (interleave) for (let i = first; i < rows; i++) acted += Number(series[i] === 0)
+  let t = known ? known.encoded.times.length : 0
+  const h = known ? t + rows - first + acted : item + rows + acted
+  const [tokens, content, bitsOf, seconds] = [new Words(TOKEN_COLUMNS * h), new Words(h), new Words(h), new Words(h)]
+  if (known) {
+    const { encoded } = known
+    numbers.unknown = encoded.unknown
+    tokens.values.set(encoded.history)
+    content.values.set(encoded.content)
+    bitsOf.values.set(encoded.actions)
+    seconds.values.set(encoded.times)
+  }
   const times = Words.of(request.times)
-  let t = 0
   /** @param i history row whose time is the token's; -1: contextual */
   const token = (f: number, number: number, bits: number, i: number) => {
     const { low, high } = bases[f] ?? NONE
     tokens.put(TOKEN_COLUMNS * t, low + number, high)
-    columns.content.put(t, low + number, high)
+    content.put(t, low + number, high)
     tokens.put(TOKEN_COLUMNS * t + 1, bits, bits < 0 ? -1 : 0)
-    columns.actions.put(t, bits, bits < 0 ? -1 : 0)
+    bitsOf.put(t, bits, bits < 0 ? -1 : 0)
     if (i >= 0) {
       tokens.copy(TOKEN_COLUMNS * t + 2, times, i)
-      columns.times.copy(t, times, i)
+      seconds.copy(t, times, i)
     }
     t++
   }
   const none = interleave ? -1 : 0
-  // A model that knows no users may stand on their rates.
-  const user = numberOf(0, request.user, 'user', -1)
-  token(0, config.vocabulary.users > 0 ? user : 0, none, -1)
-  context.forEach((id, c) => {
-    token(c + 1, id === null ? 0 : numberOf(c + 1, id, 'context', c), none, -1)
-  })
-  for (let i = 0; i < items.length; i++) {
+  if (!known) {
+    token(0, config.vocabulary.users > 0 ? numbers.of(0, request.user, 'user') : 0, none, -1)
+    context.forEach((id, c) => {
+      token(c + 1, id === null ? 0 : numbers.of(c + 1, id, `context[${c}]`), none, -1)
+    })
+  }
+  const own = rowNumbers(request, item, first, numbers)
+  for (let i = first; i < rows; i++) {
     const s = series[i]!
     const bits = s === 0 ? actions[i]! : 0
-    token(item + s, numberOf(item + s, items[i]!, 'history.items', i), interleave ? -1 : bits, i)
+    token(item + s, own[i - first]!, interleave ? -1 : bits, i)
     if (interleave && s === 0) token(-1, 0, bits, i)
   }
-  const [targets, numbers] = [new Words(candidates.length), new Int32Array(candidates.length)]
-  const { low, high } = bases[item]!
-  for (let m = 0; m < candidates.length; m++) {
-    numbers[m] = numberOf(item, candidates[m]!, 'candidates', m)
-    targets.put(m, low + numbers[m]!, high)
-  }
   return {
-    ...{ history: tokens.values, start: request.start, unknown },
-    ...{ content: columns.content.values, actions: columns.actions.values, times: columns.times.values },
-    ...{ candidates: targets.values, base: encoder.rates?.of(user, numbers) ?? null },
-    candidateTimes: new BigInt64Array(candidates.length).fill(request.time),
+    history: tokens.values,
+    content: content.values,
+    actions: bitsOf.values,
+    times: seconds.values,
+    unknown: numbers.unknown,
+  }
+}
+
+/** @throws HstuError as {@link encodeHistory} */
+export function encodeRequest(
+  request: WireRequest,
+  encoder: Encoder,
+  history = encodeHistory(request, encoder),
+): EncodedRequest {
+  const { config, rates } = encoder
+  const numbers = new Numbers(encoder)
+  // A model that knows no users may stand on their rates.
+  const user = numbers.of(0, request.user, 'user')
+  if (config.vocabulary.users > 0) numbers.unknown = 0 // counted with the history
+  const item = 1 + config.vocabulary.contextual.length
+  const rows = numbers.all(item, request.candidates, 'candidates')
+  const M = rows.length
+  const targets = new Words(M)
+  const { low, high } = basesOf(config)[item]!
+  for (let m = 0; m < M; m++) targets.put(m, low + rows[m]!, high)
+  return {
+    history: history.history,
+    start: request.start,
+    content: history.content,
+    actions: history.actions,
+    times: history.times,
+    unknown: history.unknown + numbers.unknown,
+    candidates: targets.values,
+    base: rates?.of(user, rows) ?? null,
+    candidateTimes: new BigInt64Array(M).fill(request.time),
   }
 }
 

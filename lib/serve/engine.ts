@@ -25,13 +25,23 @@ export interface EngineStats extends WorkerStats {
 /** 'ready' takes requests; 'draining' after `close`; 'failed' when its thread or device is lost. */
 export type EngineState = 'ready' | 'draining' | 'closed' | 'failed'
 
+/** What became of a request, and the model that answered it. */
+export interface Answer {
+  reply: unknown
+  timings: Timings
+  info: ModelInfo
+}
+
 interface Pending {
   cost: Cost
-  resolve: (value: { reply: unknown; timings: Timings }) => void
+  resolve: (answer: Answer) => void
   reject: (error: HstuError) => void
   /** Removes what was attached to signal and clock. */
   detach: () => void
 }
+
+/** Results that callers are told of in a turn of their event loop. */
+const RESULTS_A_TURN = 16
 
 /** The same path from the sources and from what is built of them: a thread runs what is built. */
 const WORKER = new URL('../../dist/serve/worker.js', import.meta.url)
@@ -50,7 +60,7 @@ export class Engine {
   readonly #calls = new Map<number, { resolve: (value: never) => void; reject: (error: HstuError) => void }>()
   readonly #counts = { accepted: 0, completed: 0, rejected: 0, failed: 0 }
   #next = 1
-  readonly #arrived: FromWorker[] = []
+  readonly #arrived: (Answer & { id: number })[] = []
   #turn: NodeJS.Immediate | null = null
   #failure: HstuError | null = null
   #closing: Promise<void> | null = null
@@ -76,7 +86,7 @@ export class Engine {
         const ended = (why: string, cause?: unknown) =>
           lost(new HstuError('ERR_HSTU_DEVICE_LOST', `the engine's thread ended${why}`, cause ? { cause } : {}))
         worker.on('message', (message: FromWorker) => {
-          if (engine) engine.#arrive(message)
+          if (engine) engine.#receive(message)
           else if (message.type === 'progress') onProgress?.({ ...message })
           else if (message.type === 'failed') reject(errorOf(message.error))
           else if (message.type === 'ready') resolve((engine = new Engine(worker, message, queue)))
@@ -120,7 +130,7 @@ export class Engine {
     cost: Cost,
     { signal, deadlineMs }: SubmitOptions,
     transfer: ArrayBuffer[] = [],
-  ): Promise<{ reply: unknown; timings: Timings }> {
+  ): Promise<Answer> {
     const id = this.#next++
     const enqueued = clock()
     this.#counts.accepted++
@@ -129,7 +139,9 @@ export class Engine {
       let timer: NodeJS.Timeout | undefined
       const onAbort = () => this.#cancel(id, aborted(signal))
       const pending: Pending = {
-        ...{ cost, resolve, reject },
+        cost,
+        resolve,
+        reject,
         detach: () => {
           signal?.removeEventListener('abort', onAbort)
           if (timer) clearTimeout(timer)
@@ -231,28 +243,33 @@ export class Engine {
 
   /**
    * A port hands over a thousand messages before timers get their turn, and what callers do with a result takes time: the first message of
-   * a turn is received at once, the others in the next one.
+   * a turn of the event loop is told of at once, the others in the next one, and a few results in each.
    */
-  #arrive(message: FromWorker): void {
-    if (this.#turn) return void this.#arrived.push(message)
+  #tellSoon(): void {
+    if (this.#turn) return
     this.#turn = setImmediate(() => {
       this.#turn = null
-      this.#receiveAll()
+      this.#resolveSome()
+      if (this.#arrived.length > 0) this.#tellSoon()
     })
-    this.#receive(message)
   }
 
-  #receiveAll(): void {
-    for (const message of this.#arrived.splice(0)) this.#receive(message)
+  #resolveSome(count = RESULTS_A_TURN): void {
+    for (const answer of this.#arrived.splice(0, count)) {
+      const pending = this.#settle(answer.id)
+      if (!pending) continue
+      this.#counts.completed++
+      pending.resolve(answer)
+    }
   }
 
   #receive(message: FromWorker): void {
-    if (message.type === 'result') {
+    if (message.type === 'results') {
       this.#admission.msPerToken = message.msPerToken
-      const pending = this.#settle(message.id)
-      if (!pending) return
-      this.#counts.completed++
-      pending.resolve(message)
+      const { info } = this
+      for (const { id, reply, timings } of message.results) this.#arrived.push({ id, reply, timings, info })
+      if (!this.#turn) this.#resolveSome()
+      this.#tellSoon()
     } else if (message.type === 'refused') {
       const pending = this.#settle(message.id)
       if (pending) this.#counts.failed++
@@ -270,7 +287,7 @@ export class Engine {
   /** The thread or its device is lost: everything at hand is rejected, and all that comes. */
   #fail(error: HstuError): void {
     if (this.#closing && this.state !== 'draining') return
-    this.#receiveAll() // what was answered before
+    this.#resolveSome(Infinity) // what was answered before
     this.#failure ??= error
     this.state = 'failed'
     for (const id of [...this.#pending.keys()]) {

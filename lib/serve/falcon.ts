@@ -6,7 +6,17 @@ import { native } from '../native.js'
 import { embedding } from '../ops/embedding.js'
 import { scope, Tensor, unscoped } from '../tensor.js'
 import { type EncodedRequest, historyTokens, TOKEN_COLUMNS } from './encode.js'
-import { bindPass, bucketOf, fillPass, type Part, type PassShape, partRows, type Slot, shapeOf } from './pass.js'
+import {
+  bindPass,
+  bucketOf,
+  fillPass,
+  type Part,
+  PassMemory,
+  type PassShape,
+  partRows,
+  type Slot,
+  shapeOf,
+} from './pass.js'
 import { PassGraphs } from './pass_graphs.js'
 
 /** Why a row that is cached for one request would not be the row of the next one; null where it is. */
@@ -22,6 +32,8 @@ export interface ScoreOptions {
   passRows?: number
   /** Asked before every pass but the first: requests that are not wanted any more are left out of it. */
   wanted?: (slot: Slot) => boolean
+  /** Whether this thread waits for a short last pass, for it has nothing else to do; default true. */
+  wait?: boolean
 }
 
 /** What `Falcon.score` returns. */
@@ -37,8 +49,14 @@ export interface Scored {
 
 /** Requests that are scored at once: more are scored one part after the other. */
 const MOST_SLOTS = 1024
-/** Tokens of a pass that is launched as a graph: what has more takes longer on the device than the host takes to launch it. */
+/**
+ * Tokens of a pass that is launched as a graph: what has more takes longer on the device than the host takes to launch it. Of one request
+ * alone, whose shapes come again, more.
+ */
 const GRAPH_TOKENS = 4096
+const GRAPH_TOKENS_ALONE = 16_384
+/** Tokens of a pass that this thread waits for: for a longer one it sleeps. */
+const WAIT_TOKENS = 16_384
 /** Requests whose graphs are captured when a model is loaded. */
 const WARM_CANDIDATES = [64, 256, 1024]
 const WARM_FRESH = [2, 40]
@@ -54,6 +72,7 @@ export class Falcon {
   /** y_s W_s of the requests that are being scored, [2 MOST_SLOTS, hidden]: made by the first pass, read by the others. */
   readonly #states: Tensor
   readonly #graphs: PassGraphs | null
+  readonly #memory = new PassMemory()
   /** Until the score before is done. */
   #free: Promise<unknown> = Promise.resolve()
 
@@ -61,6 +80,7 @@ export class Falcon {
    * @param table rows of 'hash' embeddings
    * @param pageSize S, tokens of a page
    * @param options.graphs whether small passes are launched as CUDA graphs, by buckets of their shapes; default on CUDA
+   * @param options.sightings how often a shape comes until it is captured; default 2
    * @throws HstuError ERR_HSTU_OUT_OF_MEMORY
    */
   constructor(
@@ -68,7 +88,7 @@ export class Falcon {
     table: EmbeddingTable | null,
     readonly pageSize: number,
     pageCount: number,
-    { graphs = (model.options.device ?? 'cpu') !== 'cpu' }: { graphs?: boolean } = {},
+    { graphs = (model.options.device ?? 'cpu') !== 'cpu', sightings }: { graphs?: boolean; sightings?: number } = {},
   ) {
     const { config, options, parameters } = model
     const made: Tensor[] = []
@@ -90,7 +110,7 @@ export class Falcon {
     }
     this.#inference = inference
     this.pages = made
-    this.#graphs = graphs ? new PassGraphs(options.device ?? 'cpu') : null
+    this.#graphs = graphs ? new PassGraphs(options.device ?? 'cpu', sightings) : null
   }
 
   /** Bytes of a page, over all layers. */
@@ -126,7 +146,10 @@ export class Falcon {
     }
   }
 
-  async #score(slots: readonly Slot[], { microbatch, passRows = microbatch, wanted }: ScoreOptions): Promise<Scored> {
+  async #score(
+    slots: readonly Slot[],
+    { microbatch, passRows = microbatch, wanted, wait = true }: ScoreOptions,
+  ): Promise<Scored> {
     const begin = performance.now()
     const complete = slots.map(() => true)
     let first = begin
@@ -149,7 +172,8 @@ export class Falcon {
         row += count
       }
     }
-    const timed = take(parts, this.#pass(parts)).then(() => {
+    const more = slots.some((slot, index) => parts[index]!.end < slot.request.candidates.length)
+    const timed = take(parts, this.#pass(parts, wait && !more)).then(() => {
       first = performance.now()
     })
     timed.catch(() => {})
@@ -173,20 +197,29 @@ export class Falcon {
         pass.push(chunk)
         rows += partRows(chunk)
       }
-      if (pass.length > 0) take(pass, this.#pass(pass))
+      if (pass.length > 0) take(pass, this.#pass(pass, wait && at === rest.length))
     }
     await Promise.all(pending)
     return { logits, complete, prefill: first - begin, candidates: performance.now() - first }
   }
 
-  /** One pass through the model: the logits of its candidates, part after part. */
-  #pass(parts: readonly Part[]): Promise<Float32Array> {
+  /**
+   * One pass through the model: the logits of its candidates, part after part.
+   * @param wait whether this thread waits for a short one: to be woken takes as long
+   */
+  #pass(parts: readonly Part[], wait: boolean): Promise<Float32Array> {
     const exact = shapeOf(parts, this.#inference)
     const rows = exact.candidates
-    const read = (logits: Tensor) => ({ data: logits.rows(0, rows).data() as Promise<Float32Array> })
+    const short = exact.tokens <= (parts.length === 1 ? GRAPH_TOKENS_ALONE : GRAPH_TOKENS)
+    const waits = wait && exact.tokens <= WAIT_TOKENS
+    const read = (all: Tensor) => {
+      const logits = all.rows(0, rows)
+      const data = waits ? Promise.resolve(logits.dataSync()) : logits.data()
+      return { data: data as Promise<Float32Array> }
+    }
     return scope(() => {
-      const shape = this.#graphs && exact.tokens <= GRAPH_TOKENS ? bucketOf(exact) : exact
-      const values = fillPass(parts, shape, this.#inference)
+      const shape = this.#graphs && short ? bucketOf(exact) : exact
+      const values = fillPass(parts, shape, this.#inference, this.#memory)
       if (shape !== exact) return read(this.#graphs!.run(shape, values, (...on) => this.#compute(shape, ...on)))
       const { device = 'cpu' } = this.model.options
       const { words, numbers } = values
@@ -229,7 +262,8 @@ export class Falcon {
             ...{ candidates: asked, candidateTimes: asked, base: null, unknown: 0 },
           }
           const stored = h - fresh
-          await this.score([{ request, pages, stored, cached: stored }], { microbatch: candidates })
+          for (let sighting = 0; sighting < this.#graphs!.sightings; sighting++)
+            await this.score([{ request, pages, stored, cached: stored }], { microbatch: candidates })
         }
       if (h === tokens) return
     }

@@ -6,12 +6,13 @@ import type { GenerativeRanker } from '../models/generative_ranker.js'
 import { scope } from '../tensor.js'
 import type { BundleSchema } from './bundle.js'
 import type { Encoder } from './encode.js'
+import { idCount, idText } from './ids.js'
 import type { RankRequest, WireRequest } from './request.js'
 
 /** A request as training reads it. */
 function requestBatch(request: WireRequest, { config, vocabularies }: Encoder, schema: BundleSchema): RequestBatch {
   const { items, series, candidates, context } = request
-  const [T, M, C] = [items.length, candidates.length, context.length]
+  const [T, M, C] = [series.length, idCount(candidates), context.length]
   const numberOf = (f: number, id: string | bigint | null) =>
     BigInt(id === null ? 0 : (vocabularies[f]?.numberOf(id) ?? 0))
   const item = 1 + config.vocabulary.contextual.length
@@ -24,14 +25,14 @@ function requestBatch(request: WireRequest, { config, vocabularies }: Encoder, s
     contextual: BigInt64Array.from({ length: C }, (_, c) => numberOf(c + 1, context[c]!)),
     history: {
       offsets: BigInt64Array.of(0n, BigInt(T)),
-      items: BigInt64Array.from({ length: T }, (_, t) => numberOf(item + series[t]!, items[t]!)),
+      items: BigInt64Array.from({ length: T }, (_, t) => numberOf(item + series[t]!, idText(items, t))),
       ...{ series, times: request.times, values: {}, ...zeros },
       actions: request.actions.map((action, t) => (series[t] === 0 ? action : 0)),
     },
     ...{ historyStart: Int32Array.of(request.start), supervisedFrom: Int32Array.of(T) },
     candidates: {
       offsets: BigInt64Array.of(0n, BigInt(M)),
-      items: BigInt64Array.from({ length: M }, (_, m) => numberOf(item, candidates[m]!)),
+      items: BigInt64Array.from({ length: M }, (_, m) => numberOf(item, idText(candidates, m))),
       requestIndex: new BigInt64Array(M),
       ...{ actions: new Int32Array(M), taken: new Int32Array(M), values: {} },
     },

@@ -17,6 +17,8 @@ export interface BatchHooks {
 export interface Host {
   readonly info: ModelInfo
   readonly rules: Omit<BatchRules, 'budget'>
+  /** What can be done for a request while it waits and the device computes others. */
+  prepare?(waiting: Waiting): void
   /**
    * Computes a batch.
    * @returns requests that did not fit in: they are for the next batch

@@ -43,9 +43,14 @@ export interface LoadReport {
   max: number
   /** Of refusals, from the call. */
   refusalP99: number
+  /** How late requests were sent: the caller's own thread, which is also the load's. */
+  lagP99: number
   /** Of the tokens of all histories. */
   cachedShare: number
+  /** Of the caller's thread, from the timer that was due to its turn. */
   eventLoopDelayP99: number
+  /** By how much the process's resident memory grew from the second quarter of the load to the last one, MiB. */
+  memoryGrowth: number
   seconds: number
 }
 
@@ -58,18 +63,27 @@ function quantiles(values: number[], shares: readonly number[]): number[] {
 /** Exponential: the time between two events of a Poisson process of rate 1. */
 const exponential = (random: Random) => -Math.log(1 - random.float())
 
-const copy = ({ items, times, actions }: { items: string[]; times: number[]; actions: number[] }) => ({
-  ...{ items: items.slice(), times: times.slice(), actions: actions.slice() },
-})
+/** Rows of a user; a request has them as they are at the time, so they are never changed but replaced. */
+interface History {
+  items: readonly string[]
+  times: readonly number[]
+  actions: readonly number[]
+  start: number
+}
+
+const LISTS = 256
+/** A history is given back as this many times its first length: a service, too, sends no more than the model reads. */
+const MOST_GROWTH = 2
 
 /** Users with histories, and the requests that they make. */
 export class LoadSource {
   readonly #random: Random
-  readonly #histories = new Map<
-    number,
-    RankRequest['history'] & { items: string[]; times: number[]; actions: number[] }
-  >()
+  readonly #histories: (History | undefined)[] = []
   readonly #cumulative: number[]
+  /** Requests ask for one of these: what a load costs is to be the engine's. */
+  readonly #candidates: readonly (readonly string[])[]
+  /** Users who were answered since their last request: who is refused has seen nothing to act upon. */
+  readonly #answered = new Set<string>()
   #fresh = 0
   /** Seconds of the histories' own time. */
   #now = 1_000_000_000
@@ -78,6 +92,8 @@ export class LoadSource {
     this.#random = new Random(`load:${setting.seed}`)
     let sum = 0
     this.#cumulative = Array.from({ length: setting.users }, (_, rank) => (sum += (rank + 1) ** -setting.zipf))
+    const list = () => Array.from({ length: setting.candidates }, this.#item)
+    this.#candidates = Array.from({ length: LISTS }, list)
   }
 
   #user(): number {
@@ -93,46 +109,51 @@ export class LoadSource {
 
   #item = () => this.setting.items[this.#random.int(this.setting.items.length)]!
 
-  #extend(history: { items: string[]; times: number[]; actions: number[] }, rows: number): void {
+  #extended(history: History, rows: number): History {
+    const { schema, history: mean } = this.setting
+    const [items, times, actions] = [history.items.slice(), history.times.slice(), history.actions.slice()]
     for (let k = 0; k < rows; k++) {
-      history.items.push(this.#item())
-      history.times.push(this.#now)
-      history.actions.push(this.#random.int(2 ** Math.min(this.setting.schema.actions.length, 20)))
+      items.push(this.#item())
+      times.push(this.#now)
+      actions.push(this.#random.int(2 ** Math.min(schema.actions.length, 20)))
       this.#now += this.#random.int(60)
+    }
+    const over = items.length > MOST_GROWTH * mean ? items.length - mean : 0
+    return {
+      ...{ items: items.slice(over), times: times.slice(over), actions: actions.slice(over) },
+      start: history.start + over,
     }
   }
 
+  #historyOf(user: number): History {
+    const none: History = { items: [], times: [], actions: [], start: 0 }
+    return (this.#histories[user] ??= this.#extended(none, Math.round(this.setting.history * (0.5 + this.#random.float())))) // biome-ignore format: one line
+  }
+
   next(mode: LoadMode): RankRequest {
-    const { history: mean, candidates, growth, users } = this.setting
-    const user = mode === 'cold' ? users + this.#fresh++ : this.#user()
-    let history = this.#histories.get(user)
-    if (!history) {
-      history = { items: [], times: [], actions: [] }
-      this.#extend(history, Math.round(mean * (0.5 + this.#random.float())))
-      if (mode !== 'cold') this.#histories.set(user, history)
-    } else if (mode === 'mixed') {
+    const { growth, users } = this.setting
+    const user = mode === 'cold' ? this.#fresh++ % users : this.#user()
+    let history = this.#historyOf(user)
+    if (mode === 'mixed' && this.#answered.delete(`load-${user}`)) {
       let events = 0
       for (let t = exponential(this.#random); t < growth; t += exponential(this.#random)) events++
-      this.#extend(history, events)
+      if (events > 0) this.#histories[user] = history = this.#extended(history, events)
     }
-    const { items, times, actions } = history
+    // What the cache knows goes by the user: the same history of another one is computed.
     return {
-      ...{ user: `load-${user}`, history: copy({ items, times, actions }), time: this.#now },
-      candidates: Array.from({ length: candidates }, this.#item),
+      ...{ user: mode === 'cold' ? `cold-${this.#fresh}` : `load-${user}`, history, time: this.#now },
+      candidates: this.#candidates[this.#random.int(LISTS)]!,
     }
+  }
+
+  answered({ user }: RankRequest): void {
+    this.#answered.add(user as string)
   }
 
   /** One request of every user, the most popular last: what is to be in the cache when 'hit' begins. */
   *everyone(): Generator<RankRequest> {
-    for (let user = this.setting.users - 1; user >= 0; user--) {
-      let history = this.#histories.get(user)
-      if (!history) {
-        history = { items: [], times: [], actions: [] }
-        this.#extend(history, Math.round(this.setting.history * (0.5 + this.#random.float())))
-        this.#histories.set(user, history)
-      }
-      yield { user: `load-${user}`, history: copy(history), candidates: [this.#item()], time: this.#now }
-    }
+    for (let user = this.setting.users - 1; user >= 0; user--)
+      yield { user: `load-${user}`, history: this.#historyOf(user), candidates: [this.#item()], time: this.#now }
   }
 }
 
@@ -143,11 +164,13 @@ export async function measureAlone(ranker: Ranker, source: LoadSource, mode: Loa
     const request = source.next(mode)
     const begin = performance.now()
     const { timings } = await ranker.rank(request)
+    source.answered(request)
     const total = performance.now() - begin
     totals.push(total)
     overheads.push(total - timings.prefill - timings.candidates)
   }
-  return { latencyP50: quantiles(totals, [0.5])[0]!, overheadP50: quantiles(overheads, [0.5])[0]! }
+  const [overheadP50, overheadP99] = quantiles(overheads, [0.5, 0.99]) as [number, number]
+  return { latencyP50: quantiles(totals, [0.5])[0]!, overheadP50, overheadP99 }
 }
 
 /** Requests a second with `width` of them always under way. */
@@ -156,13 +179,20 @@ export async function measureCapacity(ranker: Ranker, source: LoadSource, mode: 
   let done = 0
   const worker = async () => {
     while (performance.now() - begin < 1e3 * seconds) {
-      await ranker.rank(source.next(mode))
+      const request = source.next(mode)
+      await ranker.rank(request)
+      source.answered(request)
       done++
     }
   }
   await Promise.all(Array.from({ length: width }, worker))
   return done / ((performance.now() - begin) / 1e3)
 }
+
+const MIB = 2 ** 20
+const RESOLUTION_MS = 1
+/** How long requests that are overdue are sent one after the other. */
+const TURN_MS = 0.5
 
 /**
  * Open loop: requests are due by a Poisson process, whatever became of those before them.
@@ -175,8 +205,8 @@ export async function offerLoad(
   { mode, rate, seconds, boundMs }: { mode: LoadMode; rate: number; seconds: number; boundMs: number },
 ): Promise<LoadReport> {
   const random = new Random(`arrivals:${source.setting.seed}:${mode}:${rate}`)
-  const delay = monitorEventLoopDelay({ resolution: 1 })
-  const [latencies, refusals]: [number[], number[]] = [[], []]
+  const delay = monitorEventLoopDelay({ resolution: RESOLUTION_MS })
+  const [latencies, refusals, lags, memory]: [number[], number[], number[], number[]] = [[], [], [], []]
   const counts = { requests: 0, refused: 0, late: 0 }
   const tokens = { all: 0, cached: 0 }
   const open = new Set<Promise<void>>()
@@ -193,27 +223,28 @@ export async function offerLoad(
     } else if (error.code === 'ERR_HSTU_ABORTED') counts.late++
     else throw error
   }
-  // Made before, so that the load is the engine's alone.
-  const plan: { at: number; request: RankRequest }[] = []
-  for (let at = 0; (at += (1e3 * exponential(random)) / rate) < 1e3 * seconds; )
-    plan.push({ at, request: source.next(mode) })
+  const sampler = setInterval(() => memory.push(process.memoryUsage.rss()), 20)
   delay.enable()
   const begin = performance.now()
-  for (const { at, request } of plan) {
-    const due = begin + at
+  let turn = begin
+  for (let due = begin; (due += (1e3 * exponential(random)) / rate) < begin + 1e3 * seconds; ) {
     // By timers, so that waiting takes no processor; what is overdue is sent at once, but the event loop gets its turn.
-    do
-      await new Promise(resolve =>
-        due > performance.now() ? setTimeout(resolve, due - performance.now()) : setImmediate(resolve),
-      )
-    while (performance.now() < due)
+    while (performance.now() < due || performance.now() - turn > TURN_MS) {
+      const wait = due - performance.now()
+      await new Promise(resolve => (wait > 0 ? setTimeout(resolve, wait) : setImmediate(resolve)))
+      turn = performance.now()
+    }
+    const request = source.next(mode)
     const sent = performance.now()
+    lags.push(sent - due)
     counts.requests++
-    const deadlineMs = boundMs - (sent - due)
     const call: Promise<void> = ranker
-      .rank({ ...request, deadlineMs })
+      .rank({ ...request, deadlineMs: boundMs - (sent - due) })
       .then(
-        result => answered(due, result),
+        result => {
+          source.answered(request)
+          answered(due, result)
+        },
         error => rejected(sent, error),
       )
       .finally(() => open.delete(call))
@@ -222,11 +253,17 @@ export async function offerLoad(
   await Promise.all(open)
   const took = (performance.now() - begin) / 1e3
   delay.disable()
+  clearInterval(sampler)
+  const mean = (from: number, to: number) => {
+    const of = memory.slice(Math.floor(from * memory.length), Math.ceil(to * memory.length))
+    return of.reduce((sum, bytes) => sum + bytes, 0) / Math.max(1, of.length) / MIB
+  }
   const good = latencies.filter(latency => latency <= boundMs).length
   const [p50, p90, p99, max] = quantiles(latencies, [0.5, 0.9, 0.99, 1]) as [number, number, number, number]
   return {
     ...{ mode, rate, goodput: good / took, ...counts, completed: latencies.length, p50, p90, p99, max },
     ...{ refusalP99: quantiles(refusals, [0.99])[0]!, cachedShare: tokens.cached / Math.max(1, tokens.all) },
-    ...{ eventLoopDelayP99: delay.percentile(99) / 1e6, seconds: took },
+    ...{ lagP99: quantiles(lags, [0.99])[0]!, memoryGrowth: mean(0.75, 1) - mean(0.25, 0.5) },
+    ...{ eventLoopDelayP99: Math.max(0, delay.percentile(99) / 1e6 - RESOLUTION_MS), seconds: took },
   }
 }

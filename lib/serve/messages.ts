@@ -78,11 +78,18 @@ export interface WireError {
   retryAfterMs: number | null
 }
 
+/** Of a request that was computed. */
+export interface Result {
+  id: number
+  reply: unknown
+  timings: Timings
+}
+
 /** From the engine's thread. */
 export type FromWorker =
   | { type: 'progress'; phase: string; done: number; total: number }
   | { type: 'ready'; info: ModelInfo; budget: number }
-  | { type: 'result'; id: number; reply: unknown; timings: Timings; msPerToken: number }
+  | { type: 'results'; results: Result[]; msPerToken: number }
   | { type: 'refused'; id: number; error: WireError }
   | { type: 'called'; id: number; result: unknown }
   | { type: 'failed'; error: WireError }

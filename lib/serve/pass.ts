@@ -69,14 +69,17 @@ export function shapeOf(parts: readonly Part[], inference: RankerInference): Pas
   const made = (of: (request: EncodedRequest) => BigInt64Array, ofCandidates: boolean) =>
     (ofCandidates ? candidates : 0) + sum(parts, ({ slot, from }) => new Words(of(slot.request).subarray(from)).there())
   return {
-    ...{ tokens: fresh + candidates, candidates, sequences: parts.length },
+    tokens: fresh + candidates,
     asked: candidates + sum(parts, part => Number(freshOf(part) > 0)),
+    candidates,
+    sequences: parts.length,
     keys: parts.some(({ from }) => from > 0) ? sum(parts, keysOf) : 0,
     pages: sum(parts, pagesOf),
     contentRows: inference.content ? 0 : made(request => request.content, true),
     actionRows: inference.actions ? 0 : made(request => request.actions, inference.model.config.fusion === 'add'),
-    longest: Math.max(...parts.map(keysOf)),
-    ...{ first: fresh > 0, writes: parts.some(part => writtenOf(part) > 0) },
+    longest: parts.reduce((most, part) => Math.max(most, keysOf(part)), 0),
+    first: fresh > 0,
+    writes: parts.some(part => writtenOf(part) > 0),
   }
 }
 
@@ -87,37 +90,69 @@ export function shapeOf(parts: readonly Part[], inference: RankerInference): Pas
 export function bucketOf(shape: PassShape): PassShape {
   const asked = multiple(shape.asked, 64)
   const least = shape.tokens + asked - shape.asked
-  const tokens = shape.first ? multiple(least, least > 1024 ? 128 : 64) : asked
+  const tokens = shape.first ? multiple(least, least > 4096 ? 256 : least > 1024 ? 128 : 64) : asked
   const keys = shape.keys && power(shape.keys + tokens - shape.tokens, 1024)
   return {
-    ...{ tokens, asked, candidates: asked, sequences: power(shape.sequences + 1, 2), keys },
+    tokens,
+    asked,
+    candidates: asked,
+    sequences: power(shape.sequences + 1, 2),
+    keys,
     pages: shape.pages && power(shape.pages, 64),
     contentRows: shape.contentRows && tokens,
     actionRows: shape.actionRows && tokens,
-    ...{ longest: Math.max(keys, tokens), first: shape.first, writes: shape.writes },
+    longest: Math.max(keys, tokens),
+    first: shape.first,
+    writes: shape.writes,
   }
 }
 
 /** The int64 arrays of a pass, one after the other; keys' times last, for no pass fills its bucket's. */
 function wordFields(shape: PassShape, positions: boolean) {
   const { tokens: N, asked: R, candidates: M, sequences: B, keys } = shape
+  // One literal: made for every pass, and many times slower of parts.
   return {
-    ...{ seqOffsets: B + 1, askedOffsets: B + 1, groups: B + 1, pageOffsets: B + 1, timeOffsets: keys && B + 1 },
-    ...{ states: B, askedRows: R, askedTimes: R, predicted: M, positions: positions ? N : 0 },
-    ...{ content: N, contentFrom: shape.contentRows, actions: N, actionsFrom: shape.actionRows },
-    ...{ queryTimes: N, keyTimes: keys },
+    seqOffsets: B + 1,
+    askedOffsets: B + 1,
+    groups: B + 1,
+    pageOffsets: B + 1,
+    timeOffsets: keys && B + 1,
+    states: B,
+    askedRows: R,
+    askedTimes: R,
+    predicted: M,
+    positions: positions ? N : 0,
+    content: N,
+    contentFrom: shape.contentRows,
+    actions: N,
+    actionsFrom: shape.actionRows,
+    queryTimes: N,
+    keyTimes: keys,
   }
 }
 
-const numberFields = ({ sequences: B, pages }: PassShape) => ({
-  ...{ numTargets: B, kvLengths: B, counts: B, pageTable: pages },
-})
+const numberFields = ({ sequences: B, pages }: PassShape) => ({ numTargets: B, kvLengths: B, counts: B, pageTable: pages }) // biome-ignore format: one line
 
 /** The place of each field, and how long all of them are. */
 function places<N extends string>(fields: Record<N, number>): { of: Record<N, [number, number]>; size: number } {
   let size = 0
-  const of = Object.entries<number>(fields).map(([name, length]) => [name, [size, (size += length)]])
-  return { of: Object.fromEntries(of), size }
+  const of = {} as Record<N, [number, number]>
+  for (const name in fields) of[name] = [size, (size += fields[name])]
+  return { of, size }
+}
+
+/** Host memory for the arrays of passes: what it gave counts until it is asked again. */
+export class PassMemory {
+  #words = new BigInt64Array(0)
+  #numbers = new Int32Array(0)
+
+  /** Zeros, of the words the first `zeros`. */
+  take(words: number, zeros: number, numbers: number): { words: BigInt64Array; numbers: Int32Array } {
+    if (words > this.#words.length) this.#words = new BigInt64Array(2 * words)
+    if (numbers > this.#numbers.length) this.#numbers = new Int32Array(2 * numbers)
+    const wide = this.#words.subarray(0, words)
+    return { words: wide.fill(0n, 0, zeros), numbers: this.#numbers.subarray(0, numbers).fill(0) }
+  }
 }
 
 /** The values of a pass: what is copied to the device. `used`: words before those that nobody reads. */
@@ -128,11 +163,16 @@ export interface PassValues {
 }
 
 /** The arrays of a pass in a shape that holds it. */
-export function fillPass(parts: readonly Part[], shape: PassShape, inference: RankerInference): PassValues {
+export function fillPass(
+  parts: readonly Part[],
+  shape: PassShape,
+  inference: RankerInference,
+  memory = new PassMemory(),
+): PassValues {
   const { model } = inference
   const wide = places(wordFields(shape, Boolean(model.config.positions)))
   const narrow = places(numberFields(shape))
-  const [words, numbers] = [new BigInt64Array(wide.size), new Int32Array(narrow.size)]
+  const { words, numbers } = memory.take(wide.size, wide.of.keyTimes[0], narrow.size)
   const values = (name: keyof typeof wide.of) => words.subarray(...wide.of[name])
   const view = (name: keyof typeof wide.of) => new Words(values(name))
   const count = (name: keyof typeof narrow.of) => numbers.subarray(...narrow.of[name])
@@ -196,7 +236,7 @@ export function fillPass(parts: readonly Part[], shape: PassShape, inference: Ra
     actions.fill(-1n, n)
     askedRows.count(r, N - (R - r), R - r)
     numTargets[B - 1] = N - n
-    if (shape.keys) k += N - n
+    if (shape.keys) keyTimes.fill(0n, k, (k += N - n))
     ;[n, r, m] = [N, R, M]
     ends(B - 1)
   }

@@ -12,19 +12,28 @@ interface Captured {
 /** Tokens of all graphs that are kept: each token is the memory of a few rows of every kind. */
 const MOST_TOKENS = 1 << 16
 
+const MOST_SEEN = 1024
+
 /** CUDA graphs of passes by their shapes, least recently used ones given up. */
 export class PassGraphs {
   readonly #graphs = new Map<string, Captured>()
   #tokens = 0
 
-  constructor(readonly device: Device) {}
+  /** How often shapes came that are not captured. */
+  readonly #seen = new Map<string, number>()
+
+  /** @param sightings how often a shape comes until it is captured: a capture takes as long as several passes */
+  constructor(
+    readonly device: Device,
+    readonly sightings = 2,
+  ) {}
 
   get size(): number {
     return this.#graphs.size
   }
 
   /**
-   * What `compute` makes of the values; captured where the shape is new.
+   * What `compute` makes of the values.
    * @returns values until the next pass of this shape
    */
   run(
@@ -41,8 +50,10 @@ export class PassGraphs {
       found.numbers.write(numbers)
       return found.graph.replay()
     }
-    this.#makeRoom(shape.tokens)
     const { device } = this
+    if (!this.#isCommon(key))
+      return compute(Tensor.from(words, undefined, { device }), Tensor.from(numbers, undefined, { device }))
+    this.#makeRoom(shape.tokens)
     const onDevice = unscoped(() => Tensor.from(words, undefined, { device }))
     let narrow: Tensor | null = null
     try {
@@ -57,6 +68,15 @@ export class PassGraphs {
       narrow?.dispose()
       throw error
     }
+  }
+
+  #isCommon(key: string): boolean {
+    const seen = (this.#seen.get(key) ?? 0) + 1
+    this.#seen.delete(key)
+    if (seen >= this.sightings) return true
+    this.#seen.set(key, seen)
+    if (this.#seen.size > MOST_SEEN) this.#seen.delete(this.#seen.keys().next().value!)
+    return false
   }
 
   #makeRoom(tokens: number): void {

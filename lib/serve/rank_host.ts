@@ -14,7 +14,8 @@ import type { HostOptions, ModelInfo } from './messages.js'
 import { type PageKey, type PageLease, PageManager, type PageStatistics } from './page_manager.js'
 import type { Slot } from './pass.js'
 import type { Waiting } from './queue.js'
-import { checkRequest, type WireIds, type WireRequest } from './request.js'
+import { checkRequest, ownerText, sameHistory, type WireRequest } from './request.js'
+import { RequestEncoder } from './request_encoder.js'
 import { joined } from './words.js'
 
 /** b by default: on CUDA what fills the device. */
@@ -47,27 +48,6 @@ interface Group {
   lease: PageLease | null
 }
 
-const sameBytes = (a: NodeJS.TypedArray, b: NodeJS.TypedArray) =>
-  Buffer.compare(
-    Buffer.from(a.buffer, a.byteOffset, a.byteLength),
-    Buffer.from(b.buffer, b.byteOffset, b.byteLength),
-  ) === 0
-const sameIds = (a: WireIds, b: WireIds) =>
-  Array.isArray(a) || Array.isArray(b) ? a.length === b.length && a.every((id, i) => id === b[i]) : sameBytes(a, b)
-
-/** Rows of the same history in the same context: their requests can be one sequence. */
-export function sameHistory(a: WireRequest, b: WireRequest): boolean {
-  return (
-    a.start === b.start &&
-    a.times.length === b.times.length &&
-    sameBytes(a.times, b.times) &&
-    sameBytes(a.actions, b.actions) &&
-    sameBytes(a.series, b.series) &&
-    sameIds(a.items, b.items) &&
-    a.context.every((id, c) => id === b.context[c])
-  )
-}
-
 /** A ranker, its cache of histories, and the requests that are computed with both. */
 export class RankHost implements Host {
   readonly info: ModelInfo
@@ -81,6 +61,7 @@ export class RankHost implements Host {
   readonly #cache: PageManager
   readonly #encoder: Encoder
   readonly #microbatch: number
+  readonly #requests: RequestEncoder
 
   private constructor(bundle: LoadedBundle<RankerManifest>, options: HostOptions, progress: Progress) {
     const { manifest, vocabularies } = bundle
@@ -113,6 +94,7 @@ export class RankHost implements Host {
         ...(options.cacheTtlMs === null ? {} : { ttlMs: options.cacheTtlMs }),
       })
       this.#encoder = { config, vocabularies, unknownIds: options.unknownIds, rates: makeRates(bundle) }
+      this.#requests = new RequestEncoder(this.#encoder, options.cacheTtlMs)
       this.#falcon = new Falcon(model, table, PAGE_SIZE, pages)
       this.#microbatch = options.microbatch ?? MICROBATCH[device === 'cpu' ? 'cpu' : 'cuda']
       this.info = {
@@ -178,13 +160,17 @@ export class RankHost implements Host {
     return left
   }
 
+  prepare(waiting: Waiting): void {
+    this.#requests.prepare(waiting)
+  }
+
   /** Encodes the requests and puts those of the same history together. */
   #group(batch: readonly Waiting[], hooks: BatchHooks): Group[] {
     const groups = new Map<string, Group>()
     for (const waiting of batch) {
       const wire = waiting.wire as WireRequest
       try {
-        const request = encodeRequest(wire, this.#encoder)
+        const request = this.#requests.encoded(waiting)
         const group = groups.get(ownerText(wire))
         if (group) group.waiting.push({ waiting, request })
         else groups.set(ownerText(wire), { waiting: [{ waiting, request }], request, lease: null })
@@ -237,6 +223,7 @@ export class RankHost implements Host {
     const groupOf = new Map(slots.map((slot, g) => [slot, groups[g]!]))
     const scored = await this.#falcon.score(slots, {
       microbatch: this.#microbatch,
+      wait: batch === 1, // else more is likely to come meanwhile, to be encoded
       wanted: slot => groupOf.get(slot)!.waiting.some(({ waiting }) => hooks.wanted(waiting)),
     })
     groups.forEach((group, g) => {
@@ -267,15 +254,9 @@ export class RankHost implements Host {
     let first = 0
     for (const { waiting: one, request } of waiting) {
       const end = first + request.candidates.length * K
-      const reply: RankReply = {
-        ...{
-          logits: onTop(logits[g]!.slice(first, end), request.base),
-          model: this.info.model,
-          batch,
-          unknown: request.unknown,
-        },
-        ...{ history, cached, state },
-      }
+      const own = onTop(waiting.length === 1 ? logits[g]! : logits[g]!.slice(first, end), request.base)
+      const { model } = this.info
+      const reply: RankReply = { logits: own, model, history, cached, state, unknown: request.unknown, batch }
       first = end
       if (complete[g]) hooks.done(one, reply, { prefill, candidates })
       else hooks.refuse(one, new HstuError('ERR_HSTU_ABORTED', 'the deadline passed, or the request was aborted'))
@@ -283,6 +264,7 @@ export class RankHost implements Host {
   }
 
   forget({ tenant, user }: { tenant: string; user: string }): unknown {
+    this.#requests.forget({ tenant, user })
     return this.#cache.forgetUser(tenant, user)
   }
 
@@ -296,5 +278,3 @@ export class RankHost implements Host {
     this.#table?.dispose()
   }
 }
-
-const ownerText = ({ tenant, user }: WireRequest) => `${tenant.length}:${tenant}${user}`

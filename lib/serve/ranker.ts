@@ -1,10 +1,10 @@
 import { check } from '../errors.js'
 import type { Device } from '../tensor.js'
 import type { Cost, QueueLimits, SubmitOptions } from './admission.js'
-import { Engine, type EngineState, type EngineStats } from './engine.js'
+import { type Answer, Engine, type EngineState, type EngineStats } from './engine.js'
 import type { HostOptions, ModelInfo, Timings } from './messages.js'
 import type { RankReply } from './rank_host.js'
-import { checkRequest, type RankRequest } from './request.js'
+import { checkRequest, memoriesOf, type RankRequest } from './request.js'
 import type { Id } from './vocabulary.js'
 
 /** What is told while a model is loaded. */
@@ -73,6 +73,21 @@ function costOf(request: RankRequest, { base, perRow, maxHistory }: ModelInfo): 
   const rows = Math.min(length(request?.history?.items), maxHistory)
   const candidates = length(request?.candidates)
   return { tokens: base + perRow * rows + candidates, bytes: ROW_BYTES * rows + ID_BYTES * (rows + candidates) }
+}
+
+function resultOf(reply: RankReply, { timings, info }: Answer): RankResult {
+  const { logits, model, history, cached, state, unknown, batch } = reply
+  const { tasks } = info
+  const [K, m] = [tasks.length, logits.length / tasks.length]
+  const scores: Record<string, Float64Array> = {}
+  tasks.forEach(({ name, kind }, k) => {
+    const of = new Float64Array(m)
+    for (let i = 0; i < m; i++) of[i] = logits[i * K + k]!
+    if (kind === 'binary') for (let i = 0; i < m; i++) of[i] = 1 / (1 + Math.exp(-of[i]!))
+    scores[name] = of
+  })
+  const cache = { state, tokens: history, cachedTokens: cached }
+  return { scores, model, cache, unknownIds: unknown, timings, batch }
 }
 
 /** The bounds that are not given, and checks of those that are. */
@@ -161,25 +176,8 @@ export class Ranker {
     this.#engine.admit(cost, request)
     const limits = { ...info.schema, maxHistory: info.maxHistory, maxCandidates: this.#maxCandidates }
     const wire = checkRequest(request, limits)
-    const { items, candidates, times, actions, series } = wire
-    const transfer = [times, actions, series, items, candidates].flatMap(array =>
-      Array.isArray(array) ? [] : [array.buffer as ArrayBuffer],
-    )
-    const { reply, timings } = await this.#engine.submit(wire, cost, request, transfer)
-    return this.#result(reply as RankReply, timings)
-  }
-
-  #result({ logits, model, history, cached, state, unknown, batch }: RankReply, timings: Timings): RankResult {
-    const { tasks } = this.info
-    const [K, m] = [tasks.length, logits.length / tasks.length]
-    const scores = tasks.map(({ name, kind }, k) => {
-      const of = Float64Array.from({ length: m }, (_, i) => logits[i * K + k]!)
-      return [name, kind === 'binary' ? of.map(z => 1 / (1 + Math.exp(-z))) : of]
-    })
-    return {
-      scores: Object.fromEntries(scores),
-      ...{ model, batch, timings, unknownIds: unknown, cache: { state, tokens: history, cachedTokens: cached } },
-    }
+    const answer = await this.#engine.submit(wire, cost, request, memoriesOf(wire))
+    return resultOf(answer.reply as RankReply, answer)
   }
 
   /** Drops everything that is cached of a user. @returns pages freed, and those that requests at hand still hold: they go with them. */

@@ -1,5 +1,7 @@
 import { check, HstuError } from '../errors.js'
+import { memoryOf, sameIds, sameValues, textIds, type WireIds } from './ids.js'
 import type { Id } from './vocabulary.js'
+import { Words } from './words.js'
 
 /** Ids side by side; plain arrays may mix the kinds. */
 export type Ids = readonly Id[] | BigInt64Array | BigUint64Array | Int32Array | Uint32Array | Float64Array
@@ -42,9 +44,6 @@ export interface RequestLimits {
   maxHistory: number
   maxCandidates: number
 }
-
-/** Ids as they cross threads. */
-export type WireIds = string[] | BigInt64Array
 
 /** A checked request, of arrays of its own: nothing that the caller does to theirs matters any more. */
 export interface WireRequest {
@@ -89,16 +88,22 @@ function idsOf(ids: Ids, name: string, first = 0): WireIds {
   const count = ids.length - first
   let whole = true
   for (let i = first; i < ids.length && whole; i++) whole = typeof ids[i] !== 'string'
-  const all = whole ? new BigInt64Array(count) : new Array<string>(count)
+  if (!whole)
+    return (
+      textIds(ids, first) ??
+      textIds(Array.from({ length: count }, (_, i) => String(idOf(ids[i + first], `${name}[${i + first}]`))))!
+    )
+  const all = new Words(count)
   for (let i = 0; i < count; i++) {
-    const id = idOf(ids[i + first], `${name}[${i + first}]`)
-    if (Array.isArray(all)) all[i] = String(id)
+    const id = ids[i + first]
+    if (Number.isSafeInteger(id)) all.putNumber(i, id as number)
     else {
-      all[i] = id as bigint
-      if (all[i] !== id) fail(`${name}[${i + first}] ${shown(id)} is beyond 64 bits: give it as text`)
+      const big = idOf(id, `${name}[${i + first}]`) as bigint
+      all.values[i] = big
+      if (all.values[i] !== big) fail(`${name}[${i + first}] ${shown(id)} is beyond 64 bits: give it as text`)
     }
   }
-  return all
+  return all.values
 }
 
 function second(value: unknown, name: string): bigint {
@@ -107,36 +112,49 @@ function second(value: unknown, name: string): bigint {
   return fail(`${name} must be a whole number of seconds, got ${shown(value)}`)
 }
 
-function actionsOf(actions: NonNullable<RankHistory['actions']>, known: readonly string[], first: number): Int32Array {
-  const masks = new Int32Array(actions.length - first)
+function secondsOf(values: Numbers, name: string, first: number, into?: BigInt64Array): BigInt64Array {
+  const all = new Words(into ?? values.length - first)
+  if (values instanceof BigInt64Array) all.values.set(values.subarray(first))
+  else
+    for (let i = first; i < values.length; i++) {
+      const value = values[i]
+      if (Number.isSafeInteger(value)) all.putNumber(i - first, value as number)
+      else all.values[i - first] = second(value, `${name}[${i}]`)
+    }
+  return all.values
+}
+
+function putActions(
+  masks: Int32Array,
+  actions: NonNullable<RankHistory['actions']>,
+  known: readonly string[],
+  first: number,
+): void {
+  const sets = 2 ** known.length
   for (let i = first; i < actions.length; i++) {
     const given: unknown = actions[i]
-    const name = `history.actions[${i}]`
     let mask = 0
     if (typeof given === 'number') mask = given
     else if (Array.isArray(given))
       for (const action of given) {
         const bit = known.indexOf(action)
-        if (bit < 0) fail(`${name}: there is no action ${shown(action)}; actions are ${known.join(', ')}`)
+        if (bit < 0) fail(`history.actions[${i}]: there is no action ${shown(action)}; actions are ${known.join(', ')}`)
         mask |= 1 << bit
       }
     else mask = -1
-    const valid = Number.isInteger(mask) && mask >= 0 && mask < 2 ** known.length
-    if (!valid) fail(`${name} must be a mask of ${known.length} bits or a list of names, got ${shown(given)}`)
+    if (!(Number.isInteger(mask) && mask >= 0 && mask < sets))
+      fail(`history.actions[${i}] must be a mask of ${known.length} bits or a list of names, got ${shown(given)}`)
     masks[i - first] = mask
   }
-  return masks
 }
 
-function seriesOf(given: ArrayLike<number>, series: readonly string[], first: number): Uint8Array {
-  const rows = new Uint8Array(given.length - first)
+function putSeries(rows: Uint8Array, given: ArrayLike<number>, series: readonly string[], first: number): void {
   for (let i = first; i < given.length; i++) {
     const s = given[i]!
     if (!(Number.isInteger(s) && s >= 0 && s <= series.length))
       fail(`history.series[${i}] must be 0 or the number of one of ${series.length} auxiliary series, got ${shown(s)}`)
     rows[i - first] = s
   }
-  return rows
 }
 
 /**
@@ -147,6 +165,9 @@ export function historyCut(total: number, maxHistory: number): number {
   const stride = Math.max(1, maxHistory >> 3)
   return stride * Math.ceil(Math.max(0, total - maxHistory) / stride)
 }
+
+/** Of a row's time, actions and series. */
+const ROW_BYTES = 8 + 4 + 1
 
 /**
  * Checks a request and copies it.
@@ -177,13 +198,21 @@ export function checkRequest(request: RankRequest, limits: RequestLimits): WireR
   const cut = historyCut(start + items.length, limits.maxHistory)
   const first = Math.min(items.length, Math.max(0, cut - start))
   const rows = items.length - first
-  const kept = new BigInt64Array(rows)
-  for (let i = 0; i < rows; i++) kept[i] = second(times[i + first], `history.times[${i + first}]`)
+  const owner = idOf(user, 'user')
+  const memory = new ArrayBuffer(ROW_BYTES * rows)
+  const seconds = secondsOf(times, 'history.times', first, new BigInt64Array(memory, 0, rows))
+  const ids = idsOf(items, 'history.items', first)
+  const [masks, kinds] = [new Int32Array(memory, 8 * rows, rows), new Uint8Array(memory, 12 * rows, rows)]
+  if (actions) putActions(masks, actions, limits.actions, first)
+  if (series) putSeries(kinds, series, limits.series, first)
   return {
-    ...{ tenant, user: idOf(user, 'user'), start: start + first, times: kept },
-    items: idsOf(items, 'history.items', first),
-    actions: actions ? actionsOf(actions, limits.actions, first) : new Int32Array(rows),
-    series: series ? seriesOf(series, limits.series, first) : new Uint8Array(rows),
+    tenant,
+    user: owner,
+    start: start + first,
+    items: ids,
+    times: seconds,
+    actions: masks,
+    series: kinds,
     candidates: idsOf(candidates, 'candidates'),
     context: limits.contextual.map(name => {
       const id = context[name] ?? null
@@ -192,6 +221,28 @@ export function checkRequest(request: RankRequest, limits: RequestLimits): WireR
     time: time === undefined ? BigInt(Math.floor(Date.now() / 1000)) : second(time, 'time'),
   }
 }
+
+/** The memory of a request's arrays, each once: every one that crosses threads costs something. */
+export const memoriesOf = ({ times, items, candidates }: WireRequest): ArrayBuffer[] => [
+  times.buffer as ArrayBuffer,
+  memoryOf(items),
+  memoryOf(candidates),
+]
+
+/** Rows of the same history in the same context: their requests can be one sequence. */
+export function sameHistory(a: WireRequest, b: WireRequest): boolean {
+  return (
+    a.start === b.start &&
+    sameValues(a.times, b.times) &&
+    sameValues(a.actions, b.actions) &&
+    sameValues(a.series, b.series) &&
+    sameIds(a.items, b.items) &&
+    a.context.every((id, c) => id === b.context[c])
+  )
+}
+
+/** Whose request it is. */
+export const ownerText = ({ tenant, user }: Pick<WireRequest, 'tenant' | 'user'>) => `${tenant.length}:${tenant}${user}`
 
 /** A history whose next item is asked for. */
 export interface RetrieveRequest {
@@ -235,11 +286,7 @@ export function checkRetrieval(request: RetrieveRequest, maxHistory: number): Wi
   const first = Math.max(0, items.length - maxHistory)
   return {
     items: idsOf(items, 'history.items', first),
-    times: times
-      ? BigInt64Array.from({ length: items.length - first }, (_, i) =>
-          second(times[i + first], `history.times[${i + first}]`),
-        )
-      : null,
+    times: times ? secondsOf(times, 'history.times', first) : null,
     exclude: exclude ? idsOf(exclude, 'exclude') : null,
     ...{ k, time: time === undefined ? BigInt(Math.floor(Date.now() / 1000)) : second(time, 'time') },
   }

@@ -4,6 +4,7 @@ import type { Tensor } from '../tensor.js'
 import { type LoadedBundle, makeRetrievalModel, type RetrieverManifest } from './bundle.js'
 import { chooseDevice } from './device.js'
 import type { BatchHooks, Host, Progress } from './host.js'
+import { asText, idText, textIds } from './ids.js'
 import type { HostOptions, ModelInfo } from './messages.js'
 import type { Waiting } from './queue.js'
 import type { WireRetrieval } from './request.js'
@@ -69,7 +70,7 @@ export class RetrieveHost implements Host {
   #verify({ folder, manifest: { golden } }: LoadedBundle<RetrieverManifest>): void {
     const { items, times, time, best, scores } = golden
     const rows = this.#rows({
-      ...{ items, times: times && BigInt64Array.from(times, BigInt), time: BigInt(time) },
+      ...{ items: textIds(items)!, times: times && BigInt64Array.from(times, BigInt), time: BigInt(time) },
       ...{ exclude: null, k: best.length },
     }).rows
     const found = retrieve(this.#model, [rows], best.length, this.#table)[0]!
@@ -83,26 +84,26 @@ export class RetrieveHost implements Host {
   #rows({ items, times, time, exclude }: WireRetrieval): { rows: RetrievalRows; unknown: number } {
     const known: number[] = []
     const numbers: bigint[] = []
-    items.forEach((id: string | bigint, i: number) => {
-      const number = this.#vocabulary.numberOf(id)
+    const all = this.#vocabulary.numbersOf(asText(items))
+    const count = all.length
+    for (let i = 0; i < count; i++) {
+      const number = all[i]!
       check(
         number > 0 || this.#unknownIds !== 'error',
         'ERR_HSTU_INVALID_ARGUMENT',
-        () => `request: history.items[${i}] ${id} is not known`,
+        () => `request: history.items[${i}] ${idText(items, i)} is not known`,
       )
-      if (number === 0) return
+      if (number === 0) continue
       known.push(i)
       numbers.push(BigInt(number))
-    })
+    }
     check(numbers.length > 0, 'ERR_HSTU_INVALID_ARGUMENT', () => 'request: no item of the history is known')
-    const out =
-      exclude &&
-      [...new Set(Array.from<string | bigint>(exclude).map(id => this.#vocabulary.numberOf(id)))].filter(n => n > 0)
+    const out = exclude && [...new Set(this.#vocabulary.numbersOf(asText(exclude)))].filter(n => n > 0)
     const rows = {
       ...{ items: BigInt64Array.from(numbers), times: times && BigInt64Array.from(known, i => times[i]!), time },
       ...(out ? { exclude: BigInt64Array.from(out, BigInt) } : {}),
     }
-    return { rows, unknown: items.length - numbers.length }
+    return { rows, unknown: count - numbers.length }
   }
 
   async run(batch: readonly Waiting[], hooks: BatchHooks): Promise<Waiting[]> {

@@ -19,6 +19,16 @@ export class Words {
     this.#words[2 * i + 1] = high
   }
 
+  /** Element i as a number, exact where it is a safe integer. */
+  number(i: number): number {
+    return 2 ** 32 * this.#words[2 * i + 1]! + (this.#words[2 * i]! >>> 0)
+  }
+
+  /** Element i becomes a safe integer. */
+  putNumber(i: number, value: number): void {
+    this.put(i, value | 0, Math.floor(value / 2 ** 32))
+  }
+
   /** Element i from element j of another array. */
   copy(i: number, from: Words, j: number): void {
     this.#words[2 * i] = from.#words[2 * j]!

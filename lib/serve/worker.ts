@@ -1,4 +1,5 @@
 // The thread of an engine: takes requests as they come, forms batches, and has the model compute one after the other.
+import { availableParallelism } from 'node:os'
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
 import { HstuError } from '../errors.js'
 import { native } from '../native.js'
@@ -10,6 +11,7 @@ import {
   clock,
   type EngineJob,
   type FromWorker,
+  type Result,
   type Timings,
   type ToWorker,
   type WireError,
@@ -23,6 +25,8 @@ const port = parentPort!
 const job = workerData as EngineJob
 const post = (message: FromWorker, transfer: ArrayBuffer[] = []) => port.postMessage(message, transfer)
 const HINT_MS = 10
+/** Where there are processors to spare. */
+const AWAKE_MS = availableParallelism() > 2 ? 0.2 : 0
 /** Of a batch, on the CPU and on CUDA. */
 const BATCH_TOKENS = [2048, 65_536] as const
 
@@ -61,22 +65,27 @@ class Scheduler {
   constructor(private host: Host) {
     this.budget = job.maxBatchTokens ?? BATCH_TOKENS[host.info.device === 'cpu' ? 0 : 1]
     port.on('message', (message: ToWorker) => {
-      this.#receive(message)
+      const waiting = this.#receive(message)
+      if (waiting && this.#working) this.host.prepare?.(waiting)
       void this.#work()
     })
   }
 
-  #receive(message: ToWorker): void {
+  /** @returns the request, of a message that brings one */
+  #receive(message: ToWorker): Waiting | undefined {
     if (message.type === 'submit') {
-      const { type: _, ...submitted } = message
-      const waiting = { ...submitted, cancelled: false }
+      const { id, wire, tokens, enqueued, deadline } = message
+      const waiting = { id, wire, tokens, enqueued, deadline, cancelled: false }
       this.#queue.push(waiting)
       this.#byId.set(waiting.id, waiting)
-    } else if (message.type === 'cancel') {
+      return waiting
+    }
+    if (message.type === 'cancel') {
       const waiting = this.#byId.get(message.id)
       if (waiting) waiting.cancelled = true
     } else if (message.type === 'call') this.#calls.push(message)
     else this.#closing = true
+    return undefined
   }
 
   /** What came while the model was computing. */
@@ -93,7 +102,8 @@ class Scheduler {
         this.#answer()
         this.#switch()
         if (this.#closing) return this.#end()
-        if (this.#queue.length === 0) return
+        if (this.#queue.length === 0 && !(await this.#comesSoon())) return
+        if (this.#queue.length === 0) continue
         await this.#linger()
         await this.#batch()
         // Timers and files get their turn.
@@ -102,6 +112,14 @@ class Scheduler {
     } finally {
       this.#working = false
     }
+  }
+
+  /** Stays awake a little while there is nothing to do: who gets a result often asks again, and to be woken takes long. */
+  async #comesSoon(): Promise<boolean> {
+    const there = () => this.#queue.length + this.#calls.length > 0 || this.#closing
+    for (const until = clock() + AWAKE_MS; !there() && clock() < until; )
+      await new Promise(resolve => setImmediate(resolve))
+    return there()
   }
 
   /** Waits a little for more requests where a batch has room. */
@@ -127,6 +145,7 @@ class Scheduler {
     if (batch.length === 0) return
     const begin = clock()
     const open = new Set(batch)
+    const results: Result[] = []
     const settled = (waiting: Waiting) => open.delete(waiting)
     const hooks: BatchHooks = {
       wanted: waiting => {
@@ -139,7 +158,7 @@ class Scheduler {
         const timings = { queue: begin - waiting.enqueued, ...durations, total: now - waiting.enqueued }
         for (const name of Object.keys(timings) as (keyof Timings)[]) this.#histograms[name].add(timings[name])
         this.#byId.delete(waiting.id)
-        post({ type: 'result', id: waiting.id, reply, timings, msPerToken: this.#msPerToken })
+        results.push({ id: waiting.id, reply, timings })
       },
       refuse: (waiting, error) => {
         if (settled(waiting)) this.#refuse(waiting, error)
@@ -151,6 +170,7 @@ class Scheduler {
     }
     try {
       const left = await host.run(batch, hooks)
+      this.#tell(results)
       for (const waiting of left) settled(waiting)
       this.#queue.unshift(...left)
       this.#counts.batches++
@@ -162,10 +182,16 @@ class Scheduler {
       this.#busySince = this.#queue.length > 0 ? now : Infinity
       this.#msPerToken = this.#msPerToken === 0 ? measured : 0.8 * this.#msPerToken + 0.2 * measured
     } catch (error) {
+      this.#tell(results)
       for (const waiting of [...open]) hooks.refuse(waiting, error as HstuError)
       if (error instanceof HstuError && error.code === 'ERR_HSTU_DEVICE_LOST')
         post({ type: 'failed', error: wireError(error) })
     }
+  }
+
+  /** One message a batch: each wakes the caller's thread. */
+  #tell(results: Result[]): void {
+    if (results.length > 0) post({ type: 'results', results, msPerToken: this.#msPerToken })
   }
 
   /** @param takes what is left to do, ms */

@@ -117,4 +117,20 @@ describe('bench serve', () => {
     expect(stats).toMatchObject({ state: 'ready', queued: { requests: 0 } })
     expect((await bench()).stdout).toMatch(/^open loop +offered \/s +in 80 ms \/s/m)
   })
+
+  it('needs no bundle: a ranker of random parameters does, and says what an overload does to it', async () => {
+    const load = ['--seconds', '0.2', '--users', '10', '--history', '20', '--candidates', '5', '--device', 'cpu']
+    const { stdout } = await hstu(['bench', 'serve', '--synthetic', 'small', ...load, '--json'])
+    const { model, rows, modes } = JSON.parse(stdout)
+    expect([model, rows.length]).toEqual(['synthetic-small', 12])
+    for (const mode of ['cold', 'hit', 'mixed']) {
+      expect(modes[mode].underOverload).toBeGreaterThan(0)
+      expect(modes[mode].overheadP99).toBeGreaterThanOrEqual(modes[mode].overheadP50)
+    }
+    expect(rows[3].refused).toBeGreaterThan(0)
+    const none = await hstu(['bench', 'serve'])
+    expect(none).toMatchObject({ code: 2, stderr: expect.stringMatching(/takes --bundle or --synthetic/) })
+    const both = await hstu(['bench', 'serve', '--bundle', at('bundle-dense'), '--synthetic', 'small'])
+    expect(both).toMatchObject({ code: 2 })
+  })
 })

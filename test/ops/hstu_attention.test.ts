@@ -811,6 +811,25 @@ everywhere('gradients where P and the cotangent are large or small, in float16 t
   }
 })
 
+everywhere('alpha 0, or next to nothing: the bias alone', () => {
+  const dtype = device === 'cpu' ? 'float32' : 'bfloat16'
+  for (const [alpha, softmax] of [0, 1e-30].flatMap(x => [false, true].map(y => [x, y] as const))) {
+    const choice: Choice = {
+      ...plain,
+      D: 64,
+      V: 64,
+      H: 2,
+      pos: 'shared',
+      time: 'per head',
+      targets: 'some',
+      softmax,
+      dtype,
+    }
+    const p = problemOf(choice, [130, 70], new Random('alpha'))
+    checkProblem({ ...p, alpha }, { dtype, rowScales: false }, `alpha ${alpha}`)
+  }
+})
+
 everywhere('no bias, in each head dim and 16-bit type: kernels of their own', () => {
   const dtypes: FloatName[] = device === 'cpu' ? ['float32'] : ['bfloat16', 'float16']
   const shapes: Partial<Choice>[] = [

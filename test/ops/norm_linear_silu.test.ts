@@ -1,3 +1,4 @@
+import { record, valueAndGrad } from '#lib/autograd.js'
 import { normLinearSilu } from '#lib/ops/norm_linear_silu.js'
 import { Tensor } from '#lib/tensor.js'
 import { describeOp, itOp, normal, sameRows, throwsCode } from '../harness.js'
@@ -21,7 +22,7 @@ describeOp<Case>('norm_linear_silu', {
     { name: 'two heads of 25', T: 9, d: 50, H: 2, D: 25, V: 25 },
     { name: 'industrial form', T: 11, d: 32, H: 2, D: 16, V: 8, bias: true, affine: true, siluAll: false },
     { name: 'affine, SiLU on all', T: 99, d: 17, H: 3, D: 5, V: 7, bias: true, affine: true },
-    // What Hopper's kernels take in 16-bit types: on chip up to d 512, by a pass before the product beyond.
+    // What Hopper's kernels take in 16-bit types.
     {
       name: 'aligned, parts within a tile',
       T: 131,
@@ -34,7 +35,8 @@ describeOp<Case>('norm_linear_silu', {
       siluAll: false,
     },
     { name: 'aligned, whole tiles', T: 129, d: 64, H: 4, D: 64, V: 64 },
-    { name: 'aligned, past what fits on chip', T: 35, d: 576, H: 1, D: 32, V: 32, bias: true, affine: true },
+    { name: 'aligned, dx past a tile', T: 131, d: 264, H: 1, D: 64, V: 128, bias: true, affine: true, siluAll: false },
+    { name: 'aligned, deep', T: 35, d: 576, H: 1, D: 32, V: 32, bias: true, affine: true },
     { name: 'tile and one', T: 97, d: 33, H: 1, D: 16, V: 16, bias: true },
   ],
   inputs: ({ T, d, H, D, V, bias, affine }, random) => ({
@@ -99,6 +101,22 @@ for (const dtype of ['bfloat16', 'float16'] as const)
       }),
     'cuda',
   )
+for (const dtype of ['bfloat16', 'float16'] as const)
+  for (const d of [72, 264])
+    itOp(
+      'norm_linear_silu',
+      `a row's gradient does not depend on the number of rows, ${dtype}, d ${d}`,
+      () =>
+        sameRows(dtype, [1, 300, 17000], [d, 512], (rows, x, w) => {
+          const douts = [3, 4, 5, 6].map(seed => rows(128, seed).view([x.shape[0]!, 2, 64]))
+          const head = () => {
+            const { u, v, q, k } = normLinearSilu(x, w, { heads: 2, qkDim: 64, vDim: 64 })
+            return record('head', Tensor.zeros([1], x), [u, v, q, k], () => douts)
+          }
+          return valueAndGrad([x], head).grads[0]!
+        }),
+      'cuda',
+    )
 itOp('norm_linear_silu', 'names the argument and both shapes', () => {
   const run = () => normLinearSilu(Tensor.zeros([2, 3]), Tensor.zeros([3, 5]), { heads: 1, qkDim: 1, vDim: 1 })
   throwsCode(run, 'ERR_HSTU_SHAPE', /normLinearSilu: w .*4.*float32\[3, 5\]/)

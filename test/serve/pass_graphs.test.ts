@@ -32,7 +32,7 @@ const twice = (words: Tensor) => {
 describe('graphs of passes', () => {
   it('run again with other values, and give up those least recently used', () => {
     const before = memory()
-    const graphs = new PassGraphs('cpu')
+    const graphs = new PassGraphs('cpu', 1)
     const run = (tokens: number, first: bigint) => graphs.run(shape(tokens), values(first), twice).dataSync()[0]
     expect([run(30_000, 1n), run(30_000, 5n), run(20_000, 7n), run(10_000, 9n)]).toEqual([2, 10, 14, 18])
     expect(graphs.size).toBe(3)
@@ -65,7 +65,7 @@ describe('graphs of passes', () => {
       expect(bucket.sequences).toBeGreaterThan(exact.sequences)
       if (exact.keys > 0) expect(bucket.keys).toBeGreaterThanOrEqual(exact.keys + bucket.tokens - exact.tokens)
       expect(bucket.pages).toBeGreaterThanOrEqual(exact.pages)
-      expect(bucket.tokens - exact.tokens).toBeLessThan(64 + 128)
+      expect(bucket.tokens - exact.tokens).toBeLessThan(64 + (exact.tokens > 3800 ? 256 : 128))
       if (!first) expect(bucket.tokens).toBe(bucket.asked)
     }
   })

@@ -236,6 +236,30 @@ describe('Ranker', () => {
     expect(both.map(({ status }) => status)).toEqual(['fulfilled', 'rejected']) // alone it is taken
   })
 
+  it("leaves the caller's timers their turns, however much comes back and whatever callers do with it", async () => {
+    await using ranker = await Ranker.load(bundle, small)
+    const random = new Random(21)
+    const requests = Array.from({ length: 24 }, () => randomRequest(random, 5, 1))
+    const end = performance.now() + 600
+    let [results, since, most] = [0, 0, 0]
+    const timer = setInterval(() => {
+      most = Math.max(most, results - since)
+      since = results
+    }, 5)
+    const caller = async (request: RankRequest) => {
+      while (performance.now() < end) {
+        await ranker.rank(request)
+        results++
+        for (const until = performance.now() + 1; performance.now() < until; );
+      }
+    }
+    await Promise.all(requests.map(caller))
+    clearInterval(timer)
+    expect(results).toBeGreaterThan(100)
+    // Five of a millisecond each until the timer is due, and two turns of sixteen.
+    expect(Math.max(most, results - since)).toBeLessThan(48)
+  })
+
   it('gives up what is aborted or late, in the queue and between microbatches', async () => {
     await using ranker = await Ranker.load(bundle, { ...small, microbatch: 1 })
     const random = new Random(12)

@@ -60,7 +60,10 @@ export class Stage {
     const key = `${pageSize} ${graphs}`
     const { model, table } = this.parts
     if (!this.#engines.has(key))
-      this.#engines.set(key, new Falcon(model, table, pageSize, Math.ceil(POOL_TOKENS / pageSize), { graphs }))
+      this.#engines.set(
+        key,
+        new Falcon(model, table, pageSize, Math.ceil(POOL_TOKENS / pageSize), { graphs, sightings: 1 }),
+      )
     return this.#engines.get(key)!
   }
 

@@ -1,0 +1,250 @@
+// The relative bias of the forward for Hopper: what the computing warps need of it for an item's rows and for a tile of keys, and the warps
+// that bring it; see hstu_attention_sm90.cuh.
+#pragma once
+#include "hstu_attention_bias.cuh"
+#include "sm90/wgmma.cuh"
+
+namespace hstu::cuda::attention {
+namespace forward_sm90 {
+
+using namespace sm90;
+
+constexpr int kSlots = 3;  // items under way
+
+// One head of up to kRows rows of one sequence.
+struct Work {
+  Sequence s;
+  int head, first, rows;  // rows = 0: there is no more
+  KeyTiles tiles;
+};
+
+// Time differences d by cells: the exponent and two bits of float(d + 1). At most one bucket begins within a cell.
+constexpr int kCells = 128;
+constexpr int64_t cell_start(int cell) { return ((4 + cell % 4) * (int64_t(1) << cell / 4) + 3) / 4; }
+constexpr uint32_t near_limit(int64_t threshold) { return threshold < UINT32_MAX ? uint32_t(threshold) : UINT32_MAX; }
+struct Cell {
+  uint32_t bucket, next;  // the bucket where it begins, and d + 1 where the next one does
+};
+struct NearBuckets {
+  uint32_t threshold[kNearThresholds];
+  Cell cell[kCells];
+};
+constexpr NearBuckets near_buckets() {
+  NearBuckets near{};
+  for (int x = 0; x < kNearThresholds; ++x) near.threshold[x] = near_limit(kTimeThreshold[x]);
+  unsigned bucket = 0;
+  for (int x = 0; x < kCells; ++x) {
+    while (kTimeThreshold[bucket] + 1 <= cell_start(x)) ++bucket;
+    near.cell[x] = {bucket, near_limit(kTimeThreshold[bucket] + 1)};
+  }
+  return near;
+}
+constexpr bool cells_hold_one_threshold(const NearBuckets& near) {
+  for (int x = 0; x + 1 < kCells; ++x)
+    if (kTimeThreshold[near.cell[x].bucket + 1] + 1 < cell_start(x + 1)) return false;
+  return true;
+}
+static_assert(cells_hold_one_threshold(near_buckets()));
+static __device__ const NearBuckets kNearBuckets = near_buckets();  // not constant memory: lanes read different entries
+
+// 16 rows by 32 keys: what some row sees of them, and how their time's bias is found.
+struct alignas(16) Piece {
+  enum { kOne, kFew, kMany, kFar, kKind = 3, kPartly = 4, kHidden = 8 };  // kPartly: a mask is needed; kFar goes for all pieces of a tile
+  int flags;
+  float first;    // the bias of bucket `low`
+  int low, high;  // of few buckets
+};
+constexpr int kFewest = 5;  // buckets that are told apart one after the other
+
+// What the bias needs of an item's rows and of a tile of keys, brought by two warps of the loading warpgroup. A tile shares all but kKeys
+// of its position differences with the one before it: entries stand at key - row modulo kPositions, each beside the next one, for a thread
+// reads pairs, and the first of them once more behind the last, so that it reads on without looking; a first tile takes the next part,
+// while the last tiles of items before may still be read.
+template <int kRows, int kKeys, int kRing>
+struct BiasStages {
+  static constexpr int kPositions = kRows + kKeys + kRing * kKeys <= 512 ? 512 : 1024;
+  static_assert(kRows + kKeys + kRing * kKeys <= kPositions);
+  alignas(8) NearBuckets buckets;
+  float time[kSlots][kNearThresholds + 1];  // of the item's head; 0 from kUntimed on
+  VisibleKeys some[kSlots][kRows / 16];     // what some row of a warp sees
+  int row_near[kSlots][kRows];
+  TimeSpan row_span[kSlots][kRows / 16];
+  float2 pos[kRing][kPositions + kKeys];
+  alignas(8) int near[kRing][kKeys];
+  TimeSpan span[kRing][kKeys / 32];
+  int part[kRing];
+  Piece piece[kRing][kRows / 16][kKeys / 32];
+
+  // v[16] = factor s[16] + the time's bias: rows `row` and `row` + 8 of slot `slot`, keys near[8 x + 0, 1] in the accumulators' layout. All
+  // ways add the same value in the same operation.
+  __device__ __forceinline__ void add_time(float* v, const float* s, float factor, const Piece& piece, int slot, int row,
+                                           const int* near) const {
+    int kind = piece.flags & Piece::kKind;
+    if (kind == Piece::kOne) {
+#pragma unroll
+      for (int x = 0; x < 16; ++x) v[x] = fmaf(factor, s[x], piece.first);
+      return;
+    }
+    if (kind == Piece::kFar) return;
+    int fixed[2] = {row_near[slot][row], row_near[slot][row + 8]};
+    if (kind == Piece::kFew) {
+      float term[16];
+#pragma unroll
+      for (int x = 0; x < 16; ++x) term[x] = piece.first;
+#pragma unroll 1
+      for (int bucket = piece.low; bucket < piece.high; ++bucket) {
+        int least = int(buckets.threshold[bucket]), until[2] = {fixed[0] - least, fixed[1] - least};
+        float value = time[slot][bucket + 1];
+#pragma unroll
+        for (int x = 0; x < 4; ++x) {
+          int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
+#pragma unroll
+          for (int y = 0; y < 4; ++y) term[4 * x + y] = (y % 2 ? at.y : at.x) <= until[y / 2] ? value : term[4 * x + y];
+        }
+      }
+#pragma unroll
+      for (int x = 0; x < 16; ++x) v[x] = fmaf(factor, s[x], term[x]);
+    } else {
+#pragma unroll
+      for (int x = 0; x < 4; ++x) {
+        int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
+#pragma unroll
+        for (int y = 0; y < 4; ++y) v[4 * x + y] = fmaf(factor, s[4 * x + y], time_of(slot, __sad(fixed[y / 2], y % 2 ? at.y : at.x, 1)));
+      }
+    }
+  }
+  // The bias of a difference `more` - 1.
+  __device__ __forceinline__ float time_of(int slot, uint32_t more) const {
+    uint2 cell = reinterpret_cast<const uint2*>(buckets.cell)[(__float_as_uint(__uint2float_rz(more)) >> 21) - (127 << 2)];
+    return time[slot][cell.x + (more >= cell.y)];
+  }
+  // Not limited to the table.
+  __device__ __forceinline__ int near_bucket(uint32_t d) const {
+    int guess = bucket_guess(fmaxf(__uint2float_rz(d), 1.f));
+    return guess + int(d >= buckets.threshold[guess]);
+  }
+  __device__ __forceinline__ Piece piece_of(TimeSpan rows, TimeSpan keys, const float* time, bool far, int last) const {
+    if (last < 0) return {Piece::kOne, 0.f, 0, 0};
+    if (far) return {Piece::kFar, 0.f, 0, 0};
+    if (rows.kinds | keys.kinds || rows.least > rows.most || keys.least > keys.most) return {Piece::kMany, 0.f, 0, 0};
+    int low = min(near_bucket(max(max(rows.least - keys.most, keys.least - rows.most), 0)), last);
+    int high = min(near_bucket(max(rows.most - keys.least, keys.most - rows.least)), last);
+    int kind = low == high ? Piece::kOne : keys.most <= rows.least && high < low + kFewest ? Piece::kFew : Piece::kMany;
+    return {kind, time[low], low, high};
+  }
+};
+
+// By the same warp: what the bias needs of an item's rows. Their times are asked for first, for they take longest.
+template <typename T, int kRows>
+struct RowTimes {
+  int64_t base, at[kRows / 32];
+  __device__ __forceinline__ RowTimes(const Call<T>& p, const Work& work) {
+    base = first_time(p, work.s);
+#pragma unroll
+    for (int x = 0; x < kRows / 32; ++x) {
+      int r = 32 * x + threadIdx.x % 32;
+      at[x] = p.last_bucket >= 0 && r < work.rows ? p.query_time[work.s.query + work.first + r] : 0;
+    }
+  }
+};
+template <typename Shared, typename T, int kRows>
+__device__ __forceinline__ void stage_rows(Shared& shared, int slot, const Call<T>& p, const Work& work, const RowTimes<T, kRows>& times,
+                                           bool tables) {
+  auto& bias = shared.bias;
+  int lane = threadIdx.x % 32, i0 = work.s.shift + work.first;
+  if (tables) {
+    int64_t time_row = p.time_per_head ? work.head * p.time_width : 0;
+    for (int x = lane; x <= kNearThresholds; x += 32)
+      bias.time[slot][x] = p.last_bucket >= 0 && x < kUntimed ? p.unit * p.time_w.at(time_row + min(x, p.last_bucket)) : 0.f;
+  }
+#pragma unroll
+  for (int x = 0; x < kRows / 32; ++x) {
+    int r = 32 * x + lane;
+    bool there = p.last_bucket >= 0 && r < work.rows;
+    NearTime time{kNoFixedTime, kSomeUntimed};
+    if (there && i0 + r >= work.s.contextual) time = near_time(times.at[x], times.base);
+    bias.row_near[slot][r] = time.at;
+    TimeSpan low = TimeSpan::of_warp(time, there && lane < 16), high = TimeSpan::of_warp(time, there && lane >= 16);
+    if (lane % 16 == 0) bias.row_span[slot][r / 16] = lane ? high : low;
+  }
+}
+
+// Warps 2 and 3 of the loading warpgroup bring what the bias needs of a tile of keys, in turns.
+template <typename Shared, typename T>
+__device__ __forceinline__ void stage_bias(Shared& shared, const Call<T>& p) {
+  using C = typename Shared::C;
+  constexpr int kKeys = C::kKeys, kRows = C::kRows, kPieces = kKeys / 32;
+  auto& bias = shared.bias;
+  constexpr int kMod = std::remove_reference_t<decltype(bias)>::kPositions;
+  int lane = threadIdx.x % 32, part = 0;
+  float up = 1 / p.alpha;
+  bool mine = threadIdx.x / 32 == 2;
+  Ring<C::kRing> ring;
+  for (Ring<kSlots> turn;; turn.next()) {
+    shared.work_full[turn.stage].wait(turn.parity);
+    const Work& work = shared.work[turn.stage];
+    if (work.rows <= 0) return;
+    int64_t base = first_time(p, work.s);
+    int64_t position_row = p.pos_per_head ? int64_t(work.head) * p.positions : 0;
+    int last = -2;  // the tile before
+    for (int n = work.tiles.from(0); n < work.tiles.last; last = n, n = work.tiles.from(n + 1), ring.next(), mine = !mine) {
+      bool first = n != last + 1;
+      if (first && ++part == C::kRing) part = 0;
+      if (!mine) continue;
+      int j0 = n * kKeys, history = work.s.history, farthest = j0 - min(work.s.shift + work.first + kRows - 1, history);
+      // Asked for before the wait, looked at behind it.
+      auto entry = [&](int x) { return p.positions ? p.pos_w.bits(position_row + min(abs(farthest + x), p.positions - 1)) : 0; };
+      uint32_t fresh[kPieces];
+      int64_t times[kPieces];
+#pragma unroll
+      for (int c = 0; c < kPieces; ++c) {
+        int j = j0 + 32 * c + lane;
+        fresh[c] = entry(kRows + 32 * c + lane);
+        times[c] = p.last_bucket >= 0 && j < history ? p.key_time[work.s.time + j] : 0;
+      }
+      shared.k_empty[ring.stage].wait(ring.parity ^ 1);
+      auto put = [&](int x, uint32_t bits) {
+        float value = p.positions ? up * p.pos_w.value(bits) : 0.f;
+        int at = farthest + x & kMod - 1, before = at - 1 & kMod - 1;
+        bias.pos[part][at].x = bias.pos[part][before].y = value;
+        if (at < kKeys) bias.pos[part][at + kMod].x = value;
+        if (before < kKeys) bias.pos[part][before + kMod].y = value;
+      };
+#pragma unroll
+      for (int c = 0; c < kPieces; ++c) {
+        int j = 32 * c + lane;
+        put(kRows + j, fresh[c]);
+        bool there = p.last_bucket >= 0 && j0 + j < history;
+        NearTime time{kNoMovingTime + 1, kSomeUntimed};
+        if (there && j0 + j >= work.s.contextual) time = near_time(times[c], base);
+        bias.near[ring.stage][j] = time.at;
+        TimeSpan span = TimeSpan::of_warp(time, there);
+        if (lane == 0) bias.span[ring.stage][c] = span;
+      }
+      if (first)
+#pragma unroll 2
+        for (int x = lane; x < kRows; x += 32) put(x, entry(x));
+      if (lane == 0) bias.part[ring.stage] = part;
+      __syncwarp();
+#pragma unroll 1
+      for (int x = lane; x < kRows / 16 * kPieces; x += 32) {
+        int strip = x / kPieces, c = x % kPieces, j = j0 + 32 * c;
+        TimeSpan rows = bias.row_span[turn.stage][strip];
+        int kinds = rows.kinds;
+#pragma unroll
+        for (int y = 0; y < kPieces; ++y) kinds |= bias.span[ring.stage][y].kinds;
+        Piece piece = bias.piece_of(rows, bias.span[ring.stage][c], bias.time[turn.stage], kinds & kSomeFar, p.last_bucket);
+        if (!shared.every[turn.stage][strip].all(j, j + 32)) piece.flags |= Piece::kPartly;
+        if (!bias.some[turn.stage][strip].any(j, j + 32)) piece.flags |= Piece::kHidden;
+        bias.piece[ring.stage][strip][c] = piece;
+      }
+      __syncwarp();
+      shared.k_full[ring.stage].arrive_for_warp(lane);
+    }
+    __syncwarp();
+    shared.work_empty[turn.stage].arrive_for_warp(lane);
+  }
+}
+
+}  // namespace forward_sm90
+}  // namespace hstu::cuda::attention

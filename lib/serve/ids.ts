@@ -1,0 +1,97 @@
+import { Words } from './words.js'
+
+/** Texts side by side: their UTF-16 code units, and where each ends. What crosses threads costs by its objects, not by its bytes. */
+export interface TextIds {
+  units: Uint16Array
+  ends: Int32Array
+}
+
+/** Ids as they cross threads: texts, or whole numbers of 64 bits. */
+export type WireIds = TextIds | BigInt64Array
+
+export const idCount = (ids: WireIds): number => ('ends' in ids ? ids.ends.length : ids.length)
+
+/** Of the elements from `first` on; null where one is no text. */
+export function textIds(texts: ArrayLike<unknown>, first = 0): TextIds | null {
+  let size = 0
+  for (let i = first; i < texts.length; i++) {
+    const text = texts[i]
+    if (typeof text !== 'string') return null
+    size += text.length
+  }
+  const count = texts.length - first
+  const memory = new ArrayBuffer(4 * count + 2 * size)
+  const [ends, units] = [new Int32Array(memory, 0, count), new Uint16Array(memory, 4 * count)]
+  for (let i = 0, at = 0; i < count; i++) {
+    const text = texts[i + first] as string
+    for (let k = 0; k < text.length; k++) units[at++] = text.charCodeAt(k)
+    ends[i] = at
+  }
+  return { units, ends }
+}
+
+/** Id i as text, for an error or an answer. */
+export function idText(ids: WireIds, i: number): string {
+  if (!('ends' in ids)) return String(ids[i])
+  const { buffer, byteOffset, byteLength } = ids.units.subarray(i === 0 ? 0 : ids.ends[i - 1]!, ids.ends[i]!)
+  return Buffer.from(buffer, byteOffset, byteLength).toString('utf16le')
+}
+
+const sameBytes = (a: NodeJS.TypedArray, b: NodeJS.TypedArray) =>
+  Buffer.compare(
+    Buffer.from(a.buffer, a.byteOffset, a.byteLength),
+    Buffer.from(b.buffer, b.byteOffset, b.byteLength),
+  ) === 0
+
+/** Whether two arrays of one kind have the same elements. */
+export const sameValues = (a: NodeJS.TypedArray, b: NodeJS.TypedArray) => a.length === b.length && sameBytes(a, b)
+
+export function sameIds(a: WireIds, b: WireIds): boolean {
+  if ('ends' in a) return 'ends' in b && sameValues(a.ends, b.ends) && sameValues(a.units, b.units)
+  return !('ends' in b) && sameValues(a, b)
+}
+
+/** Whether `all` begins with the ids of `first`. */
+export function idsBegin(all: WireIds, first: WireIds): boolean {
+  const count = idCount(first)
+  if (count > idCount(all)) return false
+  if (!('ends' in all)) return !('ends' in first) && sameValues(all.subarray(0, count), first)
+  const { units, ends } = all
+  return (
+    'ends' in first && sameIds({ units: units.subarray(0, first.units.length), ends: ends.subarray(0, count) }, first)
+  )
+}
+
+/** The memory that ids of {@link textIds}, or numbers, lie in. */
+export const memoryOf = (ids: WireIds) => ('ends' in ids ? ids.ends : ids).buffer as ArrayBuffer
+
+/** The most digits of 64 bits, with a sign. */
+const MOST_DIGITS = 20
+
+/** The decimal digits of a whole number below 2^53, as code units up to `end`. @returns where they begin */
+function putDigits(value: number, units: Uint16Array, end: number): number {
+  let [at, left] = [end, Math.abs(value)]
+  do {
+    const rest = Math.floor(left / 10)
+    units[--at] = 48 + (left - 10 * rest) // in this order: 48 more may be beyond 2^53
+    left = rest
+  } while (left > 0)
+  if (value < 0) units[--at] = 45
+  return at
+}
+
+/** Ids as texts: numbers as their digits. */
+export function asText(ids: WireIds): TextIds {
+  if ('ends' in ids) return ids
+  const words = new Words(ids)
+  const [units, ends] = [new Uint16Array(MOST_DIGITS * ids.length), new Int32Array(ids.length)]
+  const digits = new Uint16Array(MOST_DIGITS)
+  for (let i = 0, at = 0; i < ids.length; i++) {
+    const value = words.number(i)
+    if (Number.isSafeInteger(value))
+      for (let k = putDigits(value, digits, MOST_DIGITS); k < MOST_DIGITS; k++) units[at++] = digits[k]!
+    else for (const digit of String(ids[i])) units[at++] = digit.charCodeAt(0)
+    ends[i] = at
+  }
+  return { units, ends }
+}
