@@ -14,11 +14,8 @@ constexpr int kSlots = 3;  // items under way
 // One head of up to kRows rows of one sequence.
 struct Work {
   Sequence s;
-  int head, first, rows;
+  int head, first, rows;  // rows = 0: there is no more
   KeyTiles tiles;
-  int begin, item;  // of a stretch: its first tile; the item
-  bool more;        // tiles come after it
-  __device__ __forceinline__ bool there() const { return s.queries > 0; }  // else there is no more
 };
 
 // Time differences d by cells: the exponent and two bits of float(d + 1). At most one bucket begins within a cell.
@@ -186,7 +183,7 @@ __device__ __forceinline__ void stage_bias(Shared& shared, const Call<T>& p) {
   for (Ring<kSlots> turn;; turn.next()) {
     shared.work_full[turn.stage].wait(turn.parity);
     const Work& work = shared.work[turn.stage];
-    if (!work.there()) return;
+    if (work.rows <= 0) return;
     int64_t base = first_time(p, work.s);
     int64_t position_row = p.pos_per_head ? int64_t(work.head) * p.positions : 0;
     int last = -2;  // the tile before

@@ -1,12 +1,11 @@
-// The forward for Hopper: tiles of keys and values that come in boxes, from pages or from the rows of k and v, to one block or to both of a
-// cluster.
+// The forward for Hopper: tiles of keys and values that come in boxes, from pages or from the rows of k and v.
 #pragma once
 #include "hstu_attention_sm90.cuh"
 
 namespace hstu::cuda::attention {
 namespace forward_sm90 {
 
-constexpr int kBox = 64, kFetched = 640;  // keys behind a tile that are on their way to L2
+constexpr int kBox = 64;
 struct PageMaps {
   CUtensorMap k, v;  // [pages 2 S, H, D] and [.., V]: a page's keys, then its values
 };
@@ -23,30 +22,28 @@ __device__ __forceinline__ void load_rows(T* tile, const Rows<T>& rows, int j0, 
   copy_async_commit();
 }
 
-// The same where history stands in pages or an item is shared. The copy engine brings boxes of kBox keys, each from
-// one page or from the rows of k and v; a tile of which some box would come from both, or of pages that are no whole boxes, comes row by row,
-// by the warp. What lies behind the last key may be anything. The warp has a few hundred cycles a tile, so where boxes stand is found for 32
-// of them at once.
+// Tiles of Q and K, of V, or all, where history stands in pages, by a warp. The copy engine brings boxes of kBox keys, each from one page
+// or from the rows of k and v; a tile of which some box would come from both, or of pages that are no whole boxes, comes row by row. What lies
+// behind the last key may be anything. There are 2000 cycles a tile, so where boxes stand is found for 32 of them at once.
+enum { kKeyTiles = 1, kValueTiles = 2 };
 template <int kWhat, typename T, int kDim, Mode kMode, bool kFew>
-__device__ __forceinline__ void load_paged_tiles(Shared<T, kDim, kMode, kFew>& shared, const CUtensorMap& q_map,
-                                                 const CUtensorMap& k_map, const CUtensorMap& v_map, const PageMaps& pages,
-                                                 const Call<T>& p) {
+__device__ __forceinline__ void load_paged_tiles(std::integral_constant<int, kWhat>, Shared<T, kDim, kMode, kFew>& shared,
+                                                 const CUtensorMap& q_map, const CUtensorMap& k_map, const CUtensorMap& v_map,
+                                                 const PageMaps& pages, const Call<T>& p) {
   using C = Config<kDim, kMode, kFew>;
-  constexpr bool kShared = C::kShared;
   constexpr int kBoxes = C::kKeys / kBox;  // of a tile
-  static_assert(!kShared || kBoxes == C::kBlocks);
-  int lane = threadIdx.x % 32, rank = kShared ? cluster_rank() : 0;
+  int lane = threadIdx.x % 32;
   Ring<C::kRing> ring;
   Ring<C::kQueries> q_ring;
   for (Ring<kSlots> turn;; turn.next()) {
     shared.work_full[turn.stage].wait(turn.parity);
     const Work& work = shared.work[turn.stage];
-    if (!work.there()) return;
+    if (work.rows <= 0) return;
     const Rows<T>&keys = shared.keys[turn.stage], &values = shared.values[turn.stage];
     int paged = work.s.paged, mixed = paged % kBox > 0 && work.s.history > paged ? paged / kBox : -1;  // a box of both kinds
     bool in_boxes = p.page_size % kBox == 0;
     // Lane l knows where boxes 32 window + l and 32 window + 32 + l begin: a slot of the pages, or ~row of k and v.
-    int window = -2, listed = 0, next = 0, fetched = 0;
+    int window = -2, listed = 0, next = 0;
     auto place = [&](int box) {
       int j = box * kBox;
       if (j >= paged) return ~(int(work.s.key) + j - paged);
@@ -59,17 +56,6 @@ __device__ __forceinline__ void load_paged_tiles(Shared<T, kDim, kMode, kFew>& s
       listed = now == window + 1 ? next : place(32 * now + lane), next = place(32 * now + 32 + lane), window = now;
     };
     auto place_of = [&](int box) { return __shfl_sync(kFullWarp, box / 32 == window ? listed : next, box % 32); };
-    // To L2: what the copy engine asks for two tiles ahead would wait for memory.
-    auto fetch = [&](int n) {
-      int last = min((n + 1) * kBoxes + kFetched / kBox, paged / kBox);
-#pragma unroll 1
-      for (fetched = max(fetched, (n + C::kRing) * kBoxes); in_boxes && fetched < last; ++fetched) {
-        int slot = place_of(fetched);
-        if (lane > 0 || (kShared && fetched % kBoxes != rank)) continue;
-        if (kWhat & kKeyTiles) prefetch_rows<T, kDim>(pages.k, work.head, slot);
-        if (kWhat & kValueTiles) prefetch_rows<T, kDim>(pages.v, work.head, slot + p.page_size);
-      }
-    };
     auto bring = [&](T* tile, auto what, int n, Barrier& full) {
       constexpr bool of_values = decltype(what)::value;
       int first = n * kBoxes, rest = work.s.history - n * C::kKeys;
@@ -89,8 +75,7 @@ __device__ __forceinline__ void load_paged_tiles(Shared<T, kDim, kMode, kFew>& s
         int at = place_of(first + x);
         const CUtensorMap& map = at < 0 ? of_values ? v_map : k_map : of_values ? pages.v : pages.k;
         int row = at < 0 ? ~at : at + of_values * p.page_size;
-        if (lane == 0 && (!kShared || x == rank))
-          load_tile_rows<T, kDim, C::kKeys, C::kBlocks>(tile, x * kBox, map, work.head, row, full);
+        if (lane == 0) load_tile_rows<T, kDim, C::kKeys>(tile, x * kBox, map, work.head, row, full);
       }
     };
     bool q_to_come = kWhat & kKeyTiles;
@@ -101,7 +86,7 @@ __device__ __forceinline__ void load_paged_tiles(Shared<T, kDim, kMode, kFew>& s
       q_ring.next(), q_to_come = false;
     };
     if (C::kQueries > 1 && q_to_come) bring_q();
-    for (int n = work.tiles.from(work.begin); n < work.tiles.last; n = work.tiles.from(n + 1)) {
+    for (int n = work.tiles.from(0); n < work.tiles.last; n = work.tiles.from(n + 1)) {
       turn_to(n * kBoxes);
       if constexpr (kWhat & kKeyTiles) {
         shared.k_empty[ring.stage].wait(ring.parity ^ 1);
@@ -112,7 +97,6 @@ __device__ __forceinline__ void load_paged_tiles(Shared<T, kDim, kMode, kFew>& s
         shared.v_empty[ring.stage].wait(ring.parity ^ 1);
         bring(shared.v[ring.stage], std::true_type{}, n, shared.v_full[ring.stage]);
       }
-      fetch(n);
       ring.next();
     }
     if (q_to_come) bring_q();

@@ -4,7 +4,6 @@
 // tiles of all sequences come first, for otherwise the longest item of the last sequence is what all wait for.
 #pragma once
 #include "hstu_attention.cuh"
-#include "sm90/cluster.cuh"
 
 namespace hstu::cuda::attention {
 
@@ -15,11 +14,6 @@ struct Plan {
   int* ticket;
   int* order;  // tiles, the last ones of their sequences first; or null
   int sequences, heads;
-  // Of shared items: rounds of the longest; sums of rows that others go on with [item][block][kDim / 8][128], and how far they are
-  // [item][block][warp].
-  int rounds;
-  float4* sums;
-  int* reached;
 
   // Few sequences, and an item a block at most: no kernel before. Lane b has starts[b].
   template <typename T>
@@ -57,32 +51,6 @@ struct Plan {
     int tiles = (starts ? starts[low + 1] : __shfl_sync(kFullWarp, own, low + 1)) - first, rest = x - first * heads;
     if (order) return {low, x % heads, tile - first};
     return {low, rest / tiles, tiles - 1 - rest % tiles};
-  }
-};
-
-// Items of pairs of blocks, fewer than twice as many as pairs. Each pair has an item of its own; those beyond go from pair to pair, a
-// stretch of kStretch tiles of keys a round, while the pair's own item waits: so all pairs are at work for about as long. Rows keep the order
-// of their keys, and their sums wait in global memory.
-constexpr int kStretch = 8;
-struct Stretch {
-  int item, begin, end;  // tiles
-};
-struct Stretches {
-  int items, rounds, round = 0, own = 0;
-
-  // In round r of those beyond, number k of all of them is for pair k mod pairs.
-  __device__ __forceinline__ int guest(int r) const {
-    int pairs = sm90::cluster_count(), guests = max(items - pairs, 0), e = (sm90::cluster_index() + pairs - guests * r % pairs) % pairs;
-    return r < rounds && e < guests ? pairs + e : -1;
-  }
-  __device__ __forceinline__ Stretch next() {
-    int item = guest(round), begin = own;
-    if (item >= 0) return ++round, Stretch{item, (round - 1) * kStretch, round * kStretch};
-    if (begin == INT_MAX) return {INT_MAX, 0, 0};
-    int last = round;
-    while (last < rounds && guest(last) < 0) ++last;
-    own = last < rounds ? begin + (last - round) * kStretch : INT_MAX, round = last;
-    return {sm90::cluster_index(), begin, own};
   }
 };
 

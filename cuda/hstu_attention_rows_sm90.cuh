@@ -35,7 +35,7 @@ struct Softmax {
 #pragma unroll
       for (int x = 2 * half; x < kCount; x += 4) even = fmaxf(even, w[x]), odd = fmaxf(odd, w[x + 1]);
       float now = quad_max(fmaxf(even, odd)), reference = now == -kInfinity ? 0.f : now * steep;
-      decay[half] = exponential2(fmaf(most[half], steep, -reference));
+      decay[half] = now == most[half] ? 1.f : exponential2(steep * (most[half] - now));
       most[half] = now, total[half] *= decay[half];
 #pragma unroll
       for (int x = 0; x < kCount; ++x)
@@ -79,31 +79,6 @@ __device__ __forceinline__ float dot8(float sum, const void* a, const void* b) {
     sum = fmaf(u.y, v.y, fmaf(u.x, v.x, sum));
   }
   return sum;
-}
-
-// Sums of rows of a shared item that other blocks go on with, and those they left; a warp's rows are its own.
-template <int kCount>
-__device__ __forceinline__ void leave_sums(const float (&sums)[kCount], const Plan& plan, const Work& work) {
-  int place = 2 * work.item + cluster_rank(), thread = threadIdx.x % 128;
-  float4* to = plan.sums + place * (kCount / 4) * 128 + thread;
-#pragma unroll
-  for (int x = 0; x < kCount / 4; ++x) __stcg(to + x * 128, float4{sums[4 * x], sums[4 * x + 1], sums[4 * x + 2], sums[4 * x + 3]});
-  __threadfence();
-  __syncwarp();
-  if (thread % 32 == 0)
-    asm volatile("st.release.gpu.global.b32 [%0], %1;" ::"l"(plan.reached + 4 * place + thread / 32), "r"(work.tiles.last) : "memory");
-}
-template <int kCount>
-__device__ __forceinline__ void take_sums(float (&sums)[kCount], const Plan& plan, const Work& work) {
-  int place = 2 * work.item + cluster_rank(), thread = threadIdx.x % 128, reached = 0;
-  while (reached < work.begin)
-    asm volatile("ld.acquire.gpu.global.b32 %0, [%1];" : "=r"(reached) : "l"(plan.reached + 4 * place + thread / 32) : "memory");
-  const float4* from = plan.sums + place * (kCount / 4) * 128 + thread;
-#pragma unroll
-  for (int x = 0; x < kCount / 4; ++x) {
-    float4 four = __ldcg(from + x * 128);
-    sums[4 * x] = four.x, sums[4 * x + 1] = four.y, sums[4 * x + 2] = four.z, sums[4 * x + 3] = four.w;
-  }
 }
 
 // Targets' own groups, in float32, a quad a row: q from the item's tile, a key's pieces and value at once from memory.

@@ -40,7 +40,6 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
                                const __grid_constant__ Call<T> p, const Plan plan, T* out, float* lse) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using C = Config<kDim, kMode, kFew>;
-  constexpr bool kShared = C::kShared;
   constexpr int kRows = C::kRows, kKeys = C::kKeys, kRing = C::kRing, kGroups = C::kGroups;
   constexpr int kBytes = kRowBytes<T, kDim>, kColumns = kBytes / int(sizeof(T));
   constexpr bool kBias = C::kBias, kSoftmax = kMode == Mode::kSoftmax, kAhead = C::kAhead;
@@ -53,26 +52,27 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
   if (threadIdx.x == 0) {
     prefetch(q_map), prefetch(k_map), prefetch(v_map);
     if (p.kv_pages) prefetch(pages.k), prefetch(pages.v);
-    shared.init();
+    shared.init(p.kv_pages && !kBias ? 2 : 1);
   }
-  if constexpr (kShared) cluster_sync();
-  else __syncthreads();
+  __syncthreads();
   if (group < 0) {
     give_registers<C::kLoading>();
-    auto bring = [&](auto what) {
-      constexpr int kWhat = decltype(what)::value;
-      if constexpr (kShared) load_paged_tiles<kWhat>(shared, q_map, k_map, v_map, pages, p);
-      else if (p.kv_pages) load_paged_tiles<kWhat>(shared, q_map, k_map, v_map, pages, p);
-      else load_tiles<kWhat>(shared, q_map, k_map, v_map, p);
-    };
-    if (warp == 0)
-      bring(std::integral_constant<int, kBias ? kKeyTiles | kValueTiles : kKeyTiles>{});
-    else if (warp == 1)
+    constexpr std::integral_constant<int, kKeyTiles> kOfKeys;
+    constexpr std::integral_constant<int, kValueTiles> kOfValues;
+    constexpr std::integral_constant<int, kKeyTiles | kValueTiles> kAll;
+    if (warp == 1) {
       draw_items(shared, p, plan);
-    else if constexpr (kBias)
-      stage_bias(shared, p);
-    else if (warp == 2)
-      bring(std::integral_constant<int, kValueTiles>{});
+    } else if constexpr (kBias) {
+      if (warp > 1) stage_bias(shared, p);
+      else if (p.kv_pages) load_paged_tiles(kAll, shared, q_map, k_map, v_map, pages, p);
+      else load_tiles(shared, q_map, k_map, v_map, p);
+    } else if (!p.kv_pages) {
+      if (warp == 0) load_tiles(shared, q_map, k_map, v_map, p);
+    } else if (warp == 0) {
+      load_paged_tiles(kOfKeys, shared, q_map, k_map, v_map, pages, p);
+    } else if (warp == 2) {
+      load_paged_tiles(kOfValues, shared, q_map, k_map, v_map, pages, p);
+    }
     return;
   }
 
@@ -92,15 +92,11 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
     if constexpr (kBias) barrier.arrive_once();
     else barrier.arrive_for_warp(lane);
   };
-  auto give_back = [&](Barrier& barrier) {  // a tile of K or V
-    if constexpr (kShared) arrive_at_all_for_warp<C::kBlocks>(barrier, lane);
-    else release(barrier);
-  };
   for (;; turn.next()) {
     shared.work_full[turn.stage].wait(turn.parity);
     const Work& work = shared.work[turn.stage];
     const Sequence& s = work.s;
-    if (!work.there()) break;
+    if (work.rows <= 0) return;
     const VisibleKeys &some = shared.some[turn.stage][group], &every = shared.every[turn.stage][warp - 4];
 
     float sums[kDim / 2], w[kKeys / 2];
@@ -224,15 +220,13 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
       for (; n < work.tiles.last && !sees(n); n = work.tiles.from(n + 1)) {
         shared.k_full[ring.stage].wait(ring.parity), shared.v_full[ring.stage].wait(ring.parity);
         __syncwarp();
-        give_back(shared.k_empty[ring.stage]), give_back(shared.v_empty[ring.stage]);
+        release(shared.k_empty[ring.stage]), release(shared.v_empty[ring.stage]);
         ring.next();
         my_turn(), your_turn();
       }
       return n;
     };
 
-    if constexpr (kShared)
-      if (work.begin > 0) take_sums(sums, plan, work);
     shared.q_full[q_ring.stage].wait(q_ring.parity);
     if constexpr (kBias) {
       auto& bias = shared.bias;
@@ -314,7 +308,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
       pass(tiles.last);
     } else {
       // Runs of tiles that this warpgroup sees: the scores of a tile and the values of the one before it are multiplied at the same time.
-      for (int n = seek(work.tiles.from(kShared ? work.begin : 0)); n < work.tiles.last; n = seek(n)) {
+      for (int n = seek(work.tiles.from(0)); n < work.tiles.last; n = seek(n)) {
         shared.k_full[ring.stage].wait(ring.parity);
         my_turn();
         wgmma_fence();
@@ -322,8 +316,9 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
         wgmma_commit();
         your_turn();
         wgmma_wait<0>(w);
-        give_back(shared.k_empty[ring.stage]);
+        release(shared.k_empty[ring.stage]);
         weigh(n * kKeys);
+        if constexpr (kSoftmax) softmax.rescale(sums);
         round(0, kKeys / 32);
         Ring<kRing> now;
         for (;;) {
@@ -342,10 +337,10 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
           wgmma_commit();
           your_turn();
           wgmma_wait<1>(w);
-          give_back(shared.k_empty[ring.stage]);
+          release(shared.k_empty[ring.stage]);
           weigh(n * kKeys);
           wgmma_wait<0>(sums);
-          give_back(shared.v_empty[now.stage]);
+          release(shared.v_empty[now.stage]);
           if constexpr (kSoftmax) softmax.rescale(sums);
           round(0, kKeys / 32);
         }
@@ -353,36 +348,30 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
         add_values(now.stage);
         wgmma_commit();
         wgmma_wait<0>(sums);
-        give_back(shared.v_empty[now.stage]);
+        release(shared.v_empty[now.stage]);
       }
     }
 
-    if (kShared && work.more) {
-      leave_sums(sums, plan, work);
-    } else {
-      T* tile = shared.q[q_ring.stage];
-      add_own<T, kDim, kMode>(sums, softmax, shared, turn.stage, p, tile);
-      meet(kGroup + group, 128);
-      store_rows<T, kDim, kMode, kRows>(sums, softmax, work, p, tile, out, lse);
-      __syncwarp();
-      fence_async();
-    }
+    T* tile = shared.q[q_ring.stage];
+    add_own<T, kDim, kMode>(sums, softmax, shared, turn.stage, p, tile);
+    meet(kGroup + group, 128);
+    store_rows<T, kDim, kMode, kRows>(sums, softmax, work, p, tile, out, lse);
+    __syncwarp();
+    fence_async();
     release(shared.q_empty[q_ring.stage]), release(shared.work_empty[turn.stage]);
     q_ring.next();
   }
-  if constexpr (kShared) cluster_sync();  // the other block may still arrive here
 #endif
 }
 
 template <typename T, int kDim, Mode kMode, bool kFew = false>
 void run(const Call<T>& p, T* out, float* lse, int64_t query_rows, int64_t key_rows, Stream stream) {
   using C = Config<kDim, kMode, kFew>;
-  constexpr bool kShared = C::kShared;
   static_assert(sizeof(Shared<T, kDim, kMode, kFew>) <= kHopperShared);
-  if constexpr (kMode != Mode::kSoftmax && kDim == 128 && !kFew)
-    if ((query_rows / 128 + p.sequences) * p.heads <= processors() && p.sequences <= kFewSequences && p.max_attn_len == 0)
+  if constexpr (C::kBias && kDim == 128 && !kFew)
+    if ((query_rows / 128 + p.sequences) * p.heads <= processors() && p.sequences <= kFewSequences)
       return run<T, kDim, kMode, true>(p, out, lse, query_rows, key_rows, stream);
-  int64_t most = (query_rows / C::kItemRows + p.sequences) * p.heads;
+  int64_t most = (query_rows / C::kRows + p.sequences) * p.heads;
   bool few = p.sequences <= kFewSequences && most <= processors();
   HSTU_CHECK(most <= INT_MAX / 2, kInvalidArgument, "hstu_attention: ", query_rows, " rows of ", p.heads,
              " heads are too many for one call");
@@ -390,12 +379,13 @@ void run(const Call<T>& p, T* out, float* lse, int64_t query_rows, int64_t key_r
   PageMaps pages{q_map, q_map};
   if (p.kv_pages) {
     int64_t rows = 2 * p.page_size * p.page_count;
-    HSTU_CHECK(rows <= INT_MAX, kInvalidArgument, "hstu_attention: ", p.page_count, " pages of ", p.page_size, " slots are too many for one call");
+    HSTU_CHECK(rows <= INT_MAX, kInvalidArgument, "hstu_attention: ", p.page_count, " pages of ", p.page_size,
+               " slots are too many for one call");
     pages.k = tensor_map<T, kDim>(p.kv_pages, rows, p.heads, p.key_dim, kBox, p.page_width);
     pages.v = tensor_map<T, kDim>(p.kv_pages, rows, p.heads, p.value_dim, kBox, p.page_width);
   }
   if (key_rows > 0) {  // else all keys stand in pages
-    int box = kShared || p.kv_pages ? kBox : C::kKeys;
+    int box = p.kv_pages ? kBox : C::kKeys;
     k_map = tensor_map<T, kDim>(p.k, key_rows, p.heads, p.key_dim, box);
     v_map = tensor_map<T, kDim>(p.v, key_rows, p.heads, p.value_dim, box);
   }
@@ -405,18 +395,9 @@ void run(const Call<T>& p, T* out, float* lse, int64_t query_rows, int64_t key_r
   Plan plan{few ? nullptr : starts.get(), ticket, ordered ? ticket + 1 : nullptr, p.sequences, p.heads};
   auto kernel = hstu_attention_sm90_kernel<T, kDim, kMode, kFew>;
   constexpr size_t shared = sizeof(Shared<T, kDim, kMode, kFew>);
-  if constexpr (kShared) {
-    plan.rounds = int(ceil_div(std::min<int64_t>(p.max_seq_len, INT_MAX / 2), kStretch * C::kKeys));
-    Scratch<float4> sums(most * C::kBlocks * (kDim / 8) * 128, stream);
-    Scratch<int> reached(most * C::kBlocks * 4, stream);
-    reached.zero();
-    plan.sums = sums, plan.reached = reached;
-    launch_clusters<true>(kernel, C::kBlocks, most, C::kThreads, shared, stream, q_map, k_map, v_map, pages, p, plan, out, lse);
-  } else {
-    if (!few) launch(plan_kernel<T>, dim3(1), dim3(kLevels), 0, stream, p, starts.get(), plan, C::kRows);
-    dim3 blocks(unsigned(std::min<int64_t>(most, processors())));
-    launch(kernel, blocks, dim3(C::kThreads), shared, stream, q_map, k_map, v_map, pages, p, plan, out, lse);
-  }
+  if (!few) launch(plan_kernel<T>, dim3(1), dim3(kLevels), 0, stream, p, starts.get(), plan, C::kRows);
+  dim3 blocks(unsigned(std::min<int64_t>(most, processors())));
+  launch(kernel, blocks, dim3(C::kThreads), shared, stream, q_map, k_map, v_map, pages, p, plan, out, lse);
 }
 
 }  // namespace
@@ -427,7 +408,8 @@ bool forward_on_hopper(const Call<T>& p, bool softmax, T* out, float* lse, int64
   using namespace forward_sm90;
   bool bias = p.positions || p.last_bucket >= 0;
   if (softmax && (bias || p.dropout || !(p.alpha > 1e-20f && p.alpha < 1e20f))) return false;
-  if (!takes_hopper(p, query_rows, key_rows, reinterpret_cast<const void*>(hstu_attention_sm90_kernel<T, 64, Mode::kSilu, false>))) return false;
+  auto any = reinterpret_cast<const void*>(hstu_attention_sm90_kernel<T, 64, Mode::kSilu, false>);
+  if (!takes_hopper(p, query_rows, key_rows, any)) return false;
   if (piece_of(out, p.value_dim) != 16) return false;
   if (bias && !(std::fabs(p.alpha) > 1e-20f && std::fabs(p.alpha) < 1e20f)) return false;  // scores begin as bias / alpha
   if (query_rows == 0) return true;

@@ -3,30 +3,26 @@
 #pragma once
 #include "hstu_attention_bias_sm90.cuh"
 #include "hstu_attention_plan.cuh"
-#include "sm90/cluster.cuh"
 
 namespace hstu::cuda::attention {
 namespace forward_sm90 {
 
 using namespace sm90;
 
-// Tile sizes were measured (docs/hstu_attention.md). kFew, for calls of few items: two blocks of a cluster share an item, 64 rows each, and
-// bring half of each tile of keys to both; with a bias, items of fewer rows.
+// Tile sizes were measured (docs/hstu_attention.md). kFew: fewer rows an item, for calls that have few items.
 template <int kDim, Mode kMode, bool kFew = false>
 struct Config {
-  static constexpr bool kBias = kMode == Mode::kSiluBias, kShared = kFew && !kBias;
-  static constexpr int kBlocks = kShared ? 2 : 1;
-  static constexpr int kGroups = kShared ? 1 : kFew ? 2 : kDim <= 64 || (kBias && kDim <= 128) ? 3 : 2;  // warpgroups that compute; one more loads
+  static constexpr bool kBias = kMode == Mode::kSiluBias;
+  static constexpr int kGroups = kFew ? 2 : kDim <= 64 || (kBias && kDim <= 128) ? 3 : 2;  // warpgroups that compute; one more loads
   static constexpr int kRows = 64 * kGroups;
-  static constexpr int kItemRows = kBlocks * kRows;
   static constexpr int kKeys = kBias || kDim > 128 ? 64 : 128;  // of a tile
   static constexpr int kRing = !kBias || kDim > 128 ? 2 : kDim > 64 ? 3 : 4;  // tiles of K and of V in shared memory
   static constexpr int kQueries = kDim <= 128 ? 2 : 1;          // tiles of Q
   static constexpr bool kAhead = kBias && kDim <= 64;           // scores of the next tile have registers of their own
-  static constexpr bool kTurns = kGroups == 2 && !kBias && kDim == 128;  // warpgroups start their products in turns
+  static constexpr bool kTurns = !kBias && kDim == 128;         // warpgroups start their products in turns
   static constexpr int kThreads = 128 * (kGroups + 1);
-  static constexpr int kLoading = kBias || kShared || kDim == 128 ? 56 : kDim > 128 ? 24 : 32;  // registers a thread
-  static constexpr int kComputing = kShared ? 240 : kDim > 128 && !kBias ? 240 : kGroups == 2 ? 224 : kBias ? 152 : 160;
+  static constexpr int kLoading = kBias || kDim == 128 ? 56 : kDim > 128 ? 24 : 32;  // registers a thread
+  static constexpr int kComputing = kDim > 128 && !kBias ? 240 : kGroups == 2 ? 224 : kBias ? 152 : 160;
 };
 enum NamedBarrier { kTurn = 1, kGroup = 4 };  // of one warpgroup each
 
@@ -46,12 +42,12 @@ struct Shared {
   VisibleKeys every[kSlots][4 * C::kGroups];  // what every row of a warp sees
   std::conditional_t<C::kBias, BiasStages<C::kRows, C::kKeys, C::kRing>, None> bias;
 
-  __device__ __forceinline__ void init() {
+  __device__ __forceinline__ void init(int loaders) {  // warps that bring tiles
     constexpr int kWarps = 4 * C::kGroups;
     for (int x = 0; x < C::kQueries; ++x) q_full[x].init(1, 0), q_empty[x].init(0, kWarps);
     for (int x = 0; x < C::kRing; ++x)
-      k_full[x].init(0, C::kBias ? 2 : 1), v_full[x].init(0, 1), k_empty[x].init(0, C::kBlocks * kWarps), v_empty[x].init(0, C::kBlocks * kWarps);
-    for (int x = 0; x < kSlots; ++x) work_full[x].init(0, 1), work_empty[x].init(0, kWarps + (C::kBias ? 3 : 2));
+      k_full[x].init(0, C::kBias ? 2 : 1), v_full[x].init(0, 1), k_empty[x].init(0, kWarps), v_empty[x].init(0, kWarps);
+    for (int x = 0; x < kSlots; ++x) work_full[x].init(0, 1), work_empty[x].init(0, kWarps + loaders + (C::kBias ? 2 : 0));
     fence_barriers();
   }
 };
@@ -66,18 +62,16 @@ __device__ __forceinline__ int lane_id() {
 // By a warp: what the rows of an item see, each by itself and together, and the tiles that the item needs.
 template <typename Shared, typename T>
 __device__ __forceinline__ void stage_masks(Shared& shared, int slot, const Call<T>& p) {
-  using C = typename Shared::C;
-  constexpr int kRows = C::kRows, size = C::kKeys;
+  constexpr int kRows = Shared::C::kRows, size = Shared::C::kKeys;
   Work& work = shared.work[slot];
-  int lane = threadIdx.x % 32, before = C::kBlocks > 1 ? kRows * cluster_rank() : 0;
+  int lane = threadIdx.x % 32;
   VisibleKeys total{0, INT_MAX, 0, 0}, some = total;
 #pragma unroll 1
-  for (int r0 = 0; r0 < C::kItemRows; r0 += 32) {
-    int r = r0 - before + lane, i = work.s.shift + work.first + r;  // r is the other block's where it is not in 0 .. kRows - 1
-    bool mine = C::kBlocks == 1 || (r >= 0 && r < kRows);
+  for (int r0 = 0; r0 < kRows; r0 += 32) {
+    int r = r0 + lane, i = work.s.shift + work.first + r;
     VisibleKeys keys{0, 0, 0, i + 1};
-    if (r < (C::kBlocks == 1 ? work.rows : work.s.queries - work.first)) keys = visible_keys(p, work.s, i);
-    if (mine) shared.seen[slot][r] = keys;
+    if (r < work.rows) keys = visible_keys(p, work.s, i);
+    shared.seen[slot][r] = keys;
     bool empty = keys.begin >= keys.end;
     int first = empty ? INT_MAX : keys.begin, last = empty ? 0 : keys.end;
 #pragma unroll
@@ -86,13 +80,13 @@ __device__ __forceinline__ void stage_masks(Shared& shared, int slot, const Call
       auto least = [&](int x) { return __reduce_min_sync(kFullWarp, here ? x : INT_MAX); };
       auto most = [&](int x) { return __reduce_max_sync(kFullWarp, here ? x : 0); };
       VisibleKeys every{least(keys.prefix), most(keys.begin), least(keys.end), 0}, any{most(keys.prefix), least(first), most(last), 0};
-      if (mine && lane == 0) shared.every[slot][r / 16 + half] = every;
-      if constexpr (C::kBias)
-        if (lane == 0) shared.bias.some[slot][r / 16 + half] = any;
+      if (lane == 0) shared.every[slot][r0 / 16 + half] = every;
+      if constexpr (Shared::C::kBias)
+        if (lane == 0) shared.bias.some[slot][r0 / 16 + half] = any;
       some = {max(some.prefix, any.prefix), min(some.begin, any.begin), max(some.end, any.end), 0};
     }
     if (r0 % 64 == 0) continue;
-    if (mine && lane == 0) shared.some[slot][r / 64] = some;
+    if (lane == 0) shared.some[slot][r0 / 64] = some;
     total = {max(total.prefix, some.prefix), min(total.begin, some.begin), max(total.end, some.end), 0};
     some = {0, INT_MAX, 0, 0};
   }
@@ -112,22 +106,15 @@ __device__ __forceinline__ void load(T* tile, const CUtensorMap& map, int head, 
 template <typename T, int kDim, Mode kMode, bool kFew>
 __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode, kFew>& shared, const Call<T>& p, const Plan& plan) {
   using C = Config<kDim, kMode, kFew>;
-  constexpr bool kShared = C::kShared;
-  int lane = threadIdx.x % 32, starts = plan.own_starts(p, C::kItemRows), item = int(blockIdx.x), items = plan.items(starts);
+  int lane = threadIdx.x % 32, starts = plan.own_starts(p, C::kRows), item = int(blockIdx.x), items = plan.items(starts);
   if constexpr (C::kBias) {
     for (int x = lane; x < int(sizeof(NearBuckets) / 8); x += 32)
       reinterpret_cast<uint2*>(&shared.bias.buckets)[x] = reinterpret_cast<const uint2*>(&kNearBuckets)[x];
     __syncwarp();
   }
-  [[maybe_unused]] Stretches stretches{items, plan.rounds};
   int drawn = 0;
-  for (Ring<kSlots> turn;;) {
+  for (Ring<kSlots> turn;; turn.next(), ++drawn) {
     Work work{};
-    [[maybe_unused]] Stretch stretch;
-    if constexpr (kShared) {
-      stretch = stretches.next();
-      item = stretch.item, work.item = item, work.begin = stretch.begin;
-    }
     if (item < items) {
       Plan::Item found = plan.item(item, starts);
       work.head = found.head, work.s = sequence_of(p, found.sequence);
@@ -135,15 +122,14 @@ __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode, kFew>& shared,
         int last = work.s.queries - (work.s.queries - 1) / C::kRows * C::kRows + found.tile * C::kRows;
         work.first = max(last - C::kRows, 0), work.rows = last - work.first;
       } else {
-        work.first = found.tile * C::kItemRows + (kShared ? C::kRows * cluster_rank() : 0);
-        work.rows = max(min(C::kRows, work.s.queries - work.first), 0);
+        work.first = found.tile * C::kRows, work.rows = min(C::kRows, work.s.queries - work.first);
       }
     }
     shared.work_empty[turn.stage].wait(turn.parity ^ 1);
     if (lane == 0) shared.work[turn.stage] = work;  // read from there: registers are short
     __syncwarp();
-    Work& here = shared.work[turn.stage];
-    bool some = here.there();
+    const Work& here = shared.work[turn.stage];
+    bool some = here.rows > 0;
     if (some) {
       if constexpr (C::kBias) {
         RowTimes<T, C::kRows> times(p, here);
@@ -153,28 +139,19 @@ __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode, kFew>& shared,
         stage_masks(shared, turn.stage, p);
       }
     }
-    if constexpr (kShared) {
-      __syncwarp();
-      int last = here.tiles.last;
-      __syncwarp();
-      if (some && stretch.begin > 0 && stretch.begin >= last) continue;  // the item has come to its end before
-    }
     if (some && lane == 0) {
       shared.keys[turn.stage] = rows_of(p, here.s, here.head, p.k, p.key_dim, false);
       shared.values[turn.stage] = rows_of(p, here.s, here.head, p.v, p.value_dim, true);
-      if constexpr (kShared) here.more = stretch.end < here.tiles.last, here.tiles.last = min(here.tiles.last, stretch.end);
     }
     __syncwarp();
     shared.work_full[turn.stage].arrive_for_warp(lane);
     if (!some) return;
-    if constexpr (!kShared) item = plan.draw();
-    turn.next(), ++drawn;
+    item = plan.draw();
   }
 }
 
-// Of the loading warpgroup: the tiles of Q and K, of V, or of all.
-enum { kKeyTiles = 1, kValueTiles = 2 };
-template <int kWhat, typename T, int kDim, Mode kMode, bool kFew>
+// Warp 0 of the loading warpgroup: the tiles of Q, K and V.
+template <typename T, int kDim, Mode kMode, bool kFew>
 __device__ __forceinline__ void load_tiles(Shared<T, kDim, kMode, kFew>& shared, const CUtensorMap& q_map, const CUtensorMap& k_map,
                                            const CUtensorMap& v_map, const Call<T>& p) {
   using C = Config<kDim, kMode, kFew>;
@@ -184,29 +161,25 @@ __device__ __forceinline__ void load_tiles(Shared<T, kDim, kMode, kFew>& shared,
   for (Ring<kSlots> turn;; turn.next()) {
     shared.work_full[turn.stage].wait(turn.parity);
     const Work& work = shared.work[turn.stage];
-    if (!work.there()) return;
+    if (work.rows <= 0) return;
     auto bring = [&](T* tile, const CUtensorMap& map, int n, Barrier& full) {
       if (lane == 0) load<T, kDim, C::kKeys>(tile, map, work.head, work.s.key + n * C::kKeys, full);
       full.arrive_beside(lane);
     };
-    bool q_to_come = kWhat & kKeyTiles;
+    bool q_to_come = true;
     auto bring_q = [&] {
       shared.q_empty[q_ring.stage].wait(q_ring.parity ^ 1);
       if (lane == 0)
         load<T, kDim, C::kRows>(shared.q[q_ring.stage], q_map, work.head, work.s.query + work.first, shared.q_full[q_ring.stage]);
       q_ring.next(), q_to_come = false;
     };
-    if (C::kQueries > 1 && q_to_come) bring_q();
+    if (C::kQueries > 1) bring_q();
     for (int n = work.tiles.from(0); n < work.tiles.last; n = work.tiles.from(n + 1)) {
-      if constexpr (kWhat & kKeyTiles) {
-        shared.k_empty[ring.stage].wait(ring.parity ^ 1);
-        bring(shared.k[ring.stage], k_map, n, shared.k_full[ring.stage]);
-        if (q_to_come) bring_q();
-      }
-      if constexpr (kWhat & kValueTiles) {
-        shared.v_empty[ring.stage].wait(ring.parity ^ 1);
-        bring(shared.v[ring.stage], v_map, n, shared.v_full[ring.stage]);
-      }
+      shared.k_empty[ring.stage].wait(ring.parity ^ 1);
+      bring(shared.k[ring.stage], k_map, n, shared.k_full[ring.stage]);
+      if (q_to_come) bring_q();
+      shared.v_empty[ring.stage].wait(ring.parity ^ 1);
+      bring(shared.v[ring.stage], v_map, n, shared.v_full[ring.stage]);
       ring.next();
     }
     if (q_to_come) bring_q();

@@ -51,15 +51,4 @@ __device__ __forceinline__ void load_box_for_all(uint32_t to, const CUtensorMap&
       : "memory");
 }
 
-// load_tile for rows of the tile from `first` (a multiple of 8) on, as many as a box of the map has, to kBlocks blocks of the cluster.
-template <typename T, int kDim, int kTileRows, int kBlocks>
-__device__ __forceinline__ void load_tile_rows(T* tile, int first, const CUtensorMap& map, int head, int row, Barrier& full) {
-  constexpr int kBytes = kRowBytes<T, kDim>, kColumns = kBytes / int(sizeof(T));
-  uint32_t to = shared_address(tile) + first * kBytes;
-#pragma unroll
-  for (int d = 0; d < kDim; d += kColumns, to += kTileRows * kBytes)
-    if constexpr (kBlocks > 1) load_box_for_all(to, map, d, head, row, full, (1 << kBlocks) - 1);
-    else load_box(to, map, d, head, row, full);
-}
-
 }  // namespace hstu::cuda::sm90

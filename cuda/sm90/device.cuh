@@ -32,23 +32,21 @@ inline bool runs_hopper(const void* kernel) {
   return runs;
 }
 
-// Clusters of `blocks` blocks, one block a processor, of which some may wait for others of their cluster; kTogether: for any other.
-template <bool kTogether = false, typename... P, typename... A>
+// Clusters of `blocks` blocks, one block a processor, of which some may wait for others of their cluster.
+template <typename... P, typename... A>
 void launch_clusters(void (*kernel)(P...), int blocks, int64_t clusters, int threads, size_t shared, Stream stream, A&&... arguments) {
   if (clusters == 0) return;
   allow_shared(kernel, shared);
-  cudaLaunchAttribute attributes[2]{};
-  attributes[0].id = cudaLaunchAttributeClusterDimension;
-  attributes[0].val.clusterDim = {unsigned(blocks), 1, 1};
-  attributes[1].id = cudaLaunchAttributeCooperative;
-  attributes[1].val.cooperative = 1;
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {unsigned(blocks), 1, 1};
   cudaLaunchConfig_t config{};
   config.gridDim = dim3(unsigned(blocks * std::min<int64_t>(clusters, processors() / blocks)));
   config.blockDim = dim3(unsigned(threads));
   config.dynamicSmemBytes = shared;
   config.stream = handle_of(stream);
-  config.attrs = attributes;
-  config.numAttrs = kTogether ? 2 : 1;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
   CUDA_CHECK(cudaLaunchKernelEx(&config, kernel, std::forward<A>(arguments)...));
 }
 

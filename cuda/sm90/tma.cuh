@@ -72,11 +72,10 @@ __device__ __forceinline__ void load_tile(T* tile, const CUtensorMap& map, int h
 #pragma unroll
   for (int d = 0; d < kDim; d += kColumns) load_box(shared_address(tile) + d / kColumns * kTileRows * kBytes, map, d, head, int(row), full);
 }
-// Asks for as many rows from `row` on as a box of the map has to be in L2 soon.
-template <typename T, int kDim>
-__device__ __forceinline__ void prefetch_rows(const CUtensorMap& map, int head, int row) {
-#pragma unroll
-  for (int d = 0; d < kDim; d += kRowBytes<T, kDim> / int(sizeof(T))) prefetch_box(map, d, head, row);
+// The same for rows of the tile from `first` (a multiple of 8) on, as many as a box of the map has.
+template <typename T, int kDim, int kTileRows>
+__device__ __forceinline__ void load_tile_rows(T* tile, int first, const CUtensorMap& map, int head, int64_t row, Barrier& full) {
+  load_tile<T, kDim, kTileRows>(tile + first * (kRowBytes<T, kDim> / int(sizeof(T))), map, head, row, full);
 }
 
 }  // namespace hstu::cuda::sm90
