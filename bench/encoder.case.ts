@@ -79,27 +79,29 @@ function rowsOf(N: number, run: Run): Row[] {
   const own = N === PEER_N ? peersIn(run.peers, peerCase(N)) : {}
   const published = publishedPeers({ case: 'encoder', N })
   return formsOf(N, B).flatMap(({ lengths, batches, peers }) =>
-    [false, true].map(bias => {
-      const seconds = batches.slice(0, bias ? kBiasDraws : kDraws).map(batch => secondsOf(batch, N, bias, run))
-      const ms = [0, 1].map(i => round(1e3 * mean(seconds.map(pair => pair[i]!))))
-      const pairsOf = (rows: Record<string, Value>) =>
-        Object.fromEntries(
-          Object.entries(rows)
-            .filter(([name]) => peers.includes(name))
-            .map(([name, value]) => [name, (value as number[]).slice(0, 2)]),
-        )
-      const [measured, theirs] = [pairsOf(own), pairsOf(published)]
-      const all = Object.entries({ ...theirs, ...measured })
-      const share = Object.fromEntries(all.map(([name, value]) => [name, shareOf(ms, value, 'ms')]))
-      return {
-        ...{ case: 'encoder', lengths, draws: seconds.length, ...shape, N, B, dtype: 'bf16', unit: 'ms' },
-        ...{ tokens: Math.round(mean(batches.map(batch => batch.reduce((a, b) => a + b, 0)))) },
-        ...{ bias: bias ? 'position and time' : 'none', ms, hstu: ms },
-        ...(lengths === 'raw' ? { sequences: batches[0] as Value } : {}),
-        ...measured,
-        ...{ published: theirs, share: share as Record<string, Value> },
-      } as Row
-    }),
+    [false, true]
+      .filter(bias => run.options.only.test(`N ${N} ${lengths}${bias ? ' bias' : ''}`))
+      .map(bias => {
+        const seconds = batches.slice(0, bias ? kBiasDraws : kDraws).map(batch => secondsOf(batch, N, bias, run))
+        const ms = [0, 1].map(i => round(1e3 * mean(seconds.map(pair => pair[i]!))))
+        const pairsOf = (rows: Record<string, Value>) =>
+          Object.fromEntries(
+            Object.entries(rows)
+              .filter(([name]) => peers.includes(name))
+              .map(([name, value]) => [name, (value as number[]).slice(0, 2)]),
+          )
+        const [measured, theirs] = [pairsOf(own), pairsOf(published)]
+        const all = Object.entries({ ...theirs, ...measured })
+        const share = Object.fromEntries(all.map(([name, value]) => [name, shareOf(ms, value, 'ms')]))
+        return {
+          ...{ case: 'encoder', lengths, draws: seconds.length, ...shape, N, B, dtype: 'bf16', unit: 'ms' },
+          ...{ tokens: Math.round(mean(batches.map(batch => batch.reduce((a, b) => a + b, 0)))) },
+          ...{ bias: bias ? 'position and time' : 'none', ms, hstu: ms },
+          ...(lengths === 'raw' ? { sequences: batches[0] as Value } : {}),
+          ...measured,
+          ...{ published: theirs, share: share as Record<string, Value> },
+        } as Row
+      }),
   )
 }
 

@@ -58,7 +58,7 @@ export interface RunOptions {
   device: Device
   /** Of soak: steps. */
   steps: number
-  /** Of quality, stochastic_length_ne and training_step: cases whose name this matches. */
+  /** Of quality, stochastic_length_ne, training_step and encoder: cases whose name this matches. */
   only: RegExp
 }
 
