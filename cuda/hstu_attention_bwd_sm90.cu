@@ -38,6 +38,7 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
     if constexpr (kBias) shared.init();
     fence_barriers();
   }
+  if constexpr (kBias && kArrivalsOfWarp > 1) fill_thresholds<T, kDim>(shared, threadIdx.x, S::kThreads);
   __syncthreads();
 
   if (group < 0) {

@@ -302,6 +302,12 @@ __device__ __forceinline__ void sum_tables(SharedWithBias<T, kDim>& shared, int 
   }
 }
 
+// All warps read them: behind a tile's bias, or for racecheck, which does not follow that, behind the block's first barrier.
+template <typename T, int kDim>
+__device__ __forceinline__ void fill_thresholds(SharedWithBias<T, kDim>& shared, int thread, int threads) {
+  for (int x = thread; x < kNearThresholds; x += threads) shared.threshold[x] = uint32_t(min(kThresholds.at[x], int64_t(UINT32_MAX)));
+}
+
 // The warpgroup of the tables.
 template <typename T, int kDim>
 __device__ __forceinline__ void keep_tables(SharedWithBias<T, kDim>& shared, const Call<T>& p, const Gradients<T>& g, int positions) {
@@ -310,7 +316,7 @@ __device__ __forceinline__ void keep_tables(SharedWithBias<T, kDim>& shared, con
     for (int at = thread; at < int(sizeof(x) / 4); at += 128) reinterpret_cast<uint32_t*>(&x)[at] = 0;
   };
   clear(shared.sums), clear(shared.runs), clear(shared.far), clear(shared.blocks), clear(shared.zero);
-  for (int x = thread; x < kNearThresholds; x += 128) shared.threshold[x] = uint32_t(min(kThresholds.at[x], int64_t(UINT32_MAX)));
+  if constexpr (kArrivalsOfWarp == 1) fill_thresholds<T, kDim>(shared, thread, 128);
   meet(kTablesBarrier, 128);
   if (warp == SharedWithBias<T, kDim>::kWarps)
     stage_bias<T, kDim>(shared, p, g, positions);
