@@ -1,5 +1,6 @@
 import { check } from '../errors.js'
 import type { Random } from '../random.js'
+import { wordsOf } from './words.js'
 
 /** Values of {@link LengthSelection}. */
 export const lengthSelections = ['weighted', 'recent', 'random'] as const
@@ -62,18 +63,7 @@ export class StochasticLength {
     if (n <= this.bound || random.float() < this.wholeProbability(n)) return null
     const keys = this.#keys(times, random)
     if (wanted) for (let i = 0; i < L; i++) if (wanted[i]) keys[i] = -1 / (1 + keys[i]!)
-    // The rows up to the largest key that fits.
-    const order = keys.slice().sort()
-    let [kept, over] = [0, L]
-    while (over - kept > 1) {
-      const middle = (kept + over) >> 1
-      const key = order[middle - 1]!
-      let sum = 0
-      for (let i = 0; i < L; i++) if (keys[i]! <= key) sum += tokens ? tokens[i]! : 1
-      if (sum <= this.bound) kept = middle
-      else over = middle
-    }
-    const limit = kept === 0 ? -Infinity : order[kept - 1]!
+    const limit = largestWithin(this.bound, keys, tokens ?? new Uint8Array(L).fill(1))
     const stays = new Uint8Array(L)
     for (let i = 0; i < L; i++) stays[i] = Number(keys[i]! <= limit)
     return stays
@@ -86,9 +76,10 @@ export class StochasticLength {
     if (this.selection === 'recent') for (let i = 0; i < L; i++) keys[i] = L - 1 - i
     if (this.selection === 'random') for (let i = 0; i < L; i++) keys[i] = random.float()
     if (this.selection !== 'weighted') return keys
+    const words = wordsOf(times)
     const now = Number(times[L - 1]!)
     let total = 0
-    for (let i = 0; i < L; i++) total += keys[i] = now - Number(times[i]!)
+    for (let i = 0; i < L; i++) total += keys[i] = now - (words[2 * i + 1]! * 2 ** 32 + (words[2 * i]! >>> 0))
     // The smallest of exponential variables of rates w are a sample without replacement by weights w (Efraimidis and Spirakis, 2006).
     for (let i = 0; i < L; i++) {
       const weight = total > 0 ? 1 - keys[i]! / total : 1
@@ -96,6 +87,31 @@ export class StochasticLength {
     }
     return keys
   }
+}
+
+/** The largest key up to which rows have `bound` tokens at most; -Infinity for none. Quickselect, by tokens. */
+function largestWithin(bound: number, keys: Float64Array, tokens: Uint8Array): number {
+  const [left, weights] = [keys.slice(), tokens.slice()]
+  let [count, room, limit] = [left.length, bound, -Infinity]
+  while (count > 0) {
+    const pivot = left[count >> 1]!
+    let sum = 0
+    for (let i = 0; i < count; i++) sum += left[i]! <= pivot ? weights[i]! : 0
+    const fits = sum <= room
+    if (fits) {
+      limit = pivot
+      room -= sum
+    }
+    let rest = 0
+    for (let i = 0; i < count; i++) {
+      const key = left[i]!
+      left[rest] = key
+      weights[rest] = weights[i]!
+      rest += Number(fits ? key > pivot : key < pivot)
+    }
+    count = rest
+  }
+  return limit
 }
 
 /** Sums over the sequences of a run; plain JSON. */

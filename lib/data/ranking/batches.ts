@@ -1,5 +1,6 @@
 import { check } from '../../errors.js'
 import type { Random } from '../../random.js'
+import { wordsOf } from '../words.js'
 import type { CandidateRows, HistoryRows, RequestBatch } from './schema.js'
 
 const rowsBetween = (offsets: BigInt64Array, from: number, to: number) => {
@@ -129,7 +130,19 @@ export function expandBatch(batch: RequestBatch): { batch: RequestBatch; history
 
 function filtered<A extends AnyArray>(array: A, rows: Int32Array): A {
   const kept = new (array.constructor as new (length: number) => A)(rows.length)
-  for (let t = 0; t < rows.length; t++) kept[t] = array[rows[t]!]!
+  if (array instanceof Uint8Array) for (let t = 0; t < rows.length; t++) kept[t] = array[rows[t]!]!
+  else if (array instanceof BigInt64Array) {
+    const [from, to] = [wordsOf(array), wordsOf(kept as BigInt64Array)]
+    for (let t = 0; t < rows.length; t++) {
+      const row = rows[t]!
+      to[2 * t] = from[2 * row]!
+      to[2 * t + 1] = from[2 * row + 1]!
+    }
+  } else {
+    const bits = (of: AnyArray) => new Int32Array(of.buffer, of.byteOffset, of.length) // NaN as it is
+    const [from, to] = [bits(array), bits(kept)]
+    for (let t = 0; t < rows.length; t++) to[t] = from[rows[t]!]!
+  }
   return kept
 }
 
@@ -150,14 +163,13 @@ export function selectHistory(batch: RequestBatch, keep: ArrayLike<number>): Req
   let count = 0
   for (let b = 0; b < B; b++) {
     const [first, end] = [Number(offsets[b]!), Number(offsets[b + 1]!)]
-    const start = count
+    const [start, supervised] = [count, first + batch.supervisedFrom[b]!]
     for (let t = first; t < end; t++) {
-      if (t === first + batch.supervisedFrom[b]!) supervisedFrom[b] = count - start
-      if (!keep[t]) continue
-      if (count === start) historyStart[b]! += t - first
-      rows[count++] = t
+      rows[count] = t
+      count += keep[t] ? 1 : 0
+      if (t < supervised) supervisedFrom[b] = count - start
     }
-    if (batch.supervisedFrom[b] === end - first) supervisedFrom[b] = count - start
+    if (count > start) historyStart[b]! += rows[start]! - first
     own[b + 1] = BigInt(count)
   }
   const kept = rows.subarray(0, count)
@@ -189,7 +201,7 @@ export function hideItems(batch: RequestBatch, share: number, randomOf: (b: numb
   }
 }
 
-/** The batch with at most the last `maxHistory` rows of every history. */
+/** The batch with at most the last `maxHistory` rows of every history; the batch itself where none has more. */
 export function truncateHistory(batch: RequestBatch, maxHistory: number): RequestBatch {
   check(
     Number.isInteger(maxHistory) && maxHistory >= 0,
@@ -198,9 +210,11 @@ export function truncateHistory(batch: RequestBatch, maxHistory: number): Reques
   )
   const { offsets, items } = batch.history
   const keep = new Uint8Array(items.length)
+  let whole = true
   for (let b = 0; b < batch.requests.length; b++) {
     const [first, end] = [Number(offsets[b]!), Number(offsets[b + 1]!)]
+    whole &&= end - first <= maxHistory
     keep.fill(1, Math.max(first, end - maxHistory), end)
   }
-  return selectHistory(batch, keep)
+  return whole ? batch : selectHistory(batch, keep)
 }

@@ -20,7 +20,8 @@ export function shortenHistories(
   const T = times.length
   const K = T === 0 ? 0 : targets.historyWeights.length / T
   const wanted = new Uint8Array(T)
-  for (let t = 0; t < T; t++) for (let k = 0; k < K; k++) if (targets.historyWeights[t * K + k]! > 0) wanted[t] = 1
+  const { historyLabels, historyWeights } = targets
+  for (let t = 0, at = 0; t < T; t++) for (let k = 0; k < K; k++) if (historyWeights[at++]! > 0) wanted[t] = 1
   const tokens = new Uint8Array(T).fill(1)
   if (fusion === 'interleave') for (let t = 0; t < T; t++) if (series[t] === 0) tokens[t] = 2
   const keep = new Uint8Array(T).fill(1)
@@ -29,14 +30,15 @@ export function shortenHistories(
     const [first, end] = [Number(offsets[b]!), Number(offsets[b + 1]!)]
     const rows = { times: times.subarray(first, end), tokens: tokens.subarray(first, end) }
     const chosen = lengths.choose({ ...rows, wanted: wanted.subarray(first, end) }, randomOf(b))
-    let [before, after] = [0, 0]
+    if (chosen) keep.set(chosen, first)
+    let [before, after, labels] = [0, 0, 0]
     for (let t = first; t < end; t++) {
-      const stays = chosen ? chosen[t - first]! : 1
-      keep[t] = stays
+      const stays = keep[t]!
       before += tokens[t]!
       after += stays * tokens[t]!
-      counts.labels += wanted[t]! * (1 - stays)
+      labels += wanted[t]! * (1 - stays)
     }
+    counts.labels += labels
     counts.sequences += 1
     counts.cut += Number(chosen !== null)
     counts.tokens += before
@@ -47,12 +49,13 @@ export function shortenHistories(
   if (counts.cut === 0) return { batch, targets, counts }
   const short = selectHistory(batch, keep)
   const rowsOf = (values: Float32Array) => {
-    const kept = new Float32Array(short.history.items.length * K)
-    let to = 0
-    for (let t = 0; t < T; t++) if (keep[t]) for (let k = 0; k < K; k++) kept[to++] = values[t * K + k]!
-    return kept
+    const kept = new Float32Array(short.history.items.length * K + K) // and room for a row that goes
+    for (let t = 0, to = 0; t < T; t++) {
+      for (let k = 0; k < K; k++) kept[to + k] = values[t * K + k]!
+      to += keep[t]! * K
+    }
+    return kept.subarray(0, kept.length - K)
   }
-  const { historyLabels, historyWeights } = targets
   return {
     batch: short,
     targets: { ...targets, historyLabels: rowsOf(historyLabels), historyWeights: rowsOf(historyWeights) },

@@ -97,7 +97,7 @@ export function taskTargets(
   )
   const { history, candidates, supervisedFrom } = batch
   const [T, M, K] = [history.items.length, candidates.items.length, tasks.length]
-  const rows = supervise === 'candidates' ? new Uint8Array(T) : supervisedRows()
+  const rows = supervise === 'candidates' ? [] : supervisedRows()
   const targets: TaskTargets = {
     labels: new Float32Array(M * K),
     weights: new Float32Array(M * K),
@@ -115,6 +115,7 @@ export function taskTargets(
     if (supervise !== 'history')
       for (let m = 0; m < M; m++)
         assign(task, targets, m * K + k, candidates.actions[m]!, candidates.taken[m]!, shown?.[m])
+    if (supervise === 'candidates') return
     for (let t = 0; t < T; t++)
       if (rows[t]) assign(task, known, t * K + k, history.actions[t]!, history.taken[t]!, past?.[t])
   })
