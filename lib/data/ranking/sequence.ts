@@ -1,3 +1,4 @@
+import { wordsOf } from '../words.js'
 import type { RequestBatch } from './schema.js'
 
 /**
@@ -51,7 +52,8 @@ export function tokenLayout(
   const [B, T, M] = [batch.requests.length, history.items.length, candidates.items.length]
   const interleave = fusion === 'interleave'
   let tokens = B * contextual + T + M
-  if (interleave) for (const series of history.series) tokens += Number(series === 0)
+  const { series } = history
+  if (interleave) for (let t = 0; t < T; t++) tokens += Number(series[t] === 0)
   const layout: TokenLayout = {
     ...{ fusion, contextual, maxSeqLen: 0 },
     seqOffsets: new BigInt64Array(B + 1),
@@ -61,26 +63,33 @@ export function tokenLayout(
     historyTokens: new BigInt64Array(T),
     candidateTokens: new BigInt64Array(M),
   }
-  const { source, times } = layout
-  const sourceWords = new Int32Array(source.buffer) // low word, high word: no bigint a token
+  const [source, times, historyTimes] = [wordsOf(layout.source), wordsOf(layout.times), wordsOf(history.times)]
+  const [historyTokens, candidateTokens] = [wordsOf(layout.historyTokens), wordsOf(layout.candidateTokens)]
   const [historyRows, actionRows] = [B * contextual, B * contextual + T]
   const candidateRows = interleave ? actionRows + T : actionRows
   let n = 0
-  const token = (row: number, time: bigint) => {
-    sourceWords[2 * n] = row
-    times[n] = time
-    return BigInt(n++)
-  }
   for (let b = 0; b < B; b++) {
     const start = n
     const now = batch.times[b]!
-    for (let c = 0; c < contextual; c++) token(b * contextual + c, now)
-    for (let t = Number(history.offsets[b]!); t < Number(history.offsets[b + 1]!); t++) {
-      layout.historyTokens[t] = token(historyRows + t, history.times[t]!)
-      if (interleave && history.series[t] === 0) token(actionRows + t, history.times[t]!)
+    for (let c = 0; c < contextual; c++) source[2 * n++] = b * contextual + c
+    layout.times.fill(now, start, n)
+    for (let t = Number(history.offsets[b]!), last = Number(history.offsets[b + 1]!); t < last; t++) {
+      const [low, high] = [historyTimes[2 * t]!, historyTimes[2 * t + 1]!]
+      historyTokens[2 * t] = n
+      source[2 * n] = historyRows + t
+      times[2 * n] = low
+      times[2 * n++ + 1] = high
+      if (!interleave || series[t] !== 0) continue
+      source[2 * n] = actionRows + t
+      times[2 * n] = low
+      times[2 * n++ + 1] = high
     }
     const [first, end] = [Number(candidates.offsets[b]!), Number(candidates.offsets[b + 1]!)]
-    for (let m = first; m < end; m++) layout.candidateTokens[m] = token(candidateRows + m, now)
+    layout.times.fill(now, n, n + end - first)
+    for (let m = first; m < end; m++) {
+      candidateTokens[2 * m] = n
+      source[2 * n++] = candidateRows + m
+    }
     layout.numTargets[b] = end - first
     layout.seqOffsets[b + 1] = BigInt(n)
     layout.maxSeqLen = Math.max(layout.maxSeqLen, n - start)
