@@ -63,7 +63,7 @@ export class StochasticLength {
     if (n <= this.bound || random.float() < this.wholeProbability(n)) return null
     const keys = this.#keys(times, random)
     if (wanted) for (let i = 0; i < L; i++) if (wanted[i]) keys[i] = -1 / (1 + keys[i]!)
-    const limit = largestWithin(this.bound, keys, tokens ?? new Uint8Array(L).fill(1))
+    const limit = largestWithin(this.bound, keys, tokens ?? new Uint8Array(L).fill(1), n)
     const stays = new Uint8Array(L)
     for (let i = 0; i < L; i++) stays[i] = Number(keys[i]! <= limit)
     return stays
@@ -89,12 +89,18 @@ export class StochasticLength {
   }
 }
 
-/** The largest key up to which rows have `bound` tokens at most; -Infinity for none. Quickselect, by tokens. */
-function largestWithin(bound: number, keys: Float64Array, tokens: Uint8Array): number {
+/** The largest key up to which rows have `bound` tokens at most, of `all`; -Infinity for none. Quickselect, by tokens. */
+function largestWithin(bound: number, keys: Float64Array, tokens: Uint8Array, all: number): number {
   const [left, weights] = [keys.slice(), tokens.slice()]
-  let [count, room, limit] = [left.length, bound, -Infinity]
+  const sample = new Float64Array(32)
+  let [count, total, room, limit] = [left.length, all, bound, -Infinity]
   while (count > 0) {
-    const pivot = left[count >> 1]!
+    let pivot = left[count >> 1]!
+    if (count > 8 * sample.length) {
+      const stride = Math.floor(count / sample.length)
+      for (let i = 0; i < sample.length; i++) sample[i] = left[i * stride]!
+      pivot = sample.sort()[Math.min(sample.length - 1, Math.floor((room / total) * sample.length))]!
+    }
     let sum = 0
     for (let i = 0; i < count; i++) sum += left[i]! <= pivot ? weights[i]! : 0
     const fits = sum <= room
@@ -102,6 +108,7 @@ function largestWithin(bound: number, keys: Float64Array, tokens: Uint8Array): n
       limit = pivot
       room -= sum
     }
+    total = fits ? total - sum : sum
     let rest = 0
     for (let i = 0; i < count; i++) {
       const key = left[i]!

@@ -146,6 +146,17 @@ function filtered<A extends AnyArray>(array: A, rows: Int32Array): A {
   return kept
 }
 
+/** The rows where `keep` is not 0, in order. */
+export function keptRows(keep: ArrayLike<number>): Int32Array {
+  const rows = new Int32Array(keep.length)
+  let count = 0
+  for (let t = 0; t < rows.length; t++) {
+    rows[count] = t
+    count += keep[t] ? 1 : 0
+  }
+  return rows.subarray(0, count)
+}
+
 /**
  * The batch with some rows of its histories: what Stochastic Length and a shorter maximum leave. Rows keep their order
  * and times; an item and its actions are one row, and go together.
@@ -156,7 +167,7 @@ export function selectHistory(batch: RequestBatch, keep: ArrayLike<number>): Req
   const T = batch.history.items.length
   check(keep.length === T, 'ERR_HSTU_INVALID_ARGUMENT', () => `keep has ${keep.length} entries for ${T} rows`)
   const B = batch.requests.length
-  const rows = new Int32Array(T)
+  const rows = keptRows(keep)
   const own = new BigInt64Array(B + 1)
   const supervisedFrom = new Int32Array(B)
   const historyStart = batch.historyStart.slice()
@@ -164,17 +175,12 @@ export function selectHistory(batch: RequestBatch, keep: ArrayLike<number>): Req
   for (let b = 0; b < B; b++) {
     const [first, end] = [Number(offsets[b]!), Number(offsets[b + 1]!)]
     const [start, supervised] = [count, first + batch.supervisedFrom[b]!]
-    for (let t = first; t < end; t++) {
-      rows[count] = t
-      count += keep[t] ? 1 : 0
-      if (t < supervised) supervisedFrom[b] = count - start
-    }
+    while (count < rows.length && rows[count]! < end) supervisedFrom[b]! += Number(rows[count++]! < supervised)
     if (count > start) historyStart[b]! += rows[start]! - first
     own[b + 1] = BigInt(count)
   }
-  const kept = rows.subarray(0, count)
   const all = (of: Record<string, AnyArray>) =>
-    Object.fromEntries(Object.entries(of).map(([name, array]) => [name, filtered(array, kept)]))
+    Object.fromEntries(Object.entries(of).map(([name, array]) => [name, filtered(array, rows)]))
   const history = { ...all(arrays), values: all(values), offsets: own } as HistoryRows
   return { ...batch, history, historyStart, supervisedFrom }
 }

@@ -60,9 +60,10 @@ export function rankerBatch(
       else if (rows[n]! >= actionRows) rows[n]! += M
   const actions = new BigInt64Array(fusion === 'interleave' ? T : B * C + T + M)
   const actionBits = wordsOf(fusion === 'interleave' ? actions : actions.subarray(B * C))
+  const noBits = 2 ** config.actions
   for (let t = 0; t < T; t++) {
     const bits = history.actions[t]!
-    if (bits < 0 || bits >= 2 ** config.actions) refuseBits(t)
+    if (bits < 0 || bits >= noBits) refuseBits(t)
     actionBits[2 * t] = bits
   }
   if (fusion === 'add') actions.fill(-1n, B * C + T)

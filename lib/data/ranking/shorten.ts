@@ -1,6 +1,6 @@
 import type { Random } from '../../random.js'
 import { type LengthCounts, newLengthCounts, type StochasticLength } from '../stochastic_length.js'
-import { selectHistory } from './batches.js'
+import { keptRows, selectHistory } from './batches.js'
 import type { RequestBatch, TaskTargets } from './schema.js'
 import type { ActionFusion } from './sequence.js'
 
@@ -48,13 +48,12 @@ export function shortenHistories(
   }
   if (counts.cut === 0) return { batch, targets, counts }
   const short = selectHistory(batch, keep)
+  const rows = keptRows(keep)
   const rowsOf = (values: Float32Array) => {
-    const kept = new Float32Array(short.history.items.length * K + K) // and room for a row that goes
-    for (let t = 0, to = 0; t < T; t++) {
-      for (let k = 0; k < K; k++) kept[to + k] = values[t * K + k]!
-      to += keep[t]! * K
-    }
-    return kept.subarray(0, kept.length - K)
+    const kept = new Float32Array(rows.length * K)
+    for (let i = 0, to = 0; i < rows.length; i++)
+      for (let k = 0, from = rows[i]! * K; k < K; k++) kept[to++] = values[from++]!
+    return kept
   }
   return {
     batch: short,

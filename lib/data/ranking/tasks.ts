@@ -116,8 +116,8 @@ export function taskTargets(
       for (let m = 0; m < M; m++)
         assign(task, targets, m * K + k, candidates.actions[m]!, candidates.taken[m]!, shown?.[m])
     if (supervise === 'candidates') return
-    for (let t = 0; t < T; t++)
-      if (rows[t]) assign(task, known, t * K + k, history.actions[t]!, history.taken[t]!, past?.[t])
+    const { actions, taken } = history
+    for (let t = 0; t < T; t++) if (rows[t]) assign(task, known, t * K + k, actions[t]!, taken[t]!, past?.[t])
   })
   return targets
 
@@ -127,8 +127,9 @@ export function taskTargets(
       const first = Number(history.offsets[b]!)
       const end = Number(history.offsets[b + 1]!)
       const last = after ? after[b]! : -1
+      const { requests, pending } = history
       for (let t = supervise === 'history' ? first + supervisedFrom[b]! : first; t < end; t++)
-        supervised[t] = Number(history.requests[t]! > last && history.pending[t] === 0)
+        supervised[t] = Number(requests[t]! > last && pending[t] === 0)
     }
     return supervised
   }
