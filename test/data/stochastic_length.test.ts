@@ -32,6 +32,29 @@ describe('Stochastic Length', () => {
       )
   })
 
+  it.each([40, 3000])('keeps the rows of the smallest keys that fit, by tokens, those wanted last: %i rows', L => {
+    const lengths = new StochasticLength(1.2, L, 'random')
+    for (let seed = 0; seed < 20; seed++) {
+      const [random, draws] = [new Random(seed), new Random(`rows ${seed}`)]
+      const tokens = Uint8Array.from({ length: L }, () => 1 + draws.int(3))
+      const wanted = Uint8Array.from({ length: L }, () => Number(draws.int(30) === 0))
+      const chosen = lengths.choose({ ...steady(L), tokens, wanted }, random)
+      const same = new Random(seed)
+      const total = tokens.reduce((sum, x) => sum + x, 0)
+      if (same.float() < lengths.wholeProbability(total)) expect(chosen).toBeNull()
+      if (!chosen) continue
+      const keys = Array.from(tokens, () => same.float()).map((key, i) => (wanted[i] ? -1 / (1 + key) : key))
+      const stays = new Uint8Array(L)
+      let room = lengths.bound
+      for (const i of keys.map((_, i) => i).sort((i, j) => keys[i]! - keys[j]!)) {
+        room -= tokens[i]!
+        if (room < 0) break
+        stays[i] = 1
+      }
+      expect(chosen).toEqual(stays)
+    }
+  })
+
   it.each(lengthSelections)('agrees with the closed form within 3 sigma: %s', selection => {
     // E[n'] = tau (1 + r - r^2), E[n'^2] = tau^2 (2 - r^2), r = tau / n
     const [N, alpha, samples] = [400, 1.6, 3000]

@@ -209,6 +209,11 @@ describe('GenerativeRanker', () => {
       expect((keys.dataSync() as BigInt64Array).map(key => bases[Number(key >> 56n)]! + (key & 0xffffffn))).toEqual(
         rows,
       )
+      const large = [2n ** 56n - 1n, 2n ** 40n + 2n ** 31n, 2n ** 32n - 1n]
+      const items = batch.candidates.items.map((item, m) => large[m] ?? item)
+      const wide = { ...batch, candidates: { ...batch.candidates, items } }
+      const { ids } = rankerBatch(wide, taskTargets(wide, tasks), hash.config).inputs
+      expect((ids.dataSync() as BigInt64Array).slice(-items.length)).toEqual(items.map(item => (2n << 56n) + item))
       const embedded = Tensor.from(
         Array.from(rows, row => Array.from(table.subarray(Number(row) * 12, (Number(row) + 1) * 12))).flat(),
         [rows.length, 12],
