@@ -36,12 +36,12 @@ function lengthsOf(random: Random, B: number, N: number): number[] {
 
 /**
  * Seconds of a training step as the trainer makes it: histories shortened, batch copied, forward, backward, AdamW; on CUDA the host
- * prepares a step while the device runs the two before it. Median of the rounds over all batches, after one to warm up.
+ * prepares a step while the device runs the two before it. Median of the rounds over all batches, after those that warm up.
  */
 async function secondsOf(feed: RankFeed, step: (pass: number, batch: RequestBatch) => Promise<unknown>, run: Batches) {
-  const { batches, rounds, lag } = run
+  const { batches, warmUp, rounds, lag } = run
   const seconds: number[] = []
-  for (let pass = 0; pass <= rounds; pass++) {
+  for (let pass = 0; pass < warmUp + rounds; pass++) {
     const start = performance.now()
     const inFlight: Promise<unknown>[] = []
     for (const batch of batches) {
@@ -49,27 +49,28 @@ async function secondsOf(feed: RankFeed, step: (pass: number, batch: RequestBatc
       while (inFlight.length > lag) await inFlight.shift()
     }
     await Promise.all(inFlight)
-    if (pass > 0) seconds.push((performance.now() - start) / 1e3 / batches.length)
+    if (pass >= warmUp) seconds.push((performance.now() - start) / 1e3 / batches.length)
   }
   return { seconds: median(seconds), sparsity: feed.sparsity }
 }
 
 interface Batches {
   batches: RequestBatch[]
+  warmUp: number
   rounds: number
   lag: number
 }
 
 function batchesOf(device: Device, B: number, N: number): Batches {
   const random = new Random(1)
-  const [count, rounds] = device === 'cpu' ? [3, 3] : [6, 3]
+  const [count, warmUp, rounds] = device === 'cpu' ? [3, 1, 3] : [6, 4, 10]
   const batches = Array.from({ length: count }, (_, i) => {
     const candidates = Array<number>(B).fill(K)
     const histories = lengthsOf(random, B, N)
     const batch = randomRequests(random, { histories, candidates, items: ITEMS, users: 1000, seriesEvery: 0 })
     return { ...batch, requests: batch.requests.map(request => request + i * B) }
   })
-  return { batches, rounds, lag: device === 'cpu' ? 0 : 2 }
+  return { batches, warmUp, rounds, lag: device === 'cpu' ? 0 : 2 }
 }
 
 async function rowsOf({ device, dtype }: Run): Promise<Row[]> {
