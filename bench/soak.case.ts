@@ -9,13 +9,13 @@ import { mlShape, precisions } from './training_step.case.js'
 const kSamples = 20
 const kMiB = 2 ** 20
 /** Growth allowed from the end of the warm-up (the first half) to the end of the run. */
-const limits = { tensors: 0, used: kMiB / 16, reserved: 32 * kMiB, external: kMiB, heap: 4 * kMiB, rss: 32 * kMiB }
+const limits = { tensors: 0, used: kMiB / 16, reserved: 32 * kMiB, arrayBuffers: kMiB, heap: 4 * kMiB, rss: 32 * kMiB }
 type Watched = keyof typeof limits
 
 setFlagsFromString('--expose-gc')
 const collect = runInNewContext('gc') as () => void
 
-type Sample = Record<'step' | 'tensors' | 'used' | 'peak' | 'reserved' | 'heap' | 'external' | 'rss', number>
+type Sample = Record<'step' | 'tensors' | 'used' | 'peak' | 'reserved' | 'heap' | 'arrayBuffers' | 'rss', number>
 
 function sample(step: number, device: Device): Sample {
   const one = Tensor.zeros([1], { device })
@@ -23,9 +23,9 @@ function sample(step: number, device: Device): Sample {
   one.dispose()
   const { tensors } = memory() // before the collector frees what nothing else did
   collect()
-  const { rss, heapUsed: heap, external } = process.memoryUsage()
+  const { rss, heapUsed: heap, arrayBuffers } = process.memoryUsage()
   const { used, peak, reserved } = memory(device)
-  return { step, tensors, used, peak, reserved, heap, external, rss }
+  return { step, tensors, used, peak, reserved, heap, arrayBuffers, rss }
 }
 
 /** By the least-squares line through the samples of the second half: what it rises over them. */
