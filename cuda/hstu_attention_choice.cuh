@@ -2,7 +2,7 @@
 //   forward:  sm_90a, bfloat16 and float16, head dims that are multiples of 8: silu, softmax without a bias or dropout
 //                                                                                      hstu_attention_sm90: wgmma and TMA
 //   backward: the same without a bias; softmax without a bias or dropout, up to 128    hstu_attention_bwd_sm90, _bwd_wide_sm90 (above 128)
-//             bfloat16, silu with a bias, above 32 up to 128, max_seq_len from 1024 on hstu_attention_bwd_sm90
+//             bfloat16, silu with a bias, above 32 up to 128, max_seq_len from 512 on (256 up to 64)  hstu_attention_bwd_sm90
 //   all else (other devices, float32, other head dims)                                 hstu_attention, _bwd: mma.sync
 // HSTU_ATTENTION_KERNEL=mma takes mma.sync everywhere, for comparison; =wgmma the others wherever they can run, for tests.
 #pragma once
