@@ -1,3 +1,5 @@
+import { wordsOf } from '../data/words.js'
+
 /** An int64 array that is filled by its 32-bit words: a bigint an element costs more than all else that is done with it. */
 export class Words {
   readonly values: BigInt64Array
@@ -5,8 +7,7 @@ export class Words {
 
   constructor(values: number | BigInt64Array) {
     this.values = typeof values === 'number' ? new BigInt64Array(values) : values
-    const { buffer, byteOffset, length } = this.values
-    this.#words = new Int32Array(buffer, byteOffset, 2 * length)
+    this.#words = wordsOf(this.values)
   }
 
   static of(values: BigInt64Array): Words {
