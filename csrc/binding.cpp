@@ -19,6 +19,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   register_devices(exports);
   register_graphs(exports);
   register_pages(exports);
+  register_vocabulary(exports);
   Napi::Object signatures = Napi::Object::New(env);
   exports.Set("signatures", signatures);
   static std::mutex& mutex = *new std::mutex;  // two workers may load at once; bind keeps a process-wide list

@@ -64,6 +64,7 @@ void register_storage(Napi::Object exports);
 void register_readback(Napi::Object exports);
 void register_graphs(Napi::Object exports);
 void register_pages(Napi::Object exports);
+void register_vocabulary(Napi::Object exports);
 void register_devices(Napi::Object exports);
 
 }  // namespace hstu

@@ -105,7 +105,16 @@ interface NativePages {
   pages_statistics(manager: object, now: number): PageCounts
 }
 
-export type Native = NativeOps & NativeStorage & NativePages
+/** The vocabulary of csrc/vocabulary.cpp: `vocabulary` is wrapped with one. */
+interface NativeVocabulary {
+  /** @returns the first id that is there a second time; -1 */
+  vocabulary_create(vocabulary: object, units: Uint16Array, ends: Int32Array): number
+  /** Fills `numbers` with those of the texts from `first` on. */
+  vocabulary_texts(vocabulary: object, units: Uint16Array, ends: Int32Array, first: number, numbers: Int32Array): void
+  vocabulary_digits(vocabulary: object, ids: BigInt64Array, numbers: Int32Array): void
+}
+
+export type Native = NativeOps & NativeStorage & NativePages & NativeVocabulary
 
 /** Folder of the package: the addon is under its `build/Release` (a local build) or `prebuilds/`. */
 export const packageRoot = join(dirname(fileURLToPath(import.meta.url)), '..')

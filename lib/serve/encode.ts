@@ -2,7 +2,7 @@ import { vocabularyBases } from '../data/ranking/ranker_inputs.js'
 import { HstuError } from '../errors.js'
 import type { GenerativeRankerConfig } from '../models/generative_ranker.js'
 import type { BaseRates } from './base_rates.js'
-import { asText, idCount, idText, type WireIds } from './ids.js'
+import { idCount, idText, type WireIds } from './ids.js'
 import type { WireRequest } from './request.js'
 import type { Vocabulary } from './vocabulary.js'
 import { Words } from './words.js'
@@ -69,7 +69,7 @@ class Numbers {
 
   /** Of the ids from `first` on, all of one vocabulary. */
   all(f: number, ids: WireIds, array: string, first = 0): Int32Array {
-    const numbers = this.encoder.vocabularies[f]?.numbersOf(asText(ids), first)
+    const numbers = this.encoder.vocabularies[f]?.numbersOf(ids, first)
     if (!numbers) return new Int32Array(idCount(ids) - first)
     for (let i = 0; i < numbers.length; i++)
       if (numbers[i] === 0) this.#missed(f, `${array}[${i + first}]`, () => idText(ids, i + first))
@@ -95,8 +95,14 @@ function rowNumbers({ items, series }: WireRequest, item: number, first: number,
 }
 
 // A base has nothing below 2^31 but what a dense table's rows take, and numbers stay below it: a row is low + number, and high.
-const basesOf = (config: GenerativeRankerConfig) =>
-  vocabularyBases(config).map(base => ({ low: Number(base & 0xffffffffn), high: Number(base >> 32n) }))
+const basesByConfig = new WeakMap<GenerativeRankerConfig, { low: number; high: number }[]>()
+function basesOf(config: GenerativeRankerConfig): { low: number; high: number }[] {
+  const known = basesByConfig.get(config)
+  if (known) return known
+  const made = vocabularyBases(config).map(base => ({ low: Number(base & 0xffffffffn), high: Number(base >> 32n) }))
+  basesByConfig.set(config, made)
+  return made
+}
 
 /**
  * The tokens of a request's history.

@@ -1,14 +1,15 @@
 import { Worker } from 'node:worker_threads'
 import { check, HstuError } from '../errors.js'
 import { Admission, aborted, type Cost, late, type QueueLimits, type SubmitOptions } from './admission.js'
+import { Awake } from './awake.js'
 import {
   clock,
   type EngineJob,
+  errorOf,
   type FromWorker,
   type ModelInfo,
   type Timings,
   type ToWorker,
-  type WireError,
   type WorkerStats,
 } from './messages.js'
 
@@ -46,9 +47,6 @@ const RESULTS_A_TURN = 16
 /** The same path from the sources and from what is built of them: a thread runs what is built. */
 const WORKER = new URL('../../dist/serve/worker.js', import.meta.url)
 
-const errorOf = ({ code, message, retryAfterMs }: WireError) =>
-  new HstuError(code, message, retryAfterMs === null ? {} : { retryAfterMs })
-
 /** A model in a thread of its own, as the caller's thread sees it: bounds, deadlines and what became of each request. */
 export class Engine {
   state: EngineState = 'ready'
@@ -58,6 +56,8 @@ export class Engine {
   readonly #admission: Admission
   readonly #pending = new Map<number, Pending>()
   readonly #calls = new Map<number, { resolve: (value: never) => void; reject: (error: HstuError) => void }>()
+  /** A request alone is answered soon, more likely than not. */
+  readonly #awake = new Awake(() => this.#pending.size > 0)
   readonly #counts = { accepted: 0, completed: 0, rejected: 0, failed: 0 }
   #next = 1
   readonly #arrived: (Answer & { id: number })[] = []
@@ -149,6 +149,7 @@ export class Engine {
       }
       this.#pending.set(id, pending)
       this.#holdOpen()
+      if (this.#pending.size === 1 && this.info.device !== 'cpu') this.#awake.stay()
       signal?.addEventListener('abort', onAbort, { once: true })
       const deadline = deadlineMs === undefined ? null : enqueued + deadlineMs
       if (deadlineMs !== undefined && deadlineMs < 2 ** 31)

@@ -1,5 +1,3 @@
-import { Words } from './words.js'
-
 /** Texts side by side: their UTF-16 code units, and where each ends. What crosses threads costs by its objects, not by its bytes. */
 export interface TextIds {
   units: Uint16Array
@@ -37,11 +35,8 @@ export function idText(ids: WireIds, i: number): string {
   return Buffer.from(buffer, byteOffset, byteLength).toString('utf16le')
 }
 
-const sameBytes = (a: NodeJS.TypedArray, b: NodeJS.TypedArray) =>
-  Buffer.compare(
-    Buffer.from(a.buffer, a.byteOffset, a.byteLength),
-    Buffer.from(b.buffer, b.byteOffset, b.byteLength),
-  ) === 0
+const bytesOf = ({ buffer, byteOffset, byteLength }: NodeJS.TypedArray) => new Uint8Array(buffer, byteOffset, byteLength)
+const sameBytes = (a: NodeJS.TypedArray, b: NodeJS.TypedArray) => Buffer.compare(bytesOf(a), bytesOf(b)) === 0
 
 /** Whether two arrays of one kind have the same elements. */
 export const sameValues = (a: NodeJS.TypedArray, b: NodeJS.TypedArray) => a.length === b.length && sameBytes(a, b)
@@ -64,34 +59,3 @@ export function idsBegin(all: WireIds, first: WireIds): boolean {
 
 /** The memory that ids of {@link textIds}, or numbers, lie in. */
 export const memoryOf = (ids: WireIds) => ('ends' in ids ? ids.ends : ids).buffer as ArrayBuffer
-
-/** The most digits of 64 bits, with a sign. */
-const MOST_DIGITS = 20
-
-/** The decimal digits of a whole number below 2^53, as code units up to `end`. @returns where they begin */
-function putDigits(value: number, units: Uint16Array, end: number): number {
-  let [at, left] = [end, Math.abs(value)]
-  do {
-    const rest = Math.floor(left / 10)
-    units[--at] = 48 + (left - 10 * rest) // in this order: 48 more may be beyond 2^53
-    left = rest
-  } while (left > 0)
-  if (value < 0) units[--at] = 45
-  return at
-}
-
-/** Ids as texts: numbers as their digits. */
-export function asText(ids: WireIds): TextIds {
-  if ('ends' in ids) return ids
-  const words = new Words(ids)
-  const [units, ends] = [new Uint16Array(MOST_DIGITS * ids.length), new Int32Array(ids.length)]
-  const digits = new Uint16Array(MOST_DIGITS)
-  for (let i = 0, at = 0; i < ids.length; i++) {
-    const value = words.number(i)
-    if (Number.isSafeInteger(value))
-      for (let k = putDigits(value, digits, MOST_DIGITS); k < MOST_DIGITS; k++) units[at++] = digits[k]!
-    else for (const digit of String(ids[i])) units[at++] = digit.charCodeAt(0)
-    ends[i] = at
-  }
-  return { units, ends }
-}

@@ -4,7 +4,8 @@ import type { HistogramSummary } from './histogram.js'
 import type { PageStatistics } from './page_manager.js'
 
 /** Milliseconds that all threads of the process agree on. */
-export const clock = (): number => performance.timeOrigin + performance.now()
+const { timeOrigin } = performance
+export const clock = (): number => timeOrigin + performance.now()
 
 /** What an engine's thread is started with. */
 export interface EngineJob {
@@ -89,6 +90,10 @@ export function wireError(error: unknown): WireError {
     retryAfterMs: null,
   }
 }
+
+/** The error that {@link wireError} was made of. */
+export const errorOf = ({ code, message, retryAfterMs }: WireError): HstuError =>
+  new HstuError(code, message, retryAfterMs === null ? {} : { retryAfterMs })
 
 /** Of a request that was computed. */
 export interface Result {

@@ -74,11 +74,12 @@ function idOf(id: unknown, name: string): string | bigint {
 /** Checks that an array can be read: typed arrays whose memory was transferred away read as empty. */
 function readable(array: unknown, name: string): asserts array is ArrayLike<unknown> {
   if (ArrayBuffer.isView(array)) {
-    try {
-      new Uint8Array(array.buffer)
-    } catch {
-      fail(`${name} is detached: its memory was transferred`)
-    }
+    if (array.buffer.byteLength === 0)
+      try {
+        new Uint8Array(array.buffer)
+      } catch {
+        fail(`${name} is detached: its memory was transferred`)
+      }
     check(!(array instanceof DataView), 'ERR_HSTU_INVALID_ARGUMENT', () => `request: ${name} must be an array`)
   } else if (!Array.isArray(array)) fail(`${name} must be an array, got ${shown(array)}`)
 }
@@ -179,17 +180,20 @@ export function checkRequest(request: RankRequest, limits: RequestLimits): WireR
   if (typeof tenant !== 'string') fail(`tenant must be text, got ${shown(tenant)}`)
   if (typeof history !== 'object' || history === null) fail(`history must be an object, got ${shown(history)}`)
   const { items, times, actions, series, start = 0 } = history
-  for (const [name, array] of Object.entries({ candidates, 'history.items': items, 'history.times': times }))
-    readable(array, name)
+  readable(candidates, 'candidates')
+  readable(items, 'history.items')
+  readable(times, 'history.times')
   if (candidates.length === 0) fail('there are no candidates')
   if (candidates.length > limits.maxCandidates)
     fail(`${candidates.length} candidates are more than maxCandidates ${limits.maxCandidates}`)
-  for (const [name, array] of Object.entries({ times, actions, series })) {
-    if (array === undefined && name !== 'times') continue
-    readable(array, `history.${name}`)
-    const { length } = array as ArrayLike<unknown>
-    if (length !== items.length) fail(`history.${name} has ${length} entries, history.items ${items.length}`)
+  const beside = (array: unknown, name: string) => {
+    if (array === undefined) return
+    readable(array, name)
+    if (array.length !== items.length) fail(`${name} has ${array.length} entries, history.items ${items.length}`)
   }
+  beside(times, 'history.times')
+  beside(actions, 'history.actions')
+  beside(series, 'history.series')
   if (!(Number.isSafeInteger(start) && start >= 0)) fail(`history.start must be a count, got ${shown(start)}`)
   if (typeof context !== 'object' || context === null) fail(`context must be an object, got ${shown(context)}`)
   for (const name of Object.keys(context))

@@ -4,7 +4,7 @@ import type { Tensor } from '../tensor.js'
 import { type LoadedBundle, makeRetrievalModel, type RetrieverManifest } from './bundle.js'
 import { chooseDevice } from './device.js'
 import type { BatchHooks, Host, Progress } from './host.js'
-import { asText, idText, textIds } from './ids.js'
+import { idText, textIds } from './ids.js'
 import type { HostOptions, ModelInfo } from './messages.js'
 import type { Waiting } from './queue.js'
 import type { WireRetrieval } from './request.js'
@@ -84,7 +84,7 @@ export class RetrieveHost implements Host {
   #rows({ items, times, time, exclude }: WireRetrieval): { rows: RetrievalRows; unknown: number } {
     const known: number[] = []
     const numbers: bigint[] = []
-    const all = this.#vocabulary.numbersOf(asText(items))
+    const all = this.#vocabulary.numbersOf(items)
     const count = all.length
     for (let i = 0; i < count; i++) {
       const number = all[i]!
@@ -98,7 +98,7 @@ export class RetrieveHost implements Host {
       numbers.push(BigInt(number))
     }
     check(numbers.length > 0, 'ERR_HSTU_INVALID_ARGUMENT', () => 'request: no item of the history is known')
-    const out = exclude && [...new Set(this.#vocabulary.numbersOf(asText(exclude)))].filter(n => n > 0)
+    const out = exclude && [...new Set(this.#vocabulary.numbersOf(exclude))].filter(n => n > 0)
     const rows = {
       ...{ items: BigInt64Array.from(numbers), times: times && BigInt64Array.from(known, i => times[i]!), time },
       ...(out ? { exclude: BigInt64Array.from(out, BigInt) } : {}),

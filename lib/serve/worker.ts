@@ -1,9 +1,9 @@
 // The thread of an engine: takes requests as they come, forms batches, and has the model compute one after the other.
-import { availableParallelism } from 'node:os'
 import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
 import { HstuError } from '../errors.js'
 import { native } from '../native.js'
 import { late } from './admission.js'
+import { AWAKE_MS } from './awake.js'
 import { type BundleManifest, type LoadedBundle, readBundle } from './bundle.js'
 import { Histogram } from './histogram.js'
 import type { BatchHooks, Host, Progress } from './host.js'
@@ -25,8 +25,6 @@ const port = parentPort!
 const job = workerData as EngineJob
 const post = (message: FromWorker, transfer: ArrayBuffer[] = []) => port.postMessage(message, transfer)
 const HINT_MS = 10
-/** Where there are processors to spare. */
-const AWAKE_MS = availableParallelism() > 2 ? 0.2 : 0
 /** Of a batch, on the CPU and on CUDA. */
 const BATCH_TOKENS = [2048, 65_536] as const
 
