@@ -114,6 +114,7 @@ function offer(args: Args, folder: string): Promise<number | undefined> {
           [
             'open loop',
             'offered /s',
+            'sent /s',
             `in ${boundMs} ms /s`,
             'p50',
             'p90',
@@ -130,6 +131,7 @@ function offer(args: Args, folder: string): Promise<number | undefined> {
             ...[
               row.mode,
               row.rate.toFixed(1),
+              (row.requests / row.seconds).toFixed(1),
               row.goodput.toFixed(1),
               row.p50.toFixed(1),
               row.p90.toFixed(1),

@@ -26,6 +26,11 @@ export interface SubmitOptions {
 /** Of a deadline, what the queue may take by what was measured: a request that is admitted and late anyway took another's time. */
 const DEADLINE_SHARE = 0.7
 
+/** How many of a hundred answers are to come within their expected time and the margin; how far one answer moves the margin, ms. */
+const IN_TIME = 0.95
+const MARGIN_STEP_MS = 1
+const MOST_MARGIN_MS = 1000
+
 /** What a request that is late is rejected with. */
 export const late = (deadlineMs: number) => new HstuError('ERR_HSTU_ABORTED', `the deadline of ${deadlineMs} ms passed`)
 
@@ -48,6 +53,8 @@ export class Admission {
   readonly queued = { requests: 0, tokens: 0, bytes: 0 }
   /** Measured; 0 until the first result. */
   msPerToken = 0
+  /** How much longer than expected an answer takes, ms, but for 1 - {@link IN_TIME} of them: what the estimate knows nothing of, callers' lag too. */
+  marginMs = 0
 
   constructor(readonly limits: QueueLimits) {}
 
@@ -61,7 +68,7 @@ export class Admission {
       if (deadlineMs <= 0) throw late(deadlineMs)
     }
     const { queued, limits } = this
-    const waits = queued.tokens * this.msPerToken
+    const waits = this.expectedMs(0)
     const over = (what: string) => {
       const retryAfterMs = Math.max(1, Math.ceil(waits / 2))
       const message = `${what}; try again in ${retryAfterMs} ms`
@@ -78,9 +85,20 @@ export class Admission {
     if (
       deadlineMs !== undefined &&
       queued.requests > 0 &&
-      waits + tokens * this.msPerToken > DEADLINE_SHARE * deadlineMs
+      this.expectedMs(tokens) > Math.min(DEADLINE_SHARE * deadlineMs, deadlineMs - this.marginMs)
     )
       throw over(`the queue takes about ${Math.ceil(waits)} ms, the deadline is ${deadlineMs} ms`)
+  }
+
+  /** How long a request of so many tokens takes behind those at hand, ms. */
+  expectedMs(tokens: number): number {
+    return (this.queued.tokens + tokens) * this.msPerToken
+  }
+
+  /** @param overMs how much longer than expected an answer took; Infinity where it was late */
+  learn(overMs: number): void {
+    const step = overMs > this.marginMs ? IN_TIME : IN_TIME - 1
+    this.marginMs = Math.min(MOST_MARGIN_MS, Math.max(0, this.marginMs + MARGIN_STEP_MS * step))
   }
 
   /** @param sign 1 when a request is taken, -1 when it is settled */

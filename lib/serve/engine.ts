@@ -1,7 +1,7 @@
 import { Worker } from 'node:worker_threads'
 import { check, HstuError } from '../errors.js'
 import { Admission, aborted, type Cost, late, type QueueLimits, type SubmitOptions } from './admission.js'
-import { Awake } from './awake.js'
+import { AWAKE_MS, Awake } from './awake.js'
 import {
   clock,
   type EngineJob,
@@ -12,6 +12,7 @@ import {
   type ToWorker,
   type WorkerStats,
 } from './messages.js'
+import { Turns } from './turns.js'
 
 /** Counts since the engine was loaded. */
 export interface EngineStats extends WorkerStats {
@@ -35,14 +36,13 @@ export interface Answer {
 
 interface Pending {
   cost: Cost
+  /** When it is to be answered. */
+  expected: number
   resolve: (answer: Answer) => void
   reject: (error: HstuError) => void
   /** Removes what was attached to signal and clock. */
   detach: () => void
 }
-
-/** Results that callers are told of in a turn of their event loop. */
-const RESULTS_A_TURN = 16
 
 /** The same path from the sources and from what is built of them: a thread runs what is built. */
 const WORKER = new URL('../../dist/serve/worker.js', import.meta.url)
@@ -60,8 +60,8 @@ export class Engine {
   readonly #awake = new Awake(() => this.#pending.size > 0)
   readonly #counts = { accepted: 0, completed: 0, rejected: 0, failed: 0 }
   #next = 1
-  readonly #arrived: (Answer & { id: number })[] = []
-  #turn: NodeJS.Immediate | null = null
+  #idleSince = 0
+  readonly #answers = new Turns<Answer & { id: number }>(answer => this.#resolve(answer))
   #failure: HstuError | null = null
   #closing: Promise<void> | null = null
   #drained = () => {}
@@ -102,8 +102,9 @@ export class Engine {
     }
   }
 
-  get ready(): boolean {
-    return this.state === 'ready'
+  /** Where the device computes, its thread and this one have time to wait for each other awake. */
+  get #spins(): boolean {
+    return AWAKE_MS > 0 && this.info.device !== 'cpu'
   }
 
   /**
@@ -120,6 +121,11 @@ export class Engine {
     }
   }
 
+  /** Tells the engine's thread, where it sleeps, that a request is about to come: it wakes while the request is looked at. */
+  wake(): void {
+    if (this.#pending.size === 0 && this.#spins && clock() - this.#idleSince > AWAKE_MS) this.#post({ type: 'wake' })
+  }
+
   /**
    * Sends a request that was admitted.
    * @param transfer memory of `wire` that goes to the engine's thread
@@ -133,6 +139,7 @@ export class Engine {
   ): Promise<Answer> {
     const id = this.#next++
     const enqueued = clock()
+    const expected = enqueued + this.#admission.expectedMs(cost.tokens)
     this.#counts.accepted++
     this.#admission.count(cost, 1)
     return new Promise((resolve, reject) => {
@@ -140,6 +147,7 @@ export class Engine {
       const onAbort = () => this.#cancel(id, aborted(signal))
       const pending: Pending = {
         cost,
+        expected,
         resolve,
         reject,
         detach: () => {
@@ -149,11 +157,11 @@ export class Engine {
       }
       this.#pending.set(id, pending)
       this.#holdOpen()
-      if (this.#pending.size === 1 && this.info.device !== 'cpu') this.#awake.stay()
+      if (this.#pending.size === 1 && this.#spins) this.#awake.stay()
       signal?.addEventListener('abort', onAbort, { once: true })
       const deadline = deadlineMs === undefined ? null : enqueued + deadlineMs
       if (deadlineMs !== undefined && deadlineMs < 2 ** 31)
-        timer = setTimeout(() => this.#cancel(id, late(deadlineMs)), Math.ceil(deadlineMs))
+        timer = setTimeout(() => this.#cancel(id, late(deadlineMs), Infinity), Math.ceil(deadlineMs))
       this.#post({ type: 'submit', id, wire, tokens: cost.tokens, enqueued, deadline }, transfer)
     })
   }
@@ -224,7 +232,9 @@ export class Engine {
     pending.detach()
     this.#admission.count(pending.cost, -1)
     this.#holdOpen()
-    if (this.#pending.size === 0) this.#drained()
+    if (this.#pending.size > 0) return pending
+    this.#idleSince = clock()
+    this.#drained()
     return pending
   }
 
@@ -234,48 +244,38 @@ export class Engine {
     else if (!this.#closing) this.#worker.unref()
   }
 
-  #cancel(id: number, error: HstuError): void {
+  /** @param overMs see `Admission.learn`; 0: by no fault of the estimate */
+  #cancel(id: number, error: HstuError, overMs = 0): void {
+    if (!this.#pending.has(id)) return
+    this.#post({ type: 'cancel', id })
+    this.#reject(id, error, overMs)
+  }
+
+  #reject(id: number, error: HstuError, overMs = 0): void {
     const pending = this.#settle(id)
     if (!pending) return
+    if (overMs > 0) this.#admission.learn(overMs)
     this.#counts.failed++
-    this.#post({ type: 'cancel', id })
     pending.reject(error)
   }
 
-  /**
-   * A port hands over a thousand messages before timers get their turn, and what callers do with a result takes time: the first message of
-   * a turn of the event loop is told of at once, the others in the next one, and a few results in each.
-   */
-  #tellSoon(): void {
-    if (this.#turn) return
-    this.#turn = setImmediate(() => {
-      this.#turn = null
-      this.#resolveSome()
-      if (this.#arrived.length > 0) this.#tellSoon()
-    })
-  }
-
-  #resolveSome(count = RESULTS_A_TURN): void {
-    for (const answer of this.#arrived.splice(0, count)) {
-      const pending = this.#settle(answer.id)
-      if (!pending) continue
-      this.#counts.completed++
-      pending.resolve(answer)
-    }
+  #resolve(answer: Answer & { id: number }): void {
+    const pending = this.#settle(answer.id)
+    if (!pending) return
+    this.#admission.learn(clock() - pending.expected)
+    this.#counts.completed++
+    pending.resolve(answer)
   }
 
   #receive(message: FromWorker): void {
     if (message.type === 'results') {
       this.#admission.msPerToken = message.msPerToken
       const { info } = this
-      for (const { id, reply, timings } of message.results) this.#arrived.push({ id, reply, timings, info })
-      if (!this.#turn) this.#resolveSome()
-      this.#tellSoon()
+      this.#answers.add(...message.results.map(({ id, reply, timings }) => ({ id, reply, timings, info })))
     } else if (message.type === 'refused') {
-      const pending = this.#settle(message.id)
-      if (pending) this.#counts.failed++
-      pending?.reject(errorOf(message.error))
-      this.#calls.get(message.id)?.reject(errorOf(message.error))
+      const error = errorOf(message.error)
+      this.#reject(message.id, error, error.code === 'ERR_HSTU_ABORTED' ? Infinity : 0)
+      this.#calls.get(message.id)?.reject(error)
       this.#calls.delete(message.id)
     } else if (message.type === 'called') {
       this.#calls.get(message.id)?.resolve(message.result as never)
@@ -288,13 +288,10 @@ export class Engine {
   /** The thread or its device is lost: everything at hand is rejected, and all that comes. */
   #fail(error: HstuError): void {
     if (this.#closing && this.state !== 'draining') return
-    this.#resolveSome(Infinity) // what was answered before
+    this.#answers.handOnAll() // what was answered before
     this.#failure ??= error
     this.state = 'failed'
-    for (const id of [...this.#pending.keys()]) {
-      this.#counts.failed++
-      this.#settle(id)?.reject(error)
-    }
+    for (const id of [...this.#pending.keys()]) this.#reject(id, error)
     for (const { reject } of this.#calls.values()) reject(error)
     this.#calls.clear()
   }

@@ -35,7 +35,8 @@ export function idText(ids: WireIds, i: number): string {
   return Buffer.from(buffer, byteOffset, byteLength).toString('utf16le')
 }
 
-const bytesOf = ({ buffer, byteOffset, byteLength }: NodeJS.TypedArray) => new Uint8Array(buffer, byteOffset, byteLength)
+const bytesOf = ({ buffer, byteOffset, byteLength }: NodeJS.TypedArray) =>
+  new Uint8Array(buffer, byteOffset, byteLength)
 const sameBytes = (a: NodeJS.TypedArray, b: NodeJS.TypedArray) => Buffer.compare(bytesOf(a), bytesOf(b)) === 0
 
 /** Whether two arrays of one kind have the same elements. */

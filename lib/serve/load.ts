@@ -33,6 +33,8 @@ export interface LoadReport {
   rate: number
   goodput: number
   requests: number
+  /** Not sent, for the load's thread came to them when they were late already: an overload is of `requests`, not of these. */
+  unsent: number
   completed: number
   /** Refused at once, and given up when their deadline passed. */
   refused: number
@@ -207,7 +209,7 @@ export async function offerLoad(
   const random = new Random(`arrivals:${source.setting.seed}:${mode}:${rate}`)
   const delay = monitorEventLoopDelay({ resolution: RESOLUTION_MS })
   const [latencies, refusals, lags, memory]: [number[], number[], number[], number[]] = [[], [], [], []]
-  const counts = { requests: 0, refused: 0, late: 0 }
+  const counts = { requests: 0, unsent: 0, refused: 0, late: 0 }
   const tokens = { all: 0, cached: 0 }
   const open = new Set<Promise<void>>()
   const answered = (due: number, { cache }: RankResult) => {
@@ -234,8 +236,12 @@ export async function offerLoad(
       await new Promise(resolve => (wait > 0 ? setTimeout(resolve, wait) : setImmediate(resolve)))
       turn = performance.now()
     }
-    const request = source.next(mode)
     const sent = performance.now()
+    if (sent - due >= boundMs) {
+      counts.unsent++
+      continue
+    }
+    const request = source.next(mode)
     lags.push(sent - due)
     counts.requests++
     const call: Promise<void> = ranker

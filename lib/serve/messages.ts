@@ -46,6 +46,8 @@ export type ToWorker =
   | ({ type: 'submit' } & Submitted)
   | { type: 'cancel'; id: number }
   | { type: 'call'; id: number; name: 'stats' | 'forget' | 'swap'; argument: unknown }
+  /** A request is about to come. */
+  | { type: 'wake' }
   | { type: 'close' }
 
 /** What is told of a loaded model. */

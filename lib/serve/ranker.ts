@@ -174,6 +174,7 @@ export class Ranker {
     const { info } = this
     const cost = costOf(request, info)
     this.#engine.admit(cost, request)
+    this.#engine.wake()
     const limits = { ...info.schema, maxHistory: info.maxHistory, maxCandidates: this.#maxCandidates }
     const wire = checkRequest(request, limits)
     const answer = await this.#engine.submit(wire, cost, request, memoriesOf(wire))

@@ -70,7 +70,7 @@ class Scheduler {
       const waiting = this.#byId.get(message.id)
       if (waiting) waiting.cancelled = true
     } else if (message.type === 'call') this.#calls.push(message)
-    else this.#closing = true
+    else if (message.type === 'close') this.#closing = true
     return undefined
   }
 
