@@ -24,6 +24,17 @@ const cases = [
 ]
 const REQUESTS = 400
 
+/** The same request with its ids as text, as they mostly come, and as whole numbers in arrays of their own. */
+const forms = {
+  text: (request: RankRequest) => request,
+  int64: ({ history, candidates, ...other }: RankRequest): RankRequest => {
+    const wide = (values: ArrayLike<unknown>) => BigInt64Array.from(values as string[], BigInt)
+    const { items, times, actions } = history
+    const columns = { items: wide(items), times: wide(times), actions: Int32Array.from(actions as number[]) }
+    return { ...other, history: { ...history, ...columns }, candidates: wide(candidates) }
+  },
+}
+
 /**
  * Milliseconds that a device computes the passes of requests whose histories are cached: graph after graph without a pause, for the
  * device's caches are warm in a service too.
@@ -110,16 +121,20 @@ async function rowsOf(device: Device): Promise<Row[]> {
       const { ids: items } = bundle.vocabularies[1]!
       const source = new LoadSource({ ...c, items, schema, users: 8, zipf: 0, growth: 0, seed: 1 })
       const requests = Array.from({ length: 8 }, () => source.next('hit'))
-      for (const request of requests) await ranker.rank(request)
-      const all = await answers(ranker, requests, deviceTimes(bundle, requests, device))
-      const us = (of: (answer: (typeof all)[number]) => number, q = 0.5) => round(1e3 * quantile(all.map(of), q))
-      rows.push({
-        ...{ case: 'serve.overhead', ...c, unit: 'us', device: us(a => a.device) },
-        ...{ wall: us(a => a.wall), hstu: us(a => a.wall - a.device), p99: us(a => a.wall - a.device, 0.99) },
-        // The caller's thread and the way back; the way to the engine's thread; encoding and pages; the pass beside the device.
-        ...{ caller: us(a => a.wall - a.total), queue: us(a => a.queue) },
-        ...{ host: us(a => a.total - a.queue - a.prefill - a.candidates), pass: us(a => a.prefill - a.device) },
-      })
+      const devices = deviceTimes(bundle, requests, device)
+      for (const [ids, form] of Object.entries(forms)) {
+        const own = requests.map(form)
+        for (const request of own) await ranker.rank(request)
+        const all = await answers(ranker, own, devices)
+        const us = (of: (answer: (typeof all)[number]) => number, q = 0.5) => round(1e3 * quantile(all.map(of), q))
+        rows.push({
+          ...{ case: 'serve.overhead', ...c, ids, unit: 'us', device: us(a => a.device) },
+          ...{ wall: us(a => a.wall), hstu: us(a => a.wall - a.device), p99: us(a => a.wall - a.device, 0.99) },
+          // The caller's thread and the way back; the way to the engine's thread; encoding and pages; the pass beside the device.
+          ...{ caller: us(a => a.wall - a.total), queue: us(a => a.queue) },
+          ...{ host: us(a => a.total - a.queue - a.prefill - a.candidates), pass: us(a => a.prefill - a.device) },
+        })
+      }
     }
   } finally {
     rmSync(folder, { recursive: true, force: true })

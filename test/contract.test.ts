@@ -138,7 +138,7 @@ const opOf = (file: string) => {
 }
 
 function mayInclude(from: string, to: string): boolean {
-  if (/^csrc\/(binding|storage|readback|graphs|pages|devices)\.cpp$/.test(from))
+  if (/^csrc\/(binding|storage|readback|graphs|pages|vocabulary|devices)\.cpp$/.test(from))
     return /^csrc\/(binder|boundary|ops|page_table|check)\.h$/.test(to)
   if (from === 'test/native/fake_cuda/fake_cuda.cpp') return /^(csrc\/ops\.h|cuda\/stream\.cuh)$/.test(to)
   if (from === 'csrc/page_table.h') return to === 'csrc/hash_table.h'

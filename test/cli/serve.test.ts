@@ -115,7 +115,7 @@ describe('bench serve', () => {
     expect(rows[0].cachedShare).toBe(0)
     for (const mode of ['cold', 'hit', 'mixed']) expect(modes[mode].capacity).toBeGreaterThan(0)
     expect(stats).toMatchObject({ state: 'ready', queued: { requests: 0 } })
-    expect((await bench()).stdout).toMatch(/^open loop +offered \/s +in 80 ms \/s/m)
+    expect((await bench()).stdout).toMatch(/^open loop +offered \/s +sent \/s +in 80 ms \/s/m)
   })
 
   it('needs no bundle: a ranker of random parameters does, and says what an overload does to it', async () => {

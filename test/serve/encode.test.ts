@@ -35,6 +35,26 @@ describe('ids as they cross threads', () => {
     expect([...vocabulary.numbersOf(BigInt64Array.of(8n, 7n))]).toEqual([0, 2])
   })
 
+  it('are found among many, some of which are alike, and never outside of what was given', () => {
+    const random = new Random('vocabulary')
+    const text = () => String.fromCharCode(...Array.from({ length: random.int(14) }, () => 48 + random.int(3)))
+    const known = [...new Set(Array.from({ length: 3000 }, text))]
+    const numbers = new Map(known.map((id, k) => [id, k + 1]))
+    const vocabulary = new Vocabulary('item', known)
+    const asked = Array.from({ length: 5000 }, text)
+    const wanted = asked.map(id => numbers.get(id) ?? 0)
+    expect([...vocabulary.numbersOf(textIds(asked)!)]).toEqual(wanted)
+    expect([...vocabulary.numbersOf(textIds(asked)!, 130)]).toEqual(wanted.slice(130))
+    expect(vocabulary.numbersOf(textIds(asked)!, 5000).length).toBe(0)
+    expect([...new Vocabulary('none', []).numbersOf(textIds(['', 'a'])!)]).toEqual([0, 0])
+    const bad = (units: number, ...ends: number[]) => {
+      return () => vocabulary.numbersOf({ units: new Uint16Array(units), ends: Int32Array.from(ends) })
+    }
+    for (const wrong of [bad(3, 2, 1), bad(3, 4), bad(3, -1), bad(0, 1)])
+      expect(wrong).toThrow(expect.objectContaining({ code: 'ERR_HSTU_INVALID_ARGUMENT' }))
+    expect(() => vocabulary.numbersOf(textIds(['a'])!, 2)).toThrow(/Invalid typed array length/)
+  })
+
   it('are compared one by one', () => {
     const all = textIds(['ab', 'c', 'd'])!
     expect([textIds(['ab', 'c'])!, textIds([])!, all].map(first => idsBegin(all, first))).toEqual([true, true, true])
