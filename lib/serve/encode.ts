@@ -3,7 +3,7 @@ import { HstuError } from '../errors.js'
 import type { GenerativeRankerConfig } from '../models/generative_ranker.js'
 import type { BaseRates } from './base_rates.js'
 import { idCount, idText, type WireIds } from './ids.js'
-import type { WireRequest } from './request.js'
+import type { WireHistory, WireRequest } from './request.js'
 import type { Vocabulary } from './vocabulary.js'
 import { Words } from './words.js'
 
@@ -51,7 +51,7 @@ export type EncodedHistory = Pick<EncodedRequest, 'history' | 'content' | 'actio
 
 /** A history that was encoded, and what of. */
 export interface KnownHistory {
-  wire: Omit<WireRequest, 'candidates' | 'time'>
+  wire: WireHistory
   encoded: EncodedHistory
 }
 

@@ -1,7 +1,6 @@
-import { Worker } from 'node:worker_threads'
 import { check, HstuError } from '../errors.js'
 import { Admission, aborted, type Cost, late, type QueueLimits, type SubmitOptions } from './admission.js'
-import { AWAKE_MS, Awake } from './awake.js'
+import { EngineThread } from './engine_thread.js'
 import {
   clock,
   type EngineJob,
@@ -9,7 +8,6 @@ import {
   type FromWorker,
   type ModelInfo,
   type Timings,
-  type ToWorker,
   type WorkerStats,
 } from './messages.js'
 import { Turns } from './turns.js'
@@ -44,67 +42,57 @@ interface Pending {
   detach: () => void
 }
 
-/** The same path from the sources and from what is built of them: a thread runs what is built. */
-const WORKER = new URL('../../dist/serve/worker.js', import.meta.url)
-
 /** A model in a thread of its own, as the caller's thread sees it: bounds, deadlines and what became of each request. */
 export class Engine {
   state: EngineState = 'ready'
   /** Of the model that answers now. */
   info: ModelInfo
-  readonly #worker: Worker
+  readonly #thread: EngineThread
   readonly #admission: Admission
   readonly #pending = new Map<number, Pending>()
   readonly #calls = new Map<number, { resolve: (value: never) => void; reject: (error: HstuError) => void }>()
-  /** A request alone is answered soon, more likely than not. */
-  readonly #awake = new Awake(() => this.#pending.size > 0)
   readonly #counts = { accepted: 0, completed: 0, rejected: 0, failed: 0 }
   #next = 1
-  #idleSince = 0
   readonly #answers = new Turns<Answer & { id: number }>(answer => this.#resolve(answer))
   #failure: HstuError | null = null
   #closing: Promise<void> | null = null
   #drained = () => {}
 
-  private constructor(worker: Worker, { info, budget }: FromWorker & { type: 'ready' }, queue: Partial<QueueLimits>) {
-    this.#worker = worker
+  private constructor(
+    thread: EngineThread,
+    { info, budget }: FromWorker & { type: 'ready' },
+    queue: Partial<QueueLimits>,
+  ) {
+    this.#thread = thread
+    thread.awake = info.device !== 'cpu'
+    thread.receive = message => this.#receive(message)
+    thread.ended = error => this.#fail(error)
     this.info = info
     this.#admission = new Admission({ requests: 1024, tokens: 32 * budget, bytes: 2 ** 28, ...queue })
   }
 
   /** @throws HstuError what loading threw */
   static async start(
-    job: EngineJob,
+    job: Omit<EngineJob, 'port'>,
     queue: Partial<QueueLimits>,
     onProgress?: (progress: { phase: string; done: number; total: number }) => void,
   ): Promise<Engine> {
-    const worker = new Worker(WORKER, { workerData: job })
-    let engine: Engine | null = null
+    const thread = new EngineThread(job)
     try {
       return await new Promise<Engine>((resolve, reject) => {
-        const lost = (error: HstuError) => (engine ? engine.#fail(error) : reject(error))
-        const ended = (why: string, cause?: unknown) =>
-          lost(new HstuError('ERR_HSTU_DEVICE_LOST', `the engine's thread ended${why}`, cause ? { cause } : {}))
-        worker.on('message', (message: FromWorker) => {
-          if (engine) engine.#receive(message)
-          else if (message.type === 'progress') onProgress?.({ ...message })
+        thread.ended = reject
+        thread.receive = message => {
+          if (message.type === 'progress') onProgress?.({ ...message })
           else if (message.type === 'failed') reject(errorOf(message.error))
-          else if (message.type === 'ready') resolve((engine = new Engine(worker, message, queue)))
-        })
-        worker.on('error', error => ended(`: ${error}`, error))
-        worker.on('exit', () => ended(''))
+          else if (message.type === 'ready') resolve(new Engine(thread, message, queue))
+        }
       })
     } catch (error) {
-      await worker.terminate()
+      await thread.terminate()
       throw error
     } finally {
-      worker.unref()
+      thread.hold(false)
     }
-  }
-
-  /** Where the device computes, its thread and this one have time to wait for each other awake. */
-  get #spins(): boolean {
-    return AWAKE_MS > 0 && this.info.device !== 'cpu'
   }
 
   /**
@@ -121,9 +109,9 @@ export class Engine {
     }
   }
 
-  /** Tells the engine's thread, where it sleeps, that a request is about to come: it wakes while the request is looked at. */
+  /** Tells the engine's thread that a request is about to come. */
   wake(): void {
-    if (this.#pending.size === 0 && this.#spins && clock() - this.#idleSince > AWAKE_MS) this.#post({ type: 'wake' })
+    this.#thread.wake()
   }
 
   /**
@@ -157,12 +145,12 @@ export class Engine {
       }
       this.#pending.set(id, pending)
       this.#holdOpen()
-      if (this.#pending.size === 1 && this.#spins) this.#awake.stay()
+      if (this.#pending.size === 1) this.#thread.stayAwake()
       signal?.addEventListener('abort', onAbort, { once: true })
       const deadline = deadlineMs === undefined ? null : enqueued + deadlineMs
       if (deadlineMs !== undefined && deadlineMs < 2 ** 31)
         timer = setTimeout(() => this.#cancel(id, late(deadlineMs), Infinity), Math.ceil(deadlineMs))
-      this.#post({ type: 'submit', id, wire, tokens: cost.tokens, enqueued, deadline }, transfer)
+      this.#thread.post({ type: 'submit', id, wire, tokens: cost.tokens, enqueued, deadline }, transfer)
     })
   }
 
@@ -178,7 +166,7 @@ export class Engine {
       const id = this.#next++
       this.#calls.set(id, { resolve, reject })
       this.#holdOpen()
-      this.#post({ type: 'call', id, name, argument })
+      this.#thread.post({ type: 'call', id, name, argument })
     })
   }
 
@@ -209,19 +197,9 @@ export class Engine {
     )
     for (const id of [...this.#pending.keys()]) this.#cancel(id, closed)
     if (this.state !== 'failed') this.state = 'closed'
-    const exited = new Promise(resolve => this.#worker.once('exit', resolve))
-    this.#worker.ref()
-    this.#post({ type: 'close' })
-    // A pass that is under way is left to end.
-    const timer = setTimeout(() => void this.#worker.terminate(), 10_000)
-    if (this.#worker.threadId !== -1) await exited
-    clearTimeout(timer)
+    await this.#thread.close()
     for (const { reject } of this.#calls.values()) reject(closed)
     this.#calls.clear()
-  }
-
-  #post(message: ToWorker, transfer: ArrayBuffer[] = []): void {
-    this.#worker.postMessage(message, transfer)
   }
 
   /** What waits for `id`, which waits no more; undefined where it was settled before. */
@@ -232,22 +210,18 @@ export class Engine {
     pending.detach()
     this.#admission.count(pending.cost, -1)
     this.#holdOpen()
-    if (this.#pending.size > 0) return pending
-    this.#idleSince = clock()
-    this.#drained()
+    if (this.#pending.size === 0) this.#drained()
     return pending
   }
 
-  /** The process stays alive for what is at hand, and no longer. */
   #holdOpen(): void {
-    if (this.#pending.size + this.#calls.size > 0) this.#worker.ref()
-    else if (!this.#closing) this.#worker.unref()
+    this.#thread.hold(this.#pending.size + this.#calls.size > 0)
   }
 
   /** @param overMs see `Admission.learn`; 0: by no fault of the estimate */
   #cancel(id: number, error: HstuError, overMs = 0): void {
     if (!this.#pending.has(id)) return
-    this.#post({ type: 'cancel', id })
+    this.#thread.post({ type: 'cancel', id })
     this.#reject(id, error, overMs)
   }
 

@@ -1,3 +1,4 @@
+import type { MessagePort } from 'node:worker_threads'
 import { HstuError, type HstuErrorCode } from '../errors.js'
 import type { BundleSchema } from './bundle.js'
 import type { HistogramSummary } from './histogram.js'
@@ -9,6 +10,8 @@ export const clock = (): number => timeOrigin + performance.now()
 
 /** What an engine's thread is started with. */
 export interface EngineJob {
+  /** To the caller's thread. A port of its own, for both threads look into it while they wait. */
+  port: MessagePort
   type: 'ranker' | 'retriever'
   folder: string
   options: HostOptions

@@ -1,5 +1,5 @@
 import { captureGraph, type Graph } from '../graph.js'
-import { type Device, scope, Tensor, unscoped } from '../tensor.js'
+import { type Device, Tensor, unscoped } from '../tensor.js'
 import type { PassShape, PassValues } from './pass.js'
 
 interface Captured {
@@ -7,6 +7,22 @@ interface Captured {
   numbers: Tensor
   graph: Graph<Tensor>
   tokens: number
+  /** Views of the first words, by how many: to make one takes longer than to write what lies in it. */
+  heads: Map<number, Tensor>
+}
+
+/** Words by which heads differ. */
+const HEAD_WORDS = 1024
+
+/** A view of the first words of a graph's array, of `used` or a few more. */
+function headOf({ words, heads }: Captured, used: number): Tensor {
+  const length = Math.min(words.size, HEAD_WORDS * Math.ceil(used / HEAD_WORDS))
+  let head = heads.get(length)
+  if (!head) {
+    head = unscoped(() => words.rows(0, length))
+    heads.set(length, head)
+  }
+  return head
 }
 
 /** Tokens of all graphs that are kept: each token is the memory of a few rows of every kind. */
@@ -46,7 +62,8 @@ export class PassGraphs {
     if (found) {
       this.#graphs.delete(key)
       this.#graphs.set(key, found)
-      scope(() => found.words.rows(0, used).write(words.subarray(0, used)))
+      const head = headOf(found, used)
+      head.write(words.subarray(0, head.size))
       found.numbers.write(numbers)
       return found.graph.replay()
     }
@@ -60,7 +77,7 @@ export class PassGraphs {
       narrow = unscoped(() => Tensor.from(numbers, undefined, { device }))
       const given = narrow
       const graph = captureGraph(() => compute(onDevice, given), { device })
-      this.#graphs.set(key, { words: onDevice, numbers: given, graph, tokens: shape.tokens })
+      this.#graphs.set(key, { words: onDevice, numbers: given, graph, tokens: shape.tokens, heads: new Map() })
       this.#tokens += shape.tokens
       return graph.outputs
     } catch (error) {
@@ -95,8 +112,9 @@ export class PassGraphs {
   }
 }
 
-function free({ words, numbers, graph }: Captured): void {
+function free({ words, numbers, graph, heads }: Captured): void {
   graph.dispose()
+  for (const head of heads.values()) head.dispose()
   words.dispose()
   numbers.dispose()
 }

@@ -1,5 +1,5 @@
 import { check, HstuError } from '../errors.js'
-import { memoryOf, sameIds, sameValues, textIds, type WireIds } from './ids.js'
+import { memoryOf, sameColumns, sameIds, textIds, type WireIds } from './ids.js'
 import type { Id } from './vocabulary.js'
 import { Words } from './words.js'
 
@@ -233,13 +233,14 @@ export const memoriesOf = ({ times, items, candidates }: WireRequest): ArrayBuff
   memoryOf(candidates),
 ]
 
+/** Of a request, without what it asks of it. */
+export type WireHistory = Omit<WireRequest, 'candidates' | 'time'>
+
 /** Rows of the same history in the same context: their requests can be one sequence. */
-export function sameHistory(a: WireRequest, b: WireRequest): boolean {
+export function sameHistory(a: WireHistory, b: WireHistory): boolean {
   return (
     a.start === b.start &&
-    sameValues(a.times, b.times) &&
-    sameValues(a.actions, b.actions) &&
-    sameValues(a.series, b.series) &&
+    sameColumns([a.times, a.actions, a.series], [b.times, b.actions, b.series]) &&
     sameIds(a.items, b.items) &&
     a.context.every((id, c) => id === b.context[c])
   )

@@ -8,7 +8,7 @@ import {
 } from './encode.js'
 import { idsBegin, sameValues } from './ids.js'
 import type { Waiting } from './queue.js'
-import { ownerText, type WireRequest } from './request.js'
+import { ownerText, sameHistory, type WireRequest } from './request.js'
 
 /** Rows of all histories that are kept, about a hundred bytes each, and what a history takes beside them. */
 const MOST_ROWS = 1 << 19
@@ -36,14 +36,19 @@ export class RecentHistories {
     const found = this.#kept.get(owner)
     if (!found) return null
     const { wire: before } = found
-    const same =
+    if (sameHistory(wire, before)) {
+      this.#kept.delete(owner)
+      this.#kept.set(owner, Object.assign(found, { read: performance.now() }))
+      return found
+    }
+    const longer =
       before.start === wire.start &&
       before.context.every((id, c) => id === wire.context[c]) &&
       begins(wire.times, before.times) &&
       begins(wire.actions, before.actions) &&
       begins(wire.series, before.series) &&
       idsBegin(wire.items, before.items)
-    return same ? found : null
+    return longer ? found : null
   }
 
   keep(owner: string, { candidates: _, time: __, ...wire }: WireRequest, encoded: EncodedHistory): void {
@@ -99,8 +104,9 @@ export class RequestEncoder {
     if (prepared) return prepared
     const wire = waiting.wire as WireRequest
     const owner = ownerText(wire)
-    const history = encodeHistory(wire, this.encoder, this.#recent.find(owner, wire))
-    this.#recent.keep(owner, wire, history)
+    const known = this.#recent.find(owner, wire)
+    const history = encodeHistory(wire, this.encoder, known)
+    if (history !== known?.encoded) this.#recent.keep(owner, wire, history)
     return encodeRequest(wire, this.encoder, history)
   }
 

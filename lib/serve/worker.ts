@@ -1,5 +1,5 @@
 // The thread of an engine: takes requests as they come, forms batches, and has the model compute one after the other.
-import { parentPort, receiveMessageOnPort, workerData } from 'node:worker_threads'
+import { receiveMessageOnPort, workerData } from 'node:worker_threads'
 import { HstuError } from '../errors.js'
 import { native } from '../native.js'
 import { late } from './admission.js'
@@ -21,8 +21,8 @@ import { takeBatch, type Waiting } from './queue.js'
 import { RankHost } from './rank_host.js'
 import { RetrieveHost } from './retrieve_host.js'
 
-const port = parentPort!
 const job = workerData as EngineJob
+const { port } = job
 const post = (message: FromWorker, transfer: ArrayBuffer[] = []) => port.postMessage(message, transfer)
 const HINT_MS = 10
 /** Of a batch, on the CPU and on CUDA. */
@@ -105,7 +105,7 @@ class Scheduler {
 
   /** Stays awake a little while there is nothing to do: who gets a result often asks again, and to be woken takes long. */
   async #stayAwake(): Promise<void> {
-    for (const until = clock() + AWAKE_MS; !this.#hasWork() && clock() < until; )
+    for (const until = clock() + AWAKE_MS; !this.#hasWork() && clock() < until; this.#drain())
       await new Promise(resolve => setImmediate(resolve))
   }
 
