@@ -12,6 +12,11 @@ void add(SipHash& hash, std::u16string_view text) {
   hash.add(&length, sizeof length).add(text.data(), text.size() * sizeof(char16_t));
 }
 
+Hash128 once(std::span<Hash128> known, size_t i, const auto& make) {
+  if (i >= known.size()) return make();
+  return known[i] == Hash128{} ? known[i] = make() : known[i];
+}
+
 int64_t pages_of(int64_t tokens, int64_t size) { return tokens / size + (tokens % size != 0); }
 
 }  // namespace
@@ -68,9 +73,10 @@ Hash128 PageManager::next(Hash128 chain, Bytes page) const {
   return hash(Input::kPage).add(&chain, sizeof chain).add(page.data(), page.size()).finish();
 }
 
-void PageManager::add_hashes(std::vector<Hash128>& hashes, Hash128& chain, Bytes tokens) const {
+void PageManager::add_hashes(std::vector<Hash128>& hashes, Hash128& chain, Bytes tokens, std::span<Hash128> known) const {
   hashes.reserve(hashes.size() + tokens.size() / whole_);
-  for (; tokens.size() >= whole_; tokens = tokens.subspan(whole_)) hashes.push_back(chain = next(chain, tokens.first(whole_)));
+  for (size_t i = 0; tokens.size() >= whole_; ++i, tokens = tokens.subspan(whole_))
+    hashes.push_back(chain = once(known, i, [&] { return next(chain, tokens.first(whole_)); }));
 }
 
 size_t PageManager::cached_prefix(const std::vector<Hash128>& hashes) const {
@@ -104,13 +110,13 @@ void PageManager::check_room(int64_t wanted, int64_t kept, int64_t all) {
                                    " are free or cached; ", leases_.size(), " leases hold ", held, " of ", limit_, ": release some first"));
 }
 
-int64_t PageManager::acquire(const ChainKey& key, Bytes tokens, int64_t now) {
+int64_t PageManager::acquire(const ChainKey& key, Bytes tokens, int64_t now, std::span<Hash128> known) {
   Lease made;
   made.tokens = count(tokens);
   expire(now);
-  made.owner = hash_of(key.owner);
-  made.chain = hash_of(key);
-  add_hashes(made.hashes, made.chain, tokens);
+  made.owner = once(known, 0, [&] { return hash_of(key.owner); });
+  made.chain = once(known, 1, [&] { return hash_of(key); });
+  add_hashes(made.hashes, made.chain, tokens, known.subspan(std::min<size_t>(2, known.size())));
   size_t prefix = cached_prefix(made.hashes);
   made.cached = int64_t(prefix) * options_.page_size;
   int64_t all = pages_of(made.tokens, options_.page_size), kept = 0;

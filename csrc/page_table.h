@@ -80,8 +80,9 @@ class PageManager {
   // How many of the tokens acquire() would find now.
   int64_t lookup(const ChainKey& key, Bytes tokens, int64_t now);
   // The number of a new lease. Throws ERR_HSTU_OVERLOADED where too many pages are held by leases: after a release it may fit;
-  // ERR_HSTU_OUT_OF_MEMORY where the tokens take more pages than there are or byte_limit allows.
-  int64_t acquire(const ChainKey& key, Bytes tokens, int64_t now);
+  // ERR_HSTU_OUT_OF_MEMORY where the tokens take more pages than there are or byte_limit allows. `known`: the hashes of the owner, of the
+  // key and of the full pages, as many as there is room for; those that are 0 are made and put there, the others are taken as they are.
+  int64_t acquire(const ChainKey& key, Bytes tokens, int64_t now, std::span<Hash128> known = {});
   // Tokens after those that the lease has. Throws as acquire does.
   void append(int64_t lease, Bytes tokens, int64_t now);
   // The rows of all tokens of the lease are written, or will be before anything else that is put on the stream. Returns how many pages
@@ -114,7 +115,7 @@ class PageManager {
   Hash128 hash_of(const ChainKey& key) const;
   int64_t count(Bytes tokens) const;
   Hash128 next(Hash128 chain, Bytes page) const;
-  void add_hashes(std::vector<Hash128>& hashes, Hash128& chain, Bytes tokens) const;
+  void add_hashes(std::vector<Hash128>& hashes, Hash128& chain, Bytes tokens, std::span<Hash128> known = {}) const;
   size_t cached_prefix(const std::vector<Hash128>& hashes) const;
   void check_room(int64_t wanted, int64_t kept, int64_t all);
   int32_t take();

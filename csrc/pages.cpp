@@ -93,11 +93,17 @@ napi_value pages_lookup(napi_env env, const napi_value* arguments) {
   return Napi::Number::New(env, double(manager.lookup(key, bytes_of(env, arguments[2], "tokens"), whole(env, arguments[3], "now"))));
 }
 
-// pages_acquire(object, key, tokens, now): {lease, cached, pages}
+// pages_acquire(object, key, tokens, now, hashes): {lease, cached, pages}; `hashes` has two words for each that is known or has room
 napi_value pages_acquire(napi_env env, const napi_value* arguments) {
   PageManager& manager = manager_of(env, arguments[0]);
   Key key(env, arguments[1]);
-  int64_t now = whole(env, arguments[3], "now"), lease = manager.acquire(key, bytes_of(env, arguments[2], "tokens"), now);
+  napi_valuetype type;
+  napi_typeof(env, arguments[4], &type);
+  Bytes hashes = type == napi_undefined ? Bytes() : bytes_of(env, arguments[4], "hashes");
+  auto* known = reinterpret_cast<Hash128*>(const_cast<std::byte*>(hashes.data()));
+  HSTU_CHECK(reinterpret_cast<uintptr_t>(known) % alignof(Hash128) == 0, kInvalidArgument, "page manager: hashes must be of 64 bits each");
+  int64_t now = whole(env, arguments[3], "now");
+  int64_t lease = manager.acquire(key, bytes_of(env, arguments[2], "tokens"), now, {known, hashes.size() / sizeof(Hash128)});
   try {
     Napi::Object result = Napi::Object::New(env);
     result.Set("lease", double(lease));

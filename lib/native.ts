@@ -96,6 +96,7 @@ interface NativePages {
     key: NativePageKey,
     tokens: ArrayBufferView,
     now: number,
+    hashes: BigUint64Array | undefined,
   ): { lease: number; cached: number; pages: Int32Array }
   pages_append(manager: object, lease: number, tokens: ArrayBufferView, now: number): Int32Array
   pages_commit(manager: object, lease: number): number

@@ -3,6 +3,7 @@ import { HstuError } from '../errors.js'
 import type { GenerativeRankerConfig } from '../models/generative_ranker.js'
 import type { BaseRates } from './base_rates.js'
 import { idCount, idText, type WireIds } from './ids.js'
+import { pageHashes } from './page_manager.js'
 import type { WireHistory, WireRequest } from './request.js'
 import type { Vocabulary } from './vocabulary.js'
 import { Words } from './words.js'
@@ -27,6 +28,8 @@ export interface EncodedRequest {
   /** [h, 3] row-major: row of the table or key (-1: none), action bits (-1: none), seconds (0 for contextual tokens, which have no time). */
   history: BigInt64Array
   start: number
+  /** Of its pages, for the cache that finds them; left out where none does. */
+  hashes?: BigUint64Array
   /** Its columns, [h] each. */
   content: BigInt64Array
   actions: BigInt64Array
@@ -47,7 +50,9 @@ export function historyTokens({ times }: EncodedRequest): number {
 }
 
 /** The columns of a history's tokens. */
-export type EncodedHistory = Pick<EncodedRequest, 'history' | 'content' | 'actions' | 'times' | 'unknown'>
+export type EncodedHistory = Pick<EncodedRequest, 'history' | 'content' | 'actions' | 'times' | 'unknown'> & {
+  hashes: BigUint64Array
+}
 
 /** A history that was encoded, and what of. */
 export interface KnownHistory {
@@ -167,6 +172,7 @@ export function encodeHistory(
     content: content.values,
     actions: bitsOf.values,
     times: seconds.values,
+    hashes: pageHashes(h, known?.encoded.hashes),
     unknown: numbers.unknown,
   }
 }
@@ -191,6 +197,7 @@ export function encodeRequest(
   return {
     history: history.history,
     start: request.start,
+    hashes: history.hashes,
     content: history.content,
     actions: history.actions,
     times: history.times,

@@ -113,6 +113,16 @@ export class PageLease {
   }
 }
 
+/** S, tokens of a page: a power of two that the attention's key tiles divide. */
+export const PAGE_SIZE = 64
+
+/** Room for the hashes of a history's owner, key and full pages of {@link PAGE_SIZE}; with those of one that it begins with. */
+export function pageHashes(tokens: number, before?: BigUint64Array): BigUint64Array {
+  const hashes = new BigUint64Array(2 * (2 + Math.floor(tokens / PAGE_SIZE)))
+  if (before) hashes.set(before)
+  return hashes
+}
+
 const bytesOf = (view: ArrayBufferView) =>
   view instanceof DataView ? new Uint8Array(view.buffer, view.byteOffset, view.byteLength) : view
 
@@ -162,11 +172,12 @@ export class PageManager {
   /**
    * Pages for a history: the cached ones of its longest prefix, and new ones for the rest.
    * @param tokens `tokenBytes` for each token, in order
+   * @param hashes of these tokens under this key, from {@link pageHashes}: what a call made of them is not made again
    * @throws HstuError ERR_HSTU_OVERLOADED where leases hold too many pages (after a `release` it may fit); ERR_HSTU_OUT_OF_MEMORY where the
    * pool, or the byte limit, is too small for these tokens alone; ERR_HSTU_INVALID_ARGUMENT for bytes that are no whole tokens.
    */
-  acquire(key: PageKey, tokens: ArrayBufferView): PageLease {
-    const { lease, cached, pages } = native.pages_acquire(this, keyOf(key), bytesOf(tokens), this.now())
+  acquire(key: PageKey, tokens: ArrayBufferView, hashes?: BigUint64Array): PageLease {
+    const { lease, cached, pages } = native.pages_acquire(this, keyOf(key), bytesOf(tokens), this.now(), hashes)
     return new PageLease(this, lease, cached, pages)
   }
 

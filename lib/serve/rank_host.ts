@@ -11,7 +11,7 @@ import { type EncodedRequest, type Encoder, encodeRequest, historyTokens, TOKEN_
 import { Falcon, type Scored, whyNotCacheable } from './falcon.js'
 import type { BatchHooks, Host, Progress } from './host.js'
 import type { HostOptions, ModelInfo } from './messages.js'
-import { type PageKey, type PageLease, PageManager, type PageStatistics } from './page_manager.js'
+import { PAGE_SIZE, type PageKey, type PageLease, PageManager, type PageStatistics } from './page_manager.js'
 import type { Slot } from './pass.js'
 import type { Waiting } from './queue.js'
 import { checkRequest, ownerText, sameHistory, type WireRequest } from './request.js'
@@ -20,8 +20,6 @@ import { joined } from './words.js'
 
 /** b by default: on CUDA what fills the device. */
 const MICROBATCH = { cpu: 1024, cuda: 4096 } as const
-/** S, tokens of a page: a power of two that the attention's key tiles divide. */
-const PAGE_SIZE = 64
 const MIB = 2 ** 20
 /** Largest relative difference to the golden logits, which were computed on a CPU in float32. */
 const GOLDEN_TOLERANCE = { float32: 1e-3, bf16: 5e-2 }
@@ -204,7 +202,11 @@ export class RankHost implements Host {
       const kept = this.info.cacheOff === null || request.candidates.length > this.#microbatch
       try {
         if (kept)
-          group.lease = this.#cache.acquire(this.#keyOf(waiting[0]!.waiting.wire as WireRequest), request.history)
+          group.lease = this.#cache.acquire(
+            this.#keyOf(waiting[0]!.waiting.wire as WireRequest),
+            request.history,
+            request.hashes,
+          )
         groups.push(group)
       } catch (error) {
         if (!(error instanceof HstuError) || error.code !== 'ERR_HSTU_OVERLOADED' || groups.length === 0) throw error
