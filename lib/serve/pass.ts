@@ -3,7 +3,10 @@ import type { PassInputs, RankerInference } from '../models/ranker_inference.js'
 import { kvAppend } from '../ops/kv_append.js'
 import type { Tensor } from '../tensor.js'
 import { type EncodedRequest, historyTokens } from './encode.js'
+import { numberFields, PassMemory, type PassShape, type PassValues, places, wordFields } from './pass_memory.js'
 import { Words } from './words.js'
+
+export { PassMemory, type PassShape, type PassValues }
 
 /** A request, and what of its history is in pages. */
 export interface Slot {
@@ -28,28 +31,6 @@ export interface Part {
 
 /** Candidates of a part. */
 export const partRows = ({ first, end }: Part) => end - first
-
-/** Sizes of a pass. Passes of one shape differ in nothing but the values of two arrays. */
-export interface PassShape {
-  /** N, tokens, and R of them, the rows of the last layer; M candidates. */
-  tokens: number
-  asked: number
-  candidates: number
-  /** B */
-  sequences: number
-  /** Of all sequences; 0: none has any in pages. */
-  keys: number
-  /** Entries of the page table. */
-  pages: number
-  /** Rows of content and of actions that are made in the pass; 0 with tables. */
-  contentRows: number
-  actionRows: number
-  /** Keys of the longest sequence, at most. */
-  longest: number
-  /** Whether histories come with the candidates, and whether any of them is written to pages. */
-  first: boolean
-  writes: boolean
-}
 
 const sum = <T>(list: readonly T[], of: (item: T) => number) => list.reduce((total, item) => total + of(item), 0)
 const power = (n: number, least: number) => 2 ** Math.ceil(Math.log2(Math.max(n, least)))
@@ -107,61 +88,6 @@ export function bucketOf(shape: PassShape): PassShape {
   }
 }
 
-/** The int64 arrays of a pass, one after the other; keys' times last, for no pass fills its bucket's. */
-function wordFields(shape: PassShape, positions: boolean) {
-  const { tokens: N, asked: R, candidates: M, sequences: B, keys } = shape
-  // One literal: made for every pass, and many times slower of parts.
-  return {
-    seqOffsets: B + 1,
-    askedOffsets: B + 1,
-    groups: B + 1,
-    pageOffsets: B + 1,
-    timeOffsets: keys && B + 1,
-    states: B,
-    askedRows: R,
-    askedTimes: R,
-    predicted: M,
-    positions: positions ? N : 0,
-    content: N,
-    contentFrom: shape.contentRows,
-    actions: N,
-    actionsFrom: shape.actionRows,
-    queryTimes: N,
-    keyTimes: keys,
-  }
-}
-
-const numberFields = ({ sequences: B, pages }: PassShape) => ({ numTargets: B, kvLengths: B, counts: B, pageTable: pages }) // biome-ignore format: one line
-
-/** The place of each field, and how long all of them are. */
-function places<N extends string>(fields: Record<N, number>): { of: Record<N, [number, number]>; size: number } {
-  let size = 0
-  const of = {} as Record<N, [number, number]>
-  for (const name in fields) of[name] = [size, (size += fields[name])]
-  return { of, size }
-}
-
-/** Host memory for the arrays of passes: what it gave counts until it is asked again. */
-export class PassMemory {
-  #words = new BigInt64Array(0)
-  #numbers = new Int32Array(0)
-
-  /** Zeros, of the words the first `zeros`. */
-  take(words: number, zeros: number, numbers: number): { words: BigInt64Array; numbers: Int32Array } {
-    if (words > this.#words.length) this.#words = new BigInt64Array(2 * words)
-    if (numbers > this.#numbers.length) this.#numbers = new Int32Array(2 * numbers)
-    const wide = this.#words.subarray(0, words)
-    return { words: wide.fill(0n, 0, zeros), numbers: this.#numbers.subarray(0, numbers).fill(0) }
-  }
-}
-
-/** The values of a pass: what is copied to the device. `used`: words before those that nobody reads. */
-export interface PassValues {
-  words: BigInt64Array
-  used: number
-  numbers: Int32Array
-}
-
 /** The arrays of a pass in a shape that holds it. */
 export function fillPass(
   parts: readonly Part[],
@@ -170,20 +96,10 @@ export function fillPass(
   memory = new PassMemory(),
 ): PassValues {
   const { model } = inference
-  const wide = places(wordFields(shape, Boolean(model.config.positions)))
-  const narrow = places(numberFields(shape))
-  const { words, numbers } = memory.take(wide.size, wide.of.keyTimes[0], narrow.size)
-  const values = (name: keyof typeof wide.of) => words.subarray(...wide.of[name])
-  const view = (name: keyof typeof wide.of) => new Words(values(name))
-  const count = (name: keyof typeof narrow.of) => numbers.subarray(...narrow.of[name])
-  const [seqOffsets, askedOffsets, groups] = [view('seqOffsets'), view('askedOffsets'), view('groups')]
-  const [pageOffsets, timeOffsets, states] = [view('pageOffsets'), view('timeOffsets'), view('states')]
-  const [askedRows, predicted, positions] = [view('askedRows'), view('predicted'), view('positions')]
-  const [askedTimes, queryTimes, keyTimes] = [values('askedTimes'), values('queryTimes'), values('keyTimes')]
-  const [content, actions] = [values('content'), values('actions')]
-  const [numTargets, kvLengths, counts, pageTable] = [
-    ...[count('numTargets'), count('kvLengths'), count('counts'), count('pageTable')],
-  ] as [Int32Array, Int32Array, Int32Array, Int32Array]
+  const { words, numbers, of, views, counts: narrow } = memory.take(shape, Boolean(model.config.positions))
+  const { seqOffsets, askedOffsets, groups, pageOffsets, timeOffsets, states, askedRows, predicted, positions } = views
+  const { askedTimes, queryTimes, keyTimes, content, actions } = of
+  const { numTargets, kvLengths, counts, pageTable } = narrow
   const pending = model.config.fusion !== 'add' ? -1n : inference.actions ? 1n << BigInt(model.config.actions) : PENDING
   let [n, r, m, k, p] = [0, 0, 0, 0, 0]
   const ends = (b: number) => {
@@ -240,9 +156,9 @@ export function fillPass(
     ;[n, r, m] = [N, R, M]
     ends(B - 1)
   }
-  if (!inference.content) numberRows(content, values('contentFrom'))
-  if (!inference.actions) numberRows(actions, values('actionsFrom'))
-  return { words, used: wide.size - keyTimes.length + k, numbers }
+  if (!inference.content) numberRows(content, of.contentFrom)
+  if (!inference.actions) numberRows(actions, of.actionsFrom)
+  return { words, used: words.length - keyTimes.length + k, numbers }
 }
 
 /** The actions of a candidate, where they are no row of a table. */

@@ -91,7 +91,7 @@ function idsOf(ids: Ids, name: string, first = 0): WireIds {
   for (let i = first; i < ids.length && whole; i++) whole = typeof ids[i] !== 'string'
   if (!whole)
     return (
-      textIds(ids, first) ??
+      textIds(ids as readonly Id[], first) ??
       textIds(Array.from({ length: count }, (_, i) => String(idOf(ids[i + first], `${name}[${i + first}]`))))!
     )
   const all = new Words(count)
