@@ -69,7 +69,7 @@ function offer(args: Args, folder: string): Promise<number | undefined> {
         const source = new LoadSource(setting)
         if (mode !== 'cold') for (const request of source.everyone()) await ranker.rank(request)
         progress.update(done++, steps)
-        const alone = await measureAlone(ranker, source, mode, 50)
+        const alone = await measureAlone(ranker, source, mode, { requests: 50, seconds: Math.min(seconds, 1) })
         const capacity = await measureCapacity(ranker, source, mode, Math.min(seconds, 3))
         const own: LoadReport[] = []
         for (const offered of rate === undefined ? SHARES.map(share => share * capacity) : [rate]) {

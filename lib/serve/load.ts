@@ -159,10 +159,18 @@ export class LoadSource {
   }
 }
 
-/** Sends requests one after the other. @returns medians of what a request takes, and of what of it is not the model's, ms */
-export async function measureAlone(ranker: Ranker, source: LoadSource, mode: LoadMode, requests: number) {
+/**
+ * Sends requests one after the other, as many at least and for so long.
+ * @returns medians of what a request takes, and of what of it is not the model's, ms
+ */
+export async function measureAlone(
+  ranker: Ranker,
+  source: LoadSource,
+  mode: LoadMode,
+  { requests, seconds }: { requests: number; seconds: number },
+) {
   const [totals, overheads]: [number[], number[]] = [[], []]
-  for (let k = 0; k < requests; k++) {
+  for (const end = performance.now() + 1e3 * seconds; totals.length < requests || performance.now() < end; ) {
     const request = source.next(mode)
     const begin = performance.now()
     const { timings } = await ranker.rank(request)
