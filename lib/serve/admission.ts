@@ -53,7 +53,7 @@ export class Admission {
   readonly queued = { requests: 0, tokens: 0, bytes: 0 }
   /** Measured; 0 until the first result. */
   msPerToken = 0
-  /** How much longer than expected an answer takes, ms, but for 1 - {@link IN_TIME} of them: what the estimate knows nothing of, callers' lag too. */
+  /** How much longer than expected all but 1 - {@link IN_TIME} of the answers take, ms: what the estimate leaves out, a caller's lag. */
   marginMs = 0
 
   constructor(readonly limits: QueueLimits) {}

@@ -1,6 +1,6 @@
 import { availableParallelism } from 'node:os'
 
-/** How long threads that wait for each other stay awake where there are processors to spare, ms: to be woken takes as long as much of what is waited for. */
+/** How long threads that wait for each other stay awake where there are processors to spare, ms: to be woken takes as long. */
 export const AWAKE_MS = availableParallelism() > 2 ? 1 : 0
 
 /** An event loop that turns without a pause while something is about to come; what else is due gets its turn as ever. */

@@ -33,7 +33,7 @@ export interface LoadReport {
   rate: number
   goodput: number
   requests: number
-  /** Not sent, for the load's thread came to them when they were late already: an overload is of `requests`, not of these. */
+  /** Not sent: the load's thread came to them when they were late already. An overload is of `requests`, not of these. */
   unsent: number
   completed: number
   /** Refused at once, and given up when their deadline passed. */

@@ -4,7 +4,14 @@ import { hstuAttention } from '#lib/ops/hstu_attention.js'
 import { kvAppend } from '#lib/ops/kv_append.js'
 import { kvGather } from '#lib/ops/kv_gather.js'
 import { Random } from '#lib/random.js'
-import { type PageKey, type PageLease, PageManager, type PageManagerOptions } from '#lib/serve/page_manager.js'
+import {
+  PAGE_SIZE,
+  type PageKey,
+  type PageLease,
+  PageManager,
+  type PageManagerOptions,
+  pageHashes,
+} from '#lib/serve/page_manager.js'
 import { scope, Tensor } from '#lib/tensor.js'
 
 let time = 0
@@ -47,6 +54,29 @@ describe('page manager', () => {
     expect(use(manager, alice, words(2, 1, 3, 4))).toBe(0) // reordered
     expect(use(manager, alice, words(1, 2, 3))).toBe(2) // shortened
     expect(use(manager, alice, words())).toBe(0)
+  })
+
+  it('makes no hash twice of a history that is known, and goes on from those of one that it begins with', () => {
+    const manager = make({ pages: 64, pageSize: PAGE_SIZE })
+    const tokens = words(...Array.from({ length: 10 * PAGE_SIZE }, (_, k) => k))
+    const [short, long] = [tokens.subarray(0, 3 * PAGE_SIZE + 5), tokens]
+    const acquired = (all: BigInt64Array, hashes?: BigUint64Array) => {
+      using lease = manager.acquire(alice, all, hashes)
+      lease.commit()
+      return lease.cached
+    }
+    const known = pageHashes(short.length)
+    expect(acquired(short, known)).toBe(0)
+    expect([known.length, known.every(word => word !== 0n)]).toEqual([2 * (2 + 3), true])
+    expect(acquired(short)).toBe(3 * PAGE_SIZE)
+    const grown = pageHashes(long.length, known)
+    expect(grown.subarray(0, known.length)).toEqual(known)
+    expect(acquired(long, grown)).toBe(3 * PAGE_SIZE)
+    const own = pageHashes(long.length)
+    expect(acquired(long, own)).toBe(10 * PAGE_SIZE)
+    expect(own).toEqual(grown)
+    const [wrong] = [Uint8Array.from({ length: 40 }).subarray(1)]
+    failing(() => acquired(long, wrong as never), 'ERR_HSTU_INVALID_ARGUMENT', /hashes must be of 64 bits each/)
   })
 
   it('keeps models, tenants, users and seeds apart, to the last code unit', () => {

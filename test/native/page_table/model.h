@@ -2,6 +2,7 @@
 // model, compared with the manager after every operation.
 #pragma once
 #include <algorithm>
+#include <compare>
 #include <cstdint>
 #include <map>
 #include <set>
@@ -12,7 +13,7 @@ namespace model {
 using Tokens = std::vector<uint64_t>;
 struct Key {
   int model = 0, tenant = 0, user = 0, seed = 0;
-  bool operator==(const Key&) const = default;
+  auto operator<=>(const Key&) const = default;
 };
 
 // A page that was committed: it stands for all tokens from the first to its last.
