@@ -105,7 +105,8 @@ class Scheduler {
 
   /** Stays awake a little while there is nothing to do: who gets a result often asks again, and to be woken takes long. */
   async #stayAwake(): Promise<void> {
-    for (const until = clock() + AWAKE_MS; !this.#hasWork() && clock() < until; this.#drain())
+    const until = clock() + (this.host.info.device === 'cpu' ? 0 : AWAKE_MS)
+    for (; !this.#hasWork() && clock() < until; this.#drain())
       await new Promise(resolve => setImmediate(resolve))
   }
 
