@@ -106,8 +106,7 @@ class Scheduler {
   /** Stays awake a little while there is nothing to do: who gets a result often asks again, and to be woken takes long. */
   async #stayAwake(): Promise<void> {
     const until = clock() + (this.host.info.device === 'cpu' ? 0 : AWAKE_MS)
-    for (; !this.#hasWork() && clock() < until; this.#drain())
-      await new Promise(resolve => setImmediate(resolve))
+    for (; !this.#hasWork() && clock() < until; this.#drain()) await new Promise(resolve => setImmediate(resolve))
   }
 
   #hasWork(): boolean {
