@@ -68,26 +68,25 @@ export class Admission {
       if (deadlineMs <= 0) throw late(deadlineMs)
     }
     const { queued, limits } = this
-    const waits = this.expectedMs(0)
-    const over = (what: string) => {
-      const retryAfterMs = Math.max(1, Math.ceil(waits / 2))
-      const message = `${what}; try again in ${retryAfterMs} ms`
-      return withoutTrace(() => new HstuError('ERR_HSTU_OVERLOADED', message, { retryAfterMs }))
-    }
-    const full = (name: keyof QueueLimits) =>
-      over(
-        `${queued[name]} ${name} are queued, the bound is ${limits[name]} and the request has ${{ requests: 1, tokens, bytes }[name]}`,
-      )
-    if (queued.requests + 1 > limits.requests) throw full('requests')
+    if (queued.requests + 1 > limits.requests) throw this.#full('requests', 1)
     // A request that alone is over a bound is taken where nothing else is: rows and candidates have bounds of their own.
-    if (queued.requests > 0 && queued.tokens + tokens > limits.tokens) throw full('tokens')
-    if (queued.requests > 0 && queued.bytes + bytes > limits.bytes) throw full('bytes')
-    if (
-      deadlineMs !== undefined &&
-      queued.requests > 0 &&
-      this.expectedMs(tokens) > Math.min(DEADLINE_SHARE * deadlineMs, deadlineMs - this.marginMs)
-    )
-      throw over(`the queue takes about ${Math.ceil(waits)} ms, the deadline is ${deadlineMs} ms`)
+    if (queued.requests === 0) return
+    if (queued.tokens + tokens > limits.tokens) throw this.#full('tokens', tokens)
+    if (queued.bytes + bytes > limits.bytes) throw this.#full('bytes', bytes)
+    if (deadlineMs === undefined) return
+    if (this.expectedMs(tokens) > Math.min(DEADLINE_SHARE * deadlineMs, deadlineMs - this.marginMs))
+      throw this.#over(`the queue takes about ${Math.ceil(this.expectedMs(0))} ms, the deadline is ${deadlineMs} ms`)
+  }
+
+  #full(name: keyof QueueLimits, own: number): HstuError {
+    const { queued, limits } = this
+    return this.#over(`${queued[name]} ${name} are queued, the bound is ${limits[name]} and the request has ${own}`)
+  }
+
+  #over(what: string): HstuError {
+    const retryAfterMs = Math.max(1, Math.ceil(this.expectedMs(0) / 2))
+    const message = `${what}; try again in ${retryAfterMs} ms`
+    return withoutTrace(() => new HstuError('ERR_HSTU_OVERLOADED', message, { retryAfterMs }))
   }
 
   /** How long a request of so many tokens takes behind those at hand, ms. */

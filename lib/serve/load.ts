@@ -1,6 +1,7 @@
 import { monitorEventLoopDelay } from 'node:perf_hooks'
 import { HstuError } from '../errors.js'
 import { Random } from '../random.js'
+import type { SubmitOptions } from './admission.js'
 import type { BundleSchema } from './bundle.js'
 import type { Ranker, RankResult } from './ranker.js'
 import type { RankRequest } from './request.js'
@@ -82,6 +83,7 @@ export class LoadSource {
   readonly #random: Random
   readonly #histories: (History | undefined)[] = []
   readonly #cumulative: number[]
+  readonly #names: string[] = []
   /** Requests ask for one of these: what a load costs is to be the engine's. */
   readonly #candidates: readonly (readonly string[])[]
   /** Users who were answered since their last request: who is refused has seen nothing to act upon. */
@@ -132,20 +134,25 @@ export class LoadSource {
     return (this.#histories[user] ??= this.#extended(none, Math.round(this.setting.history * (0.5 + this.#random.float())))) // biome-ignore format: one line
   }
 
-  next(mode: LoadMode): RankRequest {
+  /** @param deadlineMs of the request; none where it is left out */
+  next(mode: LoadMode, deadlineMs?: number): RankRequest & SubmitOptions {
     const { growth, users } = this.setting
     const user = mode === 'cold' ? this.#fresh++ % users : this.#user()
     let history = this.#historyOf(user)
-    if (mode === 'mixed' && this.#answered.delete(`load-${user}`)) {
+    const name = mode === 'cold' ? `cold-${this.#fresh}` : this.#nameOf(user)
+    if (mode === 'mixed' && this.#answered.delete(name)) {
       let events = 0
       for (let t = exponential(this.#random); t < growth; t += exponential(this.#random)) events++
       if (events > 0) this.#histories[user] = history = this.#extended(history, events)
     }
     // What the cache knows goes by the user: the same history of another one is computed.
-    return {
-      ...{ user: mode === 'cold' ? `cold-${this.#fresh}` : `load-${user}`, history, time: this.#now },
-      candidates: this.#candidates[this.#random.int(LISTS)]!,
-    }
+    const candidates = this.#candidates[this.#random.int(LISTS)]!
+    return { user: name, history, candidates, time: this.#now, deadlineMs }
+  }
+
+  /** Made once: a load of many requests a second is to be the engine's work, not this one's. */
+  #nameOf(user: number): string {
+    return (this.#names[user] ??= `load-${user}`)
   }
 
   answered({ user }: RankRequest): void {
@@ -155,7 +162,7 @@ export class LoadSource {
   /** One request of every user, the most popular last: what is to be in the cache when 'hit' begins. */
   *everyone(): Generator<RankRequest> {
     for (let user = this.setting.users - 1; user >= 0; user--)
-      yield { user: `load-${user}`, history: this.#historyOf(user), candidates: [this.#item()], time: this.#now }
+      yield { user: this.#nameOf(user), history: this.#historyOf(user), candidates: [this.#item()], time: this.#now }
   }
 }
 
@@ -219,52 +226,59 @@ export async function offerLoad(
   const [latencies, refusals, lags, memory]: [number[], number[], number[], number[]] = [[], [], [], []]
   const counts = { requests: 0, unsent: 0, refused: 0, late: 0 }
   const tokens = { all: 0, cached: 0 }
-  const open = new Set<Promise<void>>()
   const answered = (due: number, { cache }: RankResult) => {
     latencies.push(performance.now() - due)
     tokens.all += cache.tokens
     tokens.cached += cache.cachedTokens
   }
+  const failures: unknown[] = []
   const rejected = (sent: number, error: unknown) => {
-    if (!(error instanceof HstuError)) throw error
-    if (error.code === 'ERR_HSTU_OVERLOADED') {
+    const code = error instanceof HstuError ? error.code : null
+    if (code === 'ERR_HSTU_OVERLOADED') {
       counts.refused++
       refusals.push(performance.now() - sent)
-    } else if (error.code === 'ERR_HSTU_ABORTED') counts.late++
-    else throw error
+    } else if (code === 'ERR_HSTU_ABORTED') counts.late++
+    else failures.push(error)
+  }
+  let open = 0
+  let drained = () => {}
+  const settled = () => {
+    if (--open === 0) drained()
   }
   const sampler = setInterval(() => memory.push(process.memoryUsage.rss()), 20)
   delay.enable()
   const begin = performance.now()
-  let turn = begin
+  let [turn, sent] = [begin, begin]
   for (let due = begin; (due += (1e3 * exponential(random)) / rate) < begin + 1e3 * seconds; ) {
     // By timers, so that waiting takes no processor; what is overdue is sent at once, but the event loop gets its turn.
-    while (performance.now() < due || performance.now() - turn > TURN_MS) {
-      const wait = due - performance.now()
+    while ((sent = performance.now()) < due || sent - turn > TURN_MS) {
+      const wait = due - sent
       await new Promise(resolve => (wait > 0 ? setTimeout(resolve, wait) : setImmediate(resolve)))
       turn = performance.now()
     }
-    const sent = performance.now()
     if (sent - due >= boundMs) {
       counts.unsent++
       continue
     }
-    const request = source.next(mode)
+    const request = source.next(mode, boundMs - (sent - due))
     lags.push(sent - due)
     counts.requests++
-    const call: Promise<void> = ranker
-      .rank({ ...request, deadlineMs: boundMs - (sent - due) })
-      .then(
-        result => {
-          source.answered(request)
-          answered(due, result)
-        },
-        error => rejected(sent, error),
-      )
-      .finally(() => open.delete(call))
-    open.add(call)
+    open++
+    const [dueAt, sentAt] = [due, sent]
+    ranker.rank(request).then(
+      result => {
+        source.answered(request)
+        answered(dueAt, result)
+        settled()
+      },
+      error => {
+        rejected(sentAt, error)
+        settled()
+      },
+    )
   }
-  await Promise.all(open)
+  if (open > 0) await new Promise<void>(resolve => (drained = resolve))
+  if (failures.length > 0) throw failures[0]
   const took = (performance.now() - begin) / 1e3
   delay.disable()
   clearInterval(sampler)
