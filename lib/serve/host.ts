@@ -9,6 +9,8 @@ export interface BatchHooks {
   wanted(waiting: Waiting): boolean
   /** @param durations of the batch, ms */
   done(waiting: Waiting, reply: unknown, durations: { prefill: number; candidates: number }): void
+  /** Callers are told now of what is done: what is left to do for it can wait. */
+  tell(): void
   refuse(waiting: Waiting, error: HstuError): void
   count(what: { groups: number; history: number; cached: number; candidates: number }): void
 }

@@ -228,10 +228,9 @@ export class RankHost implements Host {
       wait: batch === 1, // else more is likely to come meanwhile, to be encoded
       wanted: slot => groupOf.get(slot)!.waiting.some(({ waiting }) => hooks.wanted(waiting)),
     })
-    groups.forEach((group, g) => {
-      if (group.lease && this.info.cacheOff === null) group.lease.commit()
-      this.#tell(group, slots[g]!, scored, g, batch, hooks)
-    })
+    for (const [g, group] of groups.entries()) this.#tell(group, slots[g]!, scored, g, batch, hooks)
+    hooks.tell()
+    if (this.info.cacheOff === null) for (const { lease } of groups) lease?.commit()
     const sum = (of: (slot: Slot) => number) => slots.reduce((total, slot) => total + of(slot), 0)
     hooks.count({
       ...{ groups: groups.length, cached: sum(slot => slot.cached) },

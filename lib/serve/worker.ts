@@ -152,6 +152,7 @@ class Scheduler {
         this.#byId.delete(waiting.id)
         results.push({ id: waiting.id, reply, timings })
       },
+      tell: () => this.#tell(results),
       refuse: (waiting, error) => {
         if (settled(waiting)) this.#refuse(waiting, error)
       },
@@ -183,7 +184,7 @@ class Scheduler {
 
   /** One message a batch: each wakes the caller's thread. */
   #tell(results: Result[]): void {
-    if (results.length > 0) post({ type: 'results', results, msPerToken: this.#msPerToken })
+    if (results.length > 0) post({ type: 'results', results: results.splice(0), msPerToken: this.#msPerToken })
   }
 
   /** @param takes what is left to do, ms */
