@@ -19,6 +19,8 @@ export interface BatchHooks {
 export interface Host {
   readonly info: ModelInfo
   readonly rules: Omit<BatchRules, 'budget'>
+  /** A request as it crossed threads, as one that can be looked at. */
+  unpack?(wire: unknown): unknown
   /** What can be done for a request while it waits and the device computes others. */
   prepare?(waiting: Waiting): void
   /**

@@ -9,6 +9,12 @@ export type WireIds = TextIds | BigInt64Array
 
 export const idCount = (ids: WireIds): number => ('ends' in ids ? ids.ends.length : ids.length)
 
+/** Texts as they lie in a memory: where each ends, then the units of all. */
+export const textsIn = (memory: ArrayBufferLike, count: number): TextIds => ({
+  ends: new Int32Array(memory, 0, count),
+  units: new Uint16Array(memory, 4 * count),
+})
+
 /** Texts that are put together and written at once: by the text, not by the unit, as far as a string may reach. */
 const AT_ONCE = 1 << 16
 
@@ -22,7 +28,7 @@ export function textIds(texts: readonly unknown[], first = 0): TextIds | null {
   }
   const count = texts.length - first
   const memory = new ArrayBuffer(4 * count + 2 * size)
-  const [ends, units] = [new Int32Array(memory, 0, count), new Uint16Array(memory, 4 * count)]
+  const { ends, units } = textsIn(memory, count)
   for (let i = 0, at = 0; i < count; i++) ends[i] = at += (texts[i + first] as string).length
   const bytes = Buffer.from(memory, 4 * count)
   for (let i = first, at = 0; i < texts.length; i += AT_ONCE) {
@@ -72,6 +78,3 @@ export function idsBegin(all: WireIds, first: WireIds): boolean {
     'ends' in first && sameIds({ units: units.subarray(0, first.units.length), ends: ends.subarray(0, count) }, first)
   )
 }
-
-/** The memory that ids of {@link textIds}, or numbers, lie in. */
-export const memoryOf = (ids: WireIds) => ('ends' in ids ? ids.ends : ids).buffer as ArrayBuffer

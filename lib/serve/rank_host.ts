@@ -11,6 +11,7 @@ import { type EncodedRequest, type Encoder, encodeRequest, historyTokens, TOKEN_
 import { Falcon, type Scored, whyNotCacheable } from './falcon.js'
 import type { BatchHooks, Host, Progress } from './host.js'
 import type { HostOptions, ModelInfo } from './messages.js'
+import { type PackedRequest, unpackRequest } from './packed.js'
 import { PAGE_SIZE, type PageKey, type PageLease, PageManager, type PageStatistics } from './page_manager.js'
 import type { Slot } from './pass.js'
 import type { Waiting } from './queue.js'
@@ -156,6 +157,10 @@ export class RankHost implements Host {
       for (const { lease } of groups) lease?.release()
     }
     return left
+  }
+
+  unpack(wire: unknown): WireRequest {
+    return unpackRequest(wire as PackedRequest)
   }
 
   prepare(waiting: Waiting): void {

@@ -3,8 +3,9 @@ import type { Device } from '../tensor.js'
 import type { Cost, QueueLimits, SubmitOptions } from './admission.js'
 import { type Answer, Engine, type EngineState, type EngineStats } from './engine.js'
 import type { HostOptions, ModelInfo, Timings } from './messages.js'
+import { packRequest, ROW_BYTES } from './packed.js'
 import type { RankReply } from './rank_host.js'
-import { checkRequest, memoriesOf, type RankRequest } from './request.js'
+import { checkRequest, type RankRequest } from './request.js'
 import type { Id } from './vocabulary.js'
 
 /** What is told while a model is loaded. */
@@ -62,8 +63,7 @@ export interface RankResult {
   batch: number
 }
 
-/** Bytes of a history row beside its id, and of an id at most. */
-const ROW_BYTES = 8 + 4 + 1
+/** Bytes of an id at most. */
 const ID_BYTES = 40
 const DEFAULT_CANDIDATES = 16_384
 
@@ -176,8 +176,8 @@ export class Ranker {
     this.#engine.admit(cost, request)
     this.#engine.wake()
     const limits = { ...info.schema, maxHistory: info.maxHistory, maxCandidates: this.#maxCandidates }
-    const wire = checkRequest(request, limits)
-    const answer = await this.#engine.submit(wire, cost, request, memoriesOf(wire))
+    const { packed, memories } = packRequest(checkRequest(request, limits))
+    const answer = await this.#engine.submit(packed, cost, request, memories)
     return resultOf(answer.reply as RankReply, answer)
   }
 

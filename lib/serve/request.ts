@@ -1,5 +1,6 @@
 import { check, HstuError } from '../errors.js'
-import { memoryOf, sameColumns, sameIds, textIds, type WireIds } from './ids.js'
+import { sameColumns, sameIds, textIds, type WireIds } from './ids.js'
+import { columnsIn, ROW_BYTES } from './packed.js'
 import type { Id } from './vocabulary.js'
 import { Words } from './words.js'
 
@@ -167,9 +168,6 @@ export function historyCut(total: number, maxHistory: number): number {
   return stride * Math.ceil(Math.max(0, total - maxHistory) / stride)
 }
 
-/** Of a row's time, actions and series. */
-const ROW_BYTES = 8 + 4 + 1
-
 /**
  * Checks a request and copies it.
  * @throws HstuError ERR_HSTU_INVALID_ARGUMENT naming the field, and what it has to be.
@@ -203,20 +201,19 @@ export function checkRequest(request: RankRequest, limits: RequestLimits): WireR
   const first = Math.min(items.length, Math.max(0, cut - start))
   const rows = items.length - first
   const owner = idOf(user, 'user')
-  const memory = new ArrayBuffer(ROW_BYTES * rows)
-  const seconds = secondsOf(times, 'history.times', first, new BigInt64Array(memory, 0, rows))
+  const columns = columnsIn(new ArrayBuffer(ROW_BYTES * rows), rows)
+  secondsOf(times, 'history.times', first, columns.times)
   const ids = idsOf(items, 'history.items', first)
-  const [masks, kinds] = [new Int32Array(memory, 8 * rows, rows), new Uint8Array(memory, 12 * rows, rows)]
-  if (actions) putActions(masks, actions, limits.actions, first)
-  if (series) putSeries(kinds, series, limits.series, first)
+  if (actions) putActions(columns.actions, actions, limits.actions, first)
+  if (series) putSeries(columns.series, series, limits.series, first)
   return {
     tenant,
     user: owner,
     start: start + first,
     items: ids,
-    times: seconds,
-    actions: masks,
-    series: kinds,
+    times: columns.times,
+    actions: columns.actions,
+    series: columns.series,
     candidates: idsOf(candidates, 'candidates'),
     context: limits.contextual.map(name => {
       const id = context[name] ?? null
@@ -225,13 +222,6 @@ export function checkRequest(request: RankRequest, limits: RequestLimits): WireR
     time: time === undefined ? BigInt(Math.floor(Date.now() / 1000)) : second(time, 'time'),
   }
 }
-
-/** The memory of a request's arrays, each once: every one that crosses threads costs something. */
-export const memoriesOf = ({ times, items, candidates }: WireRequest): ArrayBuffer[] => [
-  times.buffer as ArrayBuffer,
-  memoryOf(items),
-  memoryOf(candidates),
-]
 
 /** Of a request, without what it asks of it. */
 export type WireHistory = Omit<WireRequest, 'candidates' | 'time'>

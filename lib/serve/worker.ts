@@ -60,7 +60,8 @@ class Scheduler {
   /** @returns the request, of a message that brings one */
   #receive(message: ToWorker): Waiting | undefined {
     if (message.type === 'submit') {
-      const { id, wire, tokens, enqueued, deadline } = message
+      const { id, tokens, enqueued, deadline } = message
+      const wire = this.host.unpack ? this.host.unpack(message.wire) : message.wire
       const waiting = { id, wire, tokens, enqueued, deadline, cancelled: false }
       this.#queue.push(waiting)
       this.#byId.set(waiting.id, waiting)
