@@ -29,7 +29,7 @@ export interface EncodedRequest {
   history: BigInt64Array
   start: number
   /** Of its pages, for the cache that finds them; left out where none does. */
-  hashes?: BigUint64Array
+  hashes?: BigUint64Array | undefined
   /** Its columns, [h] each. */
   content: BigInt64Array
   actions: BigInt64Array
@@ -50,9 +50,7 @@ export function historyTokens({ times }: EncodedRequest): number {
 }
 
 /** The columns of a history's tokens. */
-export type EncodedHistory = Pick<EncodedRequest, 'history' | 'content' | 'actions' | 'times' | 'unknown'> & {
-  hashes: BigUint64Array
-}
+export type EncodedHistory = Pick<EncodedRequest, 'history' | 'content' | 'actions' | 'times' | 'hashes' | 'unknown'>
 
 /** A history that was encoded, and what of. */
 export interface KnownHistory {
