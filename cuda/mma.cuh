@@ -81,12 +81,17 @@ __device__ __forceinline__ uint32_t to_tf32(float x) {
   return y;
 }
 
-// x = high + low + at most 2^-22 |x|. Products high high + high low + low high (3xTF32) keep a float32 product to about 2^-21. high is
-// to_tf32(x) without its question for a NaN: one whose bits overflow stays one in low.
+// x = high + low + at most 2^-22 |x|. Products high high + high low + low high (3xTF32) keep a float32 product to about 2^-21.
 struct Tf32Pair {
   uint32_t high, low;
 };
 __device__ __forceinline__ Tf32Pair split_tf32(float x) {
+  uint32_t high = to_tf32(x);
+  return {high, to_tf32(x - __uint_as_float(high))};
+}
+// The same with one question for a NaN in place of two: one whose bits overflow in high stays one in low. For dense products; in attention
+// it costs registers.
+__device__ __forceinline__ Tf32Pair split_tf32_once(float x) {
   uint32_t high = (__float_as_uint(x) + 0x1000u) & 0xffffe000u;
   return {high, to_tf32(x - __uint_as_float(high))};
 }

@@ -118,7 +118,7 @@ __global__ void __launch_bounds__(HeadShape<kMany>::kThreads, HeadShape<kMany>::
 #pragma unroll
       for (int j = 0; j < kN; ++j)
 #pragma unroll
-        for (int e = 0; e < 2; ++e) pairs[j][e] = split_tf32(b[(k + e * 4) * S::kBStride + j * 8]);
+        for (int e = 0; e < 2; ++e) pairs[j][e] = split_tf32_once(b[(k + e * 4) * S::kBStride + j * 8]);
 #pragma unroll
       for (int i = 0; i < kM; ++i) {
         uint32_t exact[4];
