@@ -34,6 +34,7 @@ Napi::Object initialize(Napi::Env env, Napi::Object exports) {
   HSTU_BIND(norm_linear_silu_backward)
   HSTU_BIND(norm_gate_linear)
   HSTU_BIND(norm_gate_linear_backward)
+  HSTU_BIND(ranker_head)
   HSTU_BIND(layer_norm)
   HSTU_BIND(layer_norm_backward)
   HSTU_BIND(swish_layer_norm)

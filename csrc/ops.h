@@ -80,12 +80,12 @@ HSTU_OP(hstu_attention_backward, Tensor& dq, Tensor& dk, Tensor& dv, Tensor* dpo
 // sequence's pages begin in page_table; kv_lengths int32 [B], the tokens that its pages hold. The token at position x stands in slot
 // x % S of the sequence's page x / S; the last page is partly full. A page may belong to several sequences.
 
-// Puts the rows of new tokens after those that the pages hold: row r of sequence b goes to position kv_lengths[b] + r.  k [T, H, D],
-// v [T, H, V], jagged by seq_offsets. kv_pages in place: no other slot is written, nor a column of a slot beyond D of K and V of V.
+// Puts the rows of new tokens after those that the pages hold: row r of sequence b goes to position kv_lengths[b] + r.  kv_pages in place,
+// k [T, H, D], v [T, H, V] of each layer, jagged by seq_offsets: no other slot is written, nor a column of a slot beyond D of K and V of V.
 // counts int32 [B] or null: only the first counts[b] rows of a sequence are new, at most those that it has.
 // A page outside the tensor, a sequence with too few pages or one page written twice throws (CPU; CUDA under HSTU_DEBUG, else rows
 // without a page are left out, and which of two writers a slot keeps is not said).
-HSTU_OP(kv_append, Tensor& kv_pages, const Tensor& k, const Tensor& v, const Tensor& seq_offsets, const Tensor& page_table,
+HSTU_OP(kv_append, TensorList kv_pages, TensorList k, TensorList v, const Tensor& seq_offsets, const Tensor& page_table,
         const Tensor& page_offsets, const Tensor& kv_lengths, const Tensor* counts, Stream stream)
 
 // Reads tokens back: row r of sequence b is position r.  k [T, H, D], v [T, H, V], jagged by seq_offsets, of at most kv_lengths[b] rows a
@@ -122,10 +122,16 @@ HSTU_OP(norm_gate_linear, Tensor& y, const Tensor& x, const Tensor& u, const Ten
         int64_t offset, const Tensor* base, Stream stream)
 
 // The gradient of x is dy itself and has no output here; dattn is the gradient of o.
-HSTU_OP(norm_gate_linear_backward, Tensor& du, Tensor& dattn, Tensor& dw, Tensor* dbias, Tensor* dnorm_weight,
-        Tensor* dnorm_bias, const Tensor& dy, const Tensor& u, const Tensor& o, const Tensor& w, const Tensor* norm_weight,
-        const Tensor* norm_bias, double eps, bool concat, double dropout, int64_t seed, int64_t offset, const Tensor* base,
-        Stream stream)
+HSTU_OP(norm_gate_linear_backward, Tensor& du, Tensor& dattn, Tensor& dw, Tensor* dbias, Tensor* dnorm_weight, Tensor* dnorm_bias,
+        const Tensor& dy, const Tensor& u, const Tensor& o, const Tensor& w, const Tensor* norm_weight, const Tensor* norm_bias, double eps,
+        bool concat, double dropout, int64_t seed, int64_t offset, const Tensor* base, Stream stream)
+
+// y_m = (z sigmoid(LN(z))) w_out + bias_out, z = x[rows_m] w + bias + states_b, of candidates groups[b] <= m < groups[b + 1] of request b.
+// states = x[last] state_weight where `last` is given, else `known`.  x [R, d] F, all else float32 (F float64: float64); rows int64 [M],
+// last int64 [G]; states, known [G, hidden]; w, state_weight [d, hidden]; w_out [hidden, K]; y [M, K]. Inference: no gradient.
+HSTU_OP(ranker_head, Tensor& y, Tensor* states, const Tensor* known, const Tensor& x, const Tensor& rows, const Tensor* last,
+        const Tensor& groups, const Tensor& state_weight, const Tensor& w, const Tensor& bias, const Tensor& norm_weight,
+        const Tensor& norm_bias, const Tensor& w_out, const Tensor& bias_out, double eps, Stream stream)
 
 // ---- Row-wise and element-wise ------------------------------------------------------------------------------------------------
 
@@ -158,8 +164,8 @@ HSTU_OP(cast, TensorList y, TensorList x, Stream stream)
 // y = x / (1 - p) where Philox(seed, offset + base) keeps the element, else 0; 0 <= p < 1. Its gradient is itself on dy.
 HSTU_OP(dropout, Tensor& y, const Tensor& x, double p, int64_t seed, int64_t offset, const Tensor* base, Stream stream)
 
-// y[t] = table[ids[t]].  table [I, d] F, ids int64 [T], y [T, d]. An id outside 0..I-1 throws (CPU; CUDA under HSTU_DEBUG).
-HSTU_OP(embedding, Tensor& y, const Tensor& table, const Tensor& ids, Stream stream)
+// y[n][t] = tables[n][ids[t]].  tables [I, d_n] F, ids int64 [T], y [T, d_n]. An id outside 0..I-1 throws (CPU; CUDA under HSTU_DEBUG).
+HSTU_OP(embedding, TensorList y, TensorList tables, const Tensor& ids, Stream stream)
 // dtable[i] = sum of dy[t] over t with ids[t] = i, in order of t (in chunks of 1024, added in order); rows that no id names are 0.
 HSTU_OP(embedding_backward, Tensor& dtable, const Tensor& dy, const Tensor& ids, Stream stream)
 
@@ -215,16 +221,14 @@ HSTU_OP(cumsum, Tensor& offsets, const Tensor& lengths, Stream stream)
 
 // loss = sum_t w_t (lse_t - s_t,pos) / sum w;  s = <query_t, item> / temperature; lse over {positive, R negatives}; a negative equal to the
 // positive counts as logit -5e4.  query [T, d], positive_ids int64 [T].
-// negative_ids int64 [T, R], or [R] shared by all rows (in-batch), or null: element t R + r of random_ids(first_id .. I - 1, seed, offset +
-// base).
+// negative_ids int64 [T, R], [R] for all rows (in-batch), or null: element t R + r of random_ids(first_id .. I - 1, seed, offset + base).
 HSTU_OP(sampled_softmax_loss, Tensor& loss, Tensor& lse, const Tensor& query, const Tensor& table, const Tensor& positive_ids,
         const Tensor* weights, const Tensor* negative_ids, int num_negatives, int first_id, bool normalize_items,
         double temperature, double eps, int64_t seed, int64_t offset, const Tensor* base, Stream stream)
 // dtable [I, d] is written whole.
-HSTU_OP(sampled_softmax_loss_backward, Tensor& dquery, Tensor& dtable, const Tensor& dloss, const Tensor& lse,
-        const Tensor& query, const Tensor& table, const Tensor& positive_ids, const Tensor* weights,
-        const Tensor* negative_ids, int num_negatives, int first_id, bool normalize_items, double temperature, double eps,
-        int64_t seed, int64_t offset, const Tensor* base, Stream stream)
+HSTU_OP(sampled_softmax_loss_backward, Tensor& dquery, Tensor& dtable, const Tensor& dloss, const Tensor& lse, const Tensor& query,
+        const Tensor& table, const Tensor& positive_ids, const Tensor* weights, const Tensor* negative_ids, int num_negatives, int first_id,
+        bool normalize_items, double temperature, double eps, int64_t seed, int64_t offset, const Tensor* base, Stream stream)
 
 // The same over every item: lse over rows first_id .. I - 1, in chunks; no [T, I] tensor.
 HSTU_OP(softmax_loss, Tensor& loss, Tensor& lse, const Tensor& query, const Tensor& table, const Tensor& positive_ids,
@@ -242,7 +246,6 @@ HSTU_OP(bce_with_logits_loss, Tensor& loss, Tensor& weight_sum, const Tensor& lo
 // dlogits_mk = dloss_k w_mk / weight_sum_k l'(logits_mk, labels_mk).
 HSTU_OP(bce_with_logits_loss_backward, Tensor& dlogits, const Tensor& dloss, const Tensor& weight_sum, const Tensor& logits,
         const Tensor& labels, const Tensor* weights, Stream stream)
-
 // The same with l = (z - y)^2.
 HSTU_OP(mse_loss, Tensor& loss, Tensor& weight_sum, const Tensor& logits, const Tensor& labels, const Tensor* weights, Stream stream)
 HSTU_OP(mse_loss_backward, Tensor& dlogits, const Tensor& dloss, const Tensor& weight_sum, const Tensor& logits,
@@ -263,8 +266,7 @@ HSTU_OP(global_norm_clip, Tensor& norm, TensorList grads, double max_norm, Strea
 // accumulator[i] += mean over columns of g^2;  table[i] -= lr g / (sqrt(accumulator[i]) + eps). No other row is read or written.
 // table [I, d] F and accumulator [I] float32 (F float64: float64) in place; grads [T, d] F, ids int64 [T].
 // An id outside 0..I-1 throws (CPU; CUDA under HSTU_DEBUG, else it is left out).
-HSTU_OP(rowwise_adagrad, Tensor& table, Tensor& accumulator, const Tensor& grads, const Tensor& ids, double lr, double eps,
-        Stream stream)
+HSTU_OP(rowwise_adagrad, Tensor& table, Tensor& accumulator, const Tensor& grads, const Tensor& ids, double lr, double eps, Stream stream)
 
 // ---- Hash tables (in place, no gradient) ----------------------------------------------------------------------------------------
 

@@ -1,3 +1,5 @@
+#include <algorithm>
+
 #include "gather_rows.cuh"
 #include "group_by.cuh"
 #include "packed.cuh"
@@ -6,15 +8,29 @@ namespace hstu::cuda {
 namespace {
 
 // An id that is no row reads nothing: its row becomes NaN, so that the mistake shows without HSTU_DEBUG too.
-struct Lookup {
-  const char* table;
+constexpr int kMostTables = 4;
+struct Lookups {
+  const char* tables[kMostTables];
+  char* y[kMostTables];
+  int64_t bytes[kMostTables];
   const int64_t* ids;
-  int64_t rows, bytes;
-  __device__ const char* operator()(int64_t t) const {
-    int64_t id = ids[t];
-    return id >= 0 && id < rows ? table + id * bytes : nullptr;
-  }
+  int64_t count, rows;
 };
+
+// Rows of table blockIdx.y; each belongs to `lanes` neighbouring lanes, as in gather_rows.
+template <typename Word>
+__global__ void __launch_bounds__(kGatherThreads) lookup_kernel(const __grid_constant__ Lookups p, int lanes, Word padding) {
+  int lane = threadIdx.x % lanes, rows_a_block = kGatherThreads / lanes;
+  int64_t words = p.bytes[blockIdx.y] / int64_t(sizeof(Word)), step = int64_t(gridDim.x) * rows_a_block;
+  const Word* table = reinterpret_cast<const Word*>(p.tables[blockIdx.y]);
+  Word* y = reinterpret_cast<Word*>(p.y[blockIdx.y]);
+  for (int64_t t = int64_t(blockIdx.x) * rows_a_block + threadIdx.x / lanes; t < p.count; t += step) {
+    int64_t id = p.ids[t];
+    bool there = id >= 0 && id < p.rows;
+#pragma unroll 4
+    for (int64_t i = lane; i < words; i += lanes) y[t * words + i] = there ? __ldg(table + id * words + i) : padding;
+  }
+}
 
 uint64_t nan_pattern(Dtype dtype) {
   if (dtype == Dtype::kFloat32) return 0x7fc000007fc00000;
@@ -100,12 +116,30 @@ __global__ void __launch_bounds__(kWarps * 32, 8) sum_rows(T* dtable, const T* d
 
 }  // namespace
 
-void embedding(Tensor& y, const Tensor& table, const Tensor& ids, Stream stream) {
-  pick_dtype("embedding", y.dtype, [&](auto zero) {
-    check_ids("embedding", "ids", ids.as<int64_t>(), ids.size(), 0, table.rows() - 1, stream);
-    Lookup lookup{table.as<char>(), ids.as<int64_t>(), table.rows(), table.cols() * int64_t(sizeof zero)};
-    gather_rows(y.data, ids.size(), lookup.bytes, lookup, {table.data}, nan_pattern(y.dtype), stream);
-  });
+void embedding(TensorList y, TensorList tables, const Tensor& ids, Stream stream) {
+  size_t count = tables.items.size();
+  HSTU_CHECK(count == y.items.size() && count > 0, kInvalidArgument, "embedding: ", count, " tables, ", y.items.size(), " outputs");
+  int64_t rows = tables.items[0].rows(), most = 0;
+  check_ids("embedding", "ids", ids.as<int64_t>(), ids.size(), 0, rows - 1, stream);
+  for (size_t first = 0; first < count; first += kMostTables) {
+    Lookups p{};
+    unsigned here = unsigned(std::min<size_t>(kMostTables, count - first));
+    uintptr_t bits = 0;
+    for (unsigned n = 0; n < here; ++n) {
+      const Tensor &table = tables.items[first + n], &to = y.items[first + n];
+      p.tables[n] = table.as<char>(), p.y[n] = to.as<char>(), p.bytes[n] = table.cols() * size_of(table.dtype);
+      bits |= reinterpret_cast<uintptr_t>(table.data) | reinterpret_cast<uintptr_t>(to.data) | uintptr_t(p.bytes[n]);
+      most = std::max(most, p.bytes[n]);
+    }
+    p.ids = ids.as<int64_t>(), p.count = ids.size(), p.rows = rows;
+    if (p.count == 0 || most == 0) continue;
+    pick_word(bits, nan_pattern(y.items[0].dtype), [&](auto word) {
+      int lanes = lanes_for(most / int64_t(sizeof word));
+      dim3 blocks = blocks_for(p.count, kGatherThreads / lanes, 1 << 20);
+      blocks.y = here;
+      launch(lookup_kernel<decltype(word)>, blocks, kGatherThreads, 0, stream, p, lanes, word);
+    });
+  }
 }
 
 void embedding_backward(Tensor& dtable, const Tensor& dy, const Tensor& ids, Stream stream) {

@@ -34,22 +34,10 @@ __global__ void __launch_bounds__(kGatherThreads) gather_rows_kernel(Word* y, in
   }
 }
 
-// `bytes` a row; `sources`: the bases that source(row), a const char*, points into at multiples of `bytes`; `padding`: eight bytes
-// that repeat the element's.
-template <typename Source>
-void gather_rows(void* y, int64_t rows, int64_t bytes, Source source, std::initializer_list<const void*> sources, uint64_t padding,
-                 Stream stream) {
-  if (rows == 0 || bytes == 0) return;
-  uintptr_t bits = reinterpret_cast<uintptr_t>(y) | uintptr_t(bytes);
-  for (const void* base : sources) bits |= reinterpret_cast<uintptr_t>(base);
-  auto run = [&](auto word) {
-    using Word = decltype(word);
-    int64_t words = bytes / int64_t(sizeof(Word));
-    int lanes = 1;
-    while (lanes < 32 && lanes < words) lanes *= 2;
-    launch(gather_rows_kernel<Word, Source>, blocks_for(rows, kGatherThreads / lanes, 1 << 20), kGatherThreads, 0, stream,
-           static_cast<Word*>(y), rows, words, lanes, word, source);
-  };
+// run(word): the widest word that pointers and sizes allow, of which `bits` are all bits; it holds `padding`, eight bytes that repeat an
+// element's.
+template <typename Fn>
+void pick_word(uintptr_t bits, uint64_t padding, Fn&& run) {
   if (bits % 16 == 0)
     run(make_uint4(unsigned(padding), unsigned(padding >> 32), unsigned(padding), unsigned(padding >> 32)));
   else if (bits % 8 == 0)
@@ -58,6 +46,29 @@ void gather_rows(void* y, int64_t rows, int64_t bytes, Source source, std::initi
     run(unsigned(padding));
   else
     run(static_cast<unsigned short>(padding));
+}
+
+// How many lanes a row of so many words gets.
+inline int lanes_for(int64_t words) {
+  int lanes = 1;
+  while (lanes < 32 && lanes < words) lanes *= 2;
+  return lanes;
+}
+
+// `bytes` a row; `sources`: the bases that source(row), a const char*, points into at multiples of `bytes`.
+template <typename Source>
+void gather_rows(void* y, int64_t rows, int64_t bytes, Source source, std::initializer_list<const void*> sources, uint64_t padding,
+                 Stream stream) {
+  if (rows == 0 || bytes == 0) return;
+  uintptr_t bits = reinterpret_cast<uintptr_t>(y) | uintptr_t(bytes);
+  for (const void* base : sources) bits |= reinterpret_cast<uintptr_t>(base);
+  pick_word(bits, padding, [&](auto word) {
+    using Word = decltype(word);
+    int64_t words = bytes / int64_t(sizeof(Word));
+    int lanes = lanes_for(words);
+    launch(gather_rows_kernel<Word, Source>, blocks_for(rows, kGatherThreads / lanes, 1 << 20), kGatherThreads, 0, stream,
+           static_cast<Word*>(y), rows, words, lanes, word, source);
+  });
 }
 
 }  // namespace hstu::cuda

@@ -104,13 +104,13 @@ struct Stage {
 #pragma unroll
         for (int j = 0; j < Shape::kMmaN; ++j)
 #pragma unroll
-          for (int e = 0; e < 2; ++e) b_pairs[j][e] = split_tf32(b_at(k + t + e * 4, n0 + j * 8 + g));
+          for (int e = 0; e < 2; ++e) b_pairs[j][e] = split_tf32_once(b_at(k + t + e * 4, n0 + j * 8 + g));
 #pragma unroll
         for (int i = 0; i < Shape::kMmaM; ++i) {
           uint32_t high[4], low[4];
 #pragma unroll
           for (int e = 0; e < 4; ++e) {
-            Tf32Pair pair = split_tf32(a_at(m0 + i * 16 + e % 2 * 8 + g, k + e / 2 * 4 + t));
+            Tf32Pair pair = split_tf32_once(a_at(m0 + i * 16 + e % 2 * 8 + g, k + e / 2 * 4 + t));
             high[e] = pair.high, low[e] = pair.low;
           }
 #pragma unroll

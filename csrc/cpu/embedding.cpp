@@ -40,16 +40,20 @@ template void add_into<double>(double*, const double*, int64_t);
 
 }  // namespace
 
-void embedding(Tensor& y, const Tensor& table, const Tensor& ids, Stream) {
-  pick_float("embedding", y.dtype, [&](auto zero) {
-    using T = decltype(zero);
-    int64_t d = table.cols(), count = ids.size();
-    const int64_t* id = ids.as<int64_t>();
-    check_ids("embedding", "ids", id, count, 0, table.rows() - 1);
-    parallel_blocks(count, std::max<int64_t>(1, kTask / std::max<int64_t>(d, 1)), [&](int64_t begin, int64_t end) {
-      for (int64_t t = begin; t < end; ++t) std::memcpy(y.as<T>() + t * d, table.as<T>() + id[t] * d, size_t(d) * sizeof(T));
+void embedding(TensorList y, TensorList tables, const Tensor& ids, Stream) {
+  HSTU_CHECK(tables.items.size() == y.items.size() && !y.items.empty(), kInvalidArgument, "embedding: ", tables.items.size(), " tables, ",
+             y.items.size(), " outputs");
+  const int64_t *id = ids.as<int64_t>(), count = ids.size();
+  check_ids("embedding", "ids", id, count, 0, tables.items[0].rows() - 1);
+  for (size_t n = 0; n < y.items.size(); ++n)
+    pick_float("embedding", y.items[n].dtype, [&](auto zero) {
+      using T = decltype(zero);
+      int64_t d = tables.items[n].cols();
+      T *to = y.items[n].as<T>(), *table = tables.items[n].as<T>();
+      parallel_blocks(count, std::max<int64_t>(1, kTask / std::max<int64_t>(d, 1)), [&](int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; ++t) std::memcpy(to + t * d, table + id[t] * d, size_t(d) * sizeof(T));
+      });
     });
-  });
 }
 
 // A task owns kTableRows rows of dtable and adds to each the rows of dy that its id stands at. An id that stands at more than

@@ -1,5 +1,5 @@
 import { castAll } from '../ops/cast.js'
-import { embedding } from '../ops/embedding.js'
+import { takeRows } from '../ops/embedding.js'
 import { type HstuAttentionOptions, hstuAttention } from '../ops/hstu_attention.js'
 import { layerNorm } from '../ops/layer_norm.js'
 import { linear } from '../ops/linear.js'
@@ -45,7 +45,7 @@ export interface HstuLayerConfig {
 export interface CachedHistory {
   /** What `hstuAttention` reads; null where there are no earlier tokens. `times` of the inputs are then those of all keys. */
   paged: NonNullable<HstuAttentionOptions['paged']> | null
-  /** Called once with those of the tokens at hand, [T, H, D] and [T, H, V], before they are read. */
+  /** Called once with those of the tokens at hand, [T, H, D] and [T, H, V]; the layer does not read where they go. */
   append(k: Tensor, v: Tensor): void
 }
 
@@ -57,13 +57,6 @@ export interface AskedRows {
   offsets: Tensor
   /** int64 [R] */
   queryTimes: Tensor | null
-}
-
-/** Rows of x [T, ...] by number. */
-export function takeRows(x: Tensor, rows: Tensor): Tensor {
-  const [T, ...rest] = x.shape
-  const width = rest.reduce((a, b) => a * b, 1)
-  return embedding(x.view([T!, width]), rows).view([rows.size, ...rest])
 }
 
 /** Columns of x [rows, n] or [n], by way of the host. */
@@ -135,33 +128,34 @@ export class HstuLayer {
    * @returns [T, d], or [R, d] of the R rows asked
    */
   resume(x: Tensor, inputs: TokenInputs, p: Record<string, Tensor>, cached: CachedHistory, asked: AskedRows | null) {
-    const { u, v, q, k } = asked ? this.#projectAsked(x, p, asked) : this.#project(x, p)
+    const { of, u, v, q, k } = asked ? this.#projectAsked(x, p, asked) : { of: x, ...this.#project(x, p) }
     cached.append(k, v)
     const o = hstuAttention(q, k, v, {
       ...this.#attention(p, inputs, asked ? asked.queryTimes : inputs.queryTimes),
       ...(asked ? { qOffsets: asked.offsets } : {}),
       ...(cached.paged ? { paged: cached.paged } : {}),
     })
-    return this.#close(asked ? takeRows(x, asked.rows) : x, u, o, p, null)
+    return this.#close(of, u, o, p, null)
   }
 
-  /** k and v of all rows, u and q of those asked; where these are few, nothing else is computed. */
+  /** k and v of all rows; of those asked u, q and x itself. Where these are few, nothing else is computed. */
   #projectAsked(x: Tensor, p: Record<string, Tensor>, { rows }: AskedRows) {
     const { heads, siluAll = true } = this.config
     if (!p.uvqk_u || 2 * rows.size > x.shape[0]!) {
-      const { u, v, q, k } = this.#project(x, p)
-      return { u: takeRows(u, rows), v, q: takeRows(q, rows), k }
+      const all = this.#project(x, p)
+      const [u, q, of] = takeRows([all.u, all.q, x], rows)
+      return { of, u, v: all.v, q, k: all.k }
     }
     const { inputNormWeight: weight = null, inputNormBias: bias = null } = p
     const norm = layerNorm(x, { weight, bias })
-    const few = takeRows(norm, rows)
+    const [few, asked] = takeRows([norm, x], rows)
     const part = (name: 'u' | 'v' | 'q' | 'k', of: Tensor) => {
       const w = p[`uvqk_${name}`]!
       const activation = siluAll || name === 'u' ? 'silu' : 'none'
       const y = linear(of, w, { bias: p[`uvqkBias_${name}`] ?? null, activation })
       return y.view([of.shape[0]!, heads, w.shape[1]! / heads])
     }
-    return { u: part('u', few), v: part('v', norm), q: part('q', few), k: part('k', norm) }
+    return { of: asked, u: part('u', few), v: part('v', norm), q: part('q', few), k: part('k', norm) }
   }
 
   /**

@@ -6,9 +6,8 @@ import type { SwishMlp } from '../layers/swish_mlp.js'
 import { cast } from '../ops/cast.js'
 import { embedding } from '../ops/embedding.js'
 import { embeddingSum } from '../ops/embedding_sum.js'
-import { expand } from '../ops/expand.js'
-import { linear } from '../ops/linear.js'
 import { multiHotEmbedding } from '../ops/multi_hot_embedding.js'
+import { type RankerHeadOptions, rankerHead } from '../ops/ranker_head.js'
 import { type Dtype, scope, Tensor, unscoped } from '../tensor.js'
 import type { GenerativeRanker } from './generative_ranker.js'
 
@@ -101,20 +100,25 @@ export class RankerInference {
   /**
    * @param layers a cache a layer
    * @param states [G, hidden] of an earlier pass with the same histories; else made from `inputs.states`
+   * @param into where they then go, [G, hidden]
    * @returns logits [M, K] of the candidates, and the states
    */
-  run(inputs: PassInputs, layers: readonly CachedHistory[], states: Tensor | null): { logits: Tensor; states: Tensor } {
+  run(
+    inputs: PassInputs,
+    layers: readonly CachedHistory[],
+    states: Tensor | null,
+    into: Tensor | null = null,
+  ): { logits: Tensor; states: Tensor } {
     const { modules, parameters } = this.model
     const last = this.#layers.length - 1
     const y = modules.layers.reduce(
       (x, layer, i) => layer.resume(x, inputs, this.#layers[i]!, layers[i]!, i === last ? inputs.asked : null),
       this.#tokens(inputs),
     )
-    const { dtype } = parameters.state!
-    const known = states ?? linear(cast(embedding(y, inputs.states!), dtype), parameters.state!)
-    const items = cast(embedding(y, inputs.predicted), dtype) // [M, d]
-    const logits = modules.head.forward(items, expand(known, { offsets: inputs.groups, rows: inputs.predicted.size }))
-    return { logits, states: known }
+    const { predicted: rows, groups } = inputs
+    const mlp = modules.head.parameters as RankerHeadOptions['mlp']
+    const of = states ? { known: states } : { last: inputs.states!, into }
+    return rankerHead(y, { rows, groups, states: of, stateWeight: parameters.state!, mlp })
   }
 
   /** x, [N, d]. */

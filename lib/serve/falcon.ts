@@ -2,7 +2,6 @@ import { HstuError } from '../errors.js'
 import type { EmbeddingTable } from '../layers/embedding_table.js'
 import type { GenerativeRanker, GenerativeRankerConfig } from '../models/generative_ranker.js'
 import { RankerInference } from '../models/ranker_inference.js'
-import { native } from '../native.js'
 import { embedding } from '../ops/embedding.js'
 import { scope, Tensor, unscoped } from '../tensor.js'
 import { type EncodedRequest, historyTokens, TOKEN_COLUMNS } from './encode.js'
@@ -231,9 +230,8 @@ export class Falcon {
   #compute(shape: PassShape, words: Tensor, numbers: Tensor): Tensor {
     const { inputs, layers, states } = bindPass(words, numbers, shape, this.#inference, this.pages)
     const known = shape.first ? null : embedding(this.#states, states)
-    const made = this.#inference.run(inputs, layers, known)
-    if (!known) native.cast([this.#states.rows(0, shape.sequences)], [made.states])
-    return made.logits
+    const into = known ? null : this.#states.rows(0, shape.sequences)
+    return this.#inference.run(inputs, layers, known, into).logits
   }
 
   /**

@@ -190,10 +190,13 @@ export function bindPass(
   const table = { pageTable: count('pageTable'), pageOffsets: of('pageOffsets'), kvLengths: count('kvLengths') }
   const paged = shape.keys > 0 ? { ...table, timeOffsets: of('timeOffsets') } : null
   const counts = count('counts')
+  const [keys, values]: [Tensor[], Tensor[]] = [[], []]
   const layers = pages.map(own => ({
     paged: paged && { ...paged, pages: own },
     append: (k: Tensor, v: Tensor) => {
-      if (shape.writes) kvAppend(k, v, { seqOffsets, counts, paged: { ...table, pages: own } })
+      // Written at once when the last layer's are there: no layer reads what this pass writes.
+      if (shape.writes && keys.push(k) + values.push(v) === 2 * pages.length)
+        kvAppend(keys, values, { seqOffsets, counts, paged: { ...table, pages } })
     },
   }))
   const inputs: PassInputs = {

@@ -1,9 +1,9 @@
 import { deepStrictEqual } from 'node:assert/strict'
 import { native } from '#lib/native.js'
-import { embedding } from '#lib/ops/embedding.js'
+import { embedding, takeRows } from '#lib/ops/embedding.js'
 import { Random } from '#lib/random.js'
-import { scope, Tensor } from '#lib/tensor.js'
-import { assertClose, describeOp, int64, itOp, normal, sameBits, throwsCode, valuesOf } from '../harness.js'
+import { type Device, type Dtype, scope, Tensor } from '#lib/tensor.js'
+import { assertClose, describeOp, int64, itOp, normal, sameBits, throwsCode, toTensors, valuesOf } from '../harness.js'
 
 interface Case {
   rows: number
@@ -37,6 +37,32 @@ describeOp<Case>('embedding', {
   gradients: ['table'],
   tolerance: { float32: 1e-7, float64: 0 },
 })
+
+/** Rows of tensors of several widths, more than one launch has. */
+function rowsAtOnce(dtype: Dtype, device: Device) {
+  scope(() => {
+    const random = new Random(9)
+    const shapes = [
+      [40, 3, 8],
+      [40, 5],
+      [40, 64],
+      [40, 1, 1],
+      [40, 2, 16],
+      [40, 0],
+    ]
+    const inputs = Object.fromEntries(shapes.map((shape, n) => [`table${n}`, normal(random, shape)]))
+    const t = toTensors({ ...inputs, ids: int64(Array.from({ length: 99 }, () => random.int(40))) }, dtype, device)
+    const tables = shapes.map((_, n) => t[`table${n}`]!)
+    takeRows(tables, t.ids!).forEach((rows, n) => {
+      const [table, rest] = [tables[n]!, shapes[n]!.slice(1)]
+      deepStrictEqual(rows.shape, [99, ...rest])
+      deepStrictEqual(rows.dataSync(), embedding(table.view([40, rest.reduce((a, b) => a * b, 1)]), t.ids!).dataSync())
+    })
+  })
+}
+itOp('embedding', 'takes rows of several tensors at once', () => rowsAtOnce('float32', 'cpu'))
+for (const dtype of ['float32', 'bfloat16'] as const)
+  itOp('embedding', `takes rows of several tensors at once in ${dtype}`, () => rowsAtOnce(dtype, 'cuda:0'), 'cuda')
 
 /** dtable by plain addition over t in float64. */
 function scatter(dy: ArrayLike<number>, ids: readonly number[], rows: number, d: number): Float64Array {
