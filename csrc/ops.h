@@ -56,13 +56,15 @@ struct EnumNames<AttentionActivation> {
 // positions count through both. key_time stays jagged over all keys, by time_offsets int64 [B + 1].
 // max_attn_len W (0 = off), min_full_attn_seq_len F, target_group_size g >= 1. D, V <= 256. A row that sees nothing gives 0.
 // dropout in [0, 1): softmax only; element ((b H + h) N + i) N + j of the Philox draw, N = max_seq_len (the longest key length).
+// deterministic: a row's bits do not depend on the batch; else silu may sum up a row's keys in several parts, the same ones from run to run
+// (the CPU never does).
 HSTU_OP(hstu_attention, Tensor& out, Tensor* lse, const Tensor& q, const Tensor& k, const Tensor& v,
         const Tensor& seq_offsets, const Tensor* q_offsets, const Tensor* num_targets, const Tensor* contextual_lengths,
         const Tensor* pos_w, const Tensor* time_w, const Tensor* query_time, const Tensor* key_time, const Tensor* scales,
         const Tensor* kv_pages, const Tensor* page_table, const Tensor* page_offsets, const Tensor* kv_lengths,
         const Tensor* time_offsets, int64_t max_seq_len, int contextual, int max_attn_len, int min_full_attn_seq_len,
         int target_group_size, bool causal, bool contextual_full, AttentionActivation activation, double alpha, double scale,
-        double dropout, int64_t seed, int64_t offset, Stream stream)
+        double dropout, int64_t seed, int64_t offset, bool deterministic, Stream stream)
 
 // dq, dk, dv like q, k, v; dpos_w, dtime_w float32 (float64 with float64 inputs) like the tables, present exactly where the table is.
 // out and lse as the forward wrote them (softmax only, else null). No paged history: a cache takes no gradient. deterministic: the

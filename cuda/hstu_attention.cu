@@ -299,7 +299,7 @@ void hstu_attention(Tensor& out, Tensor* lse, const Tensor& q, const Tensor& k, 
                     const Tensor* kv_pages, const Tensor* page_table, const Tensor* page_offsets, const Tensor* kv_lengths,
                     const Tensor* time_offsets, int64_t max_seq_len, int contextual, int max_attn_len, int min_full_attn_seq_len,
                     int target_group_size, bool causal, bool contextual_full, AttentionActivation activation, double alpha,
-                    double scale, double dropout, int64_t seed, int64_t offset, Stream stream) {
+                    double scale, double dropout, int64_t seed, int64_t offset, bool deterministic, Stream stream) {
   using namespace attention;
   bool softmax = activation == AttentionActivation::kSoftmax;
   check_geometry("hstu_attention",
@@ -321,7 +321,7 @@ void hstu_attention(Tensor& out, Tensor* lse, const Tensor& q, const Tensor& k, 
     }
     float* log_sums = data_or_null<float>(lse);
     if constexpr (kIsHalf<T>)
-      if (forward_on_hopper(call, softmax, out.as<T>(), log_sums, q.shape[0], k.shape[0], stream)) return;
+      if (forward_on_hopper(call, softmax, deterministic, out.as<T>(), log_sums, q.shape[0], k.shape[0], stream)) return;
     pick_dim(q.shape[2], v.shape[2], [&](auto dim) {
       constexpr int kDim = decltype(dim)::value;
       // Scores begin as the position's bias / alpha. Where that has no value products are nothing beside it: rows without columns have none.

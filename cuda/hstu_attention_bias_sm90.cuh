@@ -2,6 +2,7 @@
 // that bring it; see hstu_attention_sm90.cuh.
 #pragma once
 #include "hstu_attention_bias.cuh"
+#include "hstu_attention_split_sm90.cuh"
 #include "sm90/wgmma.cuh"
 
 namespace hstu::cuda::attention {
@@ -15,7 +16,9 @@ constexpr int kSlots = 3;  // items under way
 struct Work {
   Sequence s;
   int head, first, rows;  // rows = 0: there is no more
-  KeyTiles tiles;
+  Fragment fragment;
+  KeyTiles tiles;  // of the fragment, from tile `from` on
+  int from;
 };
 
 // Time differences d by cells: the exponent and two bits of float(d + 1). At most one bucket begins within a cell.
@@ -187,7 +190,7 @@ __device__ __forceinline__ void stage_bias(Shared& shared, const Call<T>& p) {
     int64_t base = first_time(p, work.s);
     int64_t position_row = p.pos_per_head ? int64_t(work.head) * p.positions : 0;
     int last = -2;  // the tile before
-    for (int n = work.tiles.from(0); n < work.tiles.last; last = n, n = work.tiles.from(n + 1), ring.next(), mine = !mine) {
+    for (int n = work.from; n < work.tiles.last; last = n, n = work.tiles.from(n + 1), ring.next(), mine = !mine) {
       bool first = n != last + 1;
       if (first && ++part == C::kRing) part = 0;
       if (!mine) continue;

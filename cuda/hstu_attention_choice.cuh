@@ -31,7 +31,8 @@ bool takes_hopper(const Call<T>& p, int64_t query_rows, int64_t key_rows, const 
 
 // False where the call is for mma.sync.
 template <typename T>
-bool forward_on_hopper(const Call<T>& p, bool softmax, T* out, float* lse, int64_t query_rows, int64_t key_rows, Stream stream);
+bool forward_on_hopper(const Call<T>& p, bool softmax, bool deterministic, T* out, float* lse, int64_t query_rows, int64_t key_rows,
+                       Stream stream);
 template <typename T>
 bool backward_on_hopper(const Call<T>& p, const Gradients<T>& g, Tensor* dpos_w, Tensor* dtime_w, int64_t rows, int64_t keys,
                         int64_t longest, Stream stream);

@@ -37,7 +37,7 @@ template <typename T, int kDim, Mode kMode, bool kFew>
 __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
     hstu_attention_sm90_kernel(const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap k_map,
                                const __grid_constant__ CUtensorMap v_map, const __grid_constant__ PageMaps pages,
-                               const __grid_constant__ Call<T> p, const Plan plan, T* out, float* lse) {
+                               const __grid_constant__ Call<T> p, const Plan plan, const Meeting meeting, T* out, float* lse) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using C = Config<kDim, kMode, kFew>;
   constexpr int kRows = C::kRows, kKeys = C::kKeys, kRing = C::kRing, kGroups = C::kGroups;
@@ -54,6 +54,8 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
     if (p.kv_pages) prefetch(pages.k), prefetch(pages.v);
     shared.init(p.kv_pages && !kBias ? 2 : 1);
   }
+  if constexpr (C::kSplits)
+    if (meeting.sums && warp == 1) shared.shares.template deal<C>(p);
   __syncthreads();
   if (group < 0) {
     give_registers<C::kLoading>();
@@ -61,7 +63,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
     constexpr std::integral_constant<int, kValueTiles> kOfValues;
     constexpr std::integral_constant<int, kKeyTiles | kValueTiles> kAll;
     if (warp == 1) {
-      draw_items(shared, p, plan);
+      draw_items(shared, p, plan, meeting.sums);
     } else if constexpr (kBias) {
       if (warp > 1) stage_bias(shared, p);
       else if (p.kv_pages) load_paged_tiles(kAll, shared, q_map, k_map, v_map, pages, p);
@@ -232,7 +234,8 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
       auto& bias = shared.bias;
       KeyTiles tiles{same(work.tiles.gap), same(work.tiles.resume), same(work.tiles.last)};
       KeyTiles mine = KeyTiles::of({same(some.prefix), same(some.begin), same(some.end), 0}, kKeys);
-      int history = same(s.history), i = s.shift + work.first + row0, n = tiles.from(0);
+      mine.last = min(mine.last, tiles.last), mine.gap = min(mine.gap, tiles.last);
+      int history = same(s.history), i = s.shift + work.first + row0, n = same(work.from);
       // Bytes to the position differences of key 0.
       int low = 8 * (column0 - min(i, history)), high = 8 * (column0 - min(i + 8, history));
       asm volatile("" : "+r"(low), "+r"(high));  // else made anew for each tile
@@ -246,7 +249,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
       };
       // Runs of tiles that this warpgroup sees. Ahead: the scores of the next tile are multiplied while those of this one become weights,
       // its values while the next one's get their bias. Else both at the same time, and the values go on while scores become weights.
-      for (int from = mine.from(0), end; from < mine.last; from = mine.from(end)) {
+      for (int from = mine.gap >= 0 && n >= mine.gap ? max(n, mine.resume) : n, end; from < mine.last; from = mine.from(end)) {
         end = from < mine.gap ? mine.gap : mine.last;
         pass(from);
         shared.k_full[ring.stage].wait(ring.parity);
@@ -308,7 +311,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
       pass(tiles.last);
     } else {
       // Runs of tiles that this warpgroup sees: the scores of a tile and the values of the one before it are multiplied at the same time.
-      for (int n = seek(work.tiles.from(0)); n < work.tiles.last; n = seek(n)) {
+      for (int n = seek(work.from); n < work.tiles.last; n = seek(n)) {
         shared.k_full[ring.stage].wait(ring.parity);
         my_turn();
         wgmma_fence();
@@ -353,9 +356,11 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
     }
 
     T* tile = shared.q[q_ring.stage];
-    add_own<T, kDim, kMode>(sums, softmax, shared, turn.stage, p, tile);
-    meet(kGroup + group, 128);
-    store_rows<T, kDim, kMode, kRows>(sums, softmax, work, p, tile, out, lse);
+    if (!C::kSplits || !meeting.sums || join<4 * kGroups>(sums, work.fragment.others, meeting)) {
+      add_own<T, kDim, kMode>(sums, softmax, shared, turn.stage, p, tile);
+      meet(kGroup + group, 128);
+      store_rows<T, kDim, kMode, kRows>(sums, softmax, work, p, tile, out, lse);
+    }
     __syncwarp();
     fence_async();
     release(shared.q_empty[q_ring.stage]), release(shared.work_empty[turn.stage]);
@@ -365,14 +370,20 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
 }
 
 template <typename T, int kDim, Mode kMode, bool kFew = false>
-void run(const Call<T>& p, T* out, float* lse, int64_t query_rows, int64_t key_rows, Stream stream) {
+void run(const Call<T>& p, bool deterministic, T* out, float* lse, int64_t query_rows, int64_t key_rows, Stream stream) {
   using C = Config<kDim, kMode, kFew>;
   static_assert(sizeof(Shared<T, kDim, kMode, kFew>) <= kHopperShared);
+#ifdef SPLIT_EXPERIMENT
+  static const bool wide = std::getenv("HSTU_WIDE") != nullptr;
+#else
+  constexpr bool wide = false;
+#endif
   if constexpr (C::kBias && kDim == 128 && !kFew)
-    if ((query_rows / 128 + p.sequences) * p.heads <= processors() && p.sequences <= kFewSequences)
-      return run<T, kDim, kMode, true>(p, out, lse, query_rows, key_rows, stream);
-  int64_t most = (query_rows / C::kRows + p.sequences) * p.heads;
-  bool few = p.sequences <= kFewSequences && most <= processors();
+    if (!wide && (query_rows / 128 + p.sequences) * p.heads <= processors() && p.sequences <= kFewSequences)
+      return run<T, kDim, kMode, true>(p, deterministic, out, lse, query_rows, key_rows, stream);
+  int64_t most_tiles = query_rows / C::kRows + p.sequences, most = most_tiles * p.heads;
+  bool split = C::kSplits && !deterministic && most_tiles <= kMostTiles && most <= kMostShares * processors() && p.max_seq_len <= kMostKeys;
+  bool few = !split && p.sequences <= kFewSequences && most <= processors();
   HSTU_CHECK(most <= INT_MAX / 2, kInvalidArgument, "hstu_attention: ", query_rows, " rows of ", p.heads,
              " heads are too many for one call");
   CUtensorMap q_map = tensor_map<T, kDim>(p.q, query_rows, p.heads, p.key_dim, C::kRows), k_map = q_map, v_map = q_map;
@@ -389,22 +400,27 @@ void run(const Call<T>& p, T* out, float* lse, int64_t query_rows, int64_t key_r
     k_map = tensor_map<T, kDim>(p.k, key_rows, p.heads, p.key_dim, box);
     v_map = tensor_map<T, kDim>(p.v, key_rows, p.heads, p.value_dim, box);
   }
-  bool ordered = !few && most <= kFewItems * processors() && p.max_seq_len <= uint64_t(kLevels * C::kRows);
+  bool ordered = !few && !split && most <= kFewItems * processors() && p.max_seq_len <= uint64_t(kLevels * C::kRows);
   Scratch<int> starts(p.sequences + 2 + (ordered ? most / p.heads : 0), stream);
   int* ticket = starts + p.sequences + 1;
   Plan plan{few ? nullptr : starts.get(), ticket, ordered ? ticket + 1 : nullptr, p.sequences, p.heads};
   auto kernel = hstu_attention_sm90_kernel<T, kDim, kMode, kFew>;
   constexpr size_t shared = sizeof(Shared<T, kDim, kMode, kFew>);
-  if (!few) launch(plan_kernel<T>, dim3(1), dim3(kLevels), 0, stream, p, starts.get(), plan, C::kRows);
-  dim3 blocks(unsigned(std::min<int64_t>(most, processors())));
-  launch(kernel, blocks, dim3(C::kThreads), shared, stream, q_map, k_map, v_map, pages, p, plan, out, lse);
+  if (!few && !split) launch(plan_kernel<T>, dim3(1), dim3(kLevels), 0, stream, p, starts.get(), plan, C::kRows);
+  int64_t ranges = split ? most * ceil_div(int64_t(p.max_seq_len), C::kKeys) / C::kLeastRange : 0;
+  dim3 blocks(unsigned(std::min<int64_t>(std::max(most, ranges), processors())));
+  Scratch<float4> sums(split ? int64_t(blocks.x) * C::kRows * (kDim / 4) : 0, stream);
+  Scratch<uint64_t> marks(split ? int64_t(blocks.x) * 4 * C::kGroups : 0, stream);
+  Meeting meeting{split ? sums.get() : nullptr, marks, mark_of_process()};
+  launch(kernel, blocks, dim3(C::kThreads), shared, stream, q_map, k_map, v_map, pages, p, plan, meeting, out, lse);
 }
 
 }  // namespace
 }  // namespace forward_sm90
 
 template <typename T>
-bool forward_on_hopper(const Call<T>& p, bool softmax, T* out, float* lse, int64_t query_rows, int64_t key_rows, Stream stream) {
+bool forward_on_hopper(const Call<T>& p, bool softmax, bool deterministic, T* out, float* lse, int64_t query_rows, int64_t key_rows,
+                       Stream stream) {
   using namespace forward_sm90;
   bool bias = p.positions || p.last_bucket >= 0;
   if (softmax && (bias || p.dropout || !(p.alpha > 1e-20f && p.alpha < 1e20f))) return false;
@@ -421,16 +437,16 @@ bool forward_on_hopper(const Call<T>& p, bool softmax, T* out, float* lse, int64
                      [&](auto bucket) {
                        constexpr int kDim = decltype(bucket)::value;
                        if (softmax)
-                         run<T, kDim, Mode::kSoftmax>(p, out, lse, query_rows, key_rows, stream);
+                         run<T, kDim, Mode::kSoftmax>(p, deterministic, out, lse, query_rows, key_rows, stream);
                        else if (bias)
-                         run<T, kDim, Mode::kSiluBias>(p, out, lse, query_rows, key_rows, stream);
+                         run<T, kDim, Mode::kSiluBias>(p, deterministic, out, lse, query_rows, key_rows, stream);
                        else
-                         run<T, kDim, Mode::kSilu>(p, out, lse, query_rows, key_rows, stream);
+                         run<T, kDim, Mode::kSilu>(p, deterministic, out, lse, query_rows, key_rows, stream);
                      });
   return true;
 }
-template bool forward_on_hopper(const Call<__nv_bfloat16>&, bool, __nv_bfloat16*, float*, int64_t, int64_t, Stream);
-template bool forward_on_hopper(const Call<__half>&, bool, __half*, float*, int64_t, int64_t, Stream);
+template bool forward_on_hopper(const Call<__nv_bfloat16>&, bool, bool, __nv_bfloat16*, float*, int64_t, int64_t, Stream);
+template bool forward_on_hopper(const Call<__half>&, bool, bool, __half*, float*, int64_t, int64_t, Stream);
 
 }  // namespace attention
 }  // namespace hstu::cuda

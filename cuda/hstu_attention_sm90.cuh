@@ -2,7 +2,6 @@
 // drawing in docs/hstu_attention.md.
 #pragma once
 #include "hstu_attention_bias_sm90.cuh"
-#include "hstu_attention_plan.cuh"
 
 namespace hstu::cuda::attention {
 namespace forward_sm90 {
@@ -21,6 +20,9 @@ struct Config {
   static constexpr bool kAhead = kBias && kDim <= 64;           // scores of the next tile have registers of their own
   static constexpr bool kTurns = !kBias && kDim == 128;         // warpgroups start their products in turns
   static constexpr int kThreads = 128 * (kGroups + 1);
+  static constexpr bool kSplits = kMode != Mode::kSoftmax;  // keys, where items are few and the caller allows it
+  static constexpr int kItemCost = 128 / kKeys, kLeastFragment = 256 / kKeys, kLeastRange = 640 / kKeys;
+  static_assert(kLeastRange >= kItemCost + 2 * kLeastFragment - 1);
   static constexpr int kLoading = kBias || kDim == 128 ? 56 : kDim > 128 ? 24 : 32;  // registers a thread
   static constexpr int kComputing = kDim > 128 && !kBias ? 240 : kGroups == 2 ? 224 : kBias ? 152 : 160;
 };
@@ -40,6 +42,7 @@ struct Shared {
   VisibleKeys seen[kSlots][C::kRows];         // of a row
   VisibleKeys some[kSlots][C::kGroups];       // what some row of a warpgroup sees
   VisibleKeys every[kSlots][4 * C::kGroups];  // what every row of a warp sees
+  std::conditional_t<C::kSplits, Shares, None> shares;
   std::conditional_t<C::kBias, BiasStages<C::kRows, C::kKeys, C::kRing>, None> bias;
 
   __device__ __forceinline__ void init(int loaders) {  // warps that bring tiles
@@ -92,7 +95,7 @@ __device__ __forceinline__ void stage_masks(Shared& shared, int slot, const Call
   }
   KeyTiles tiles{(total.prefix + size - 1) / size, total.end > 0 ? total.begin / size : 0, (total.end + size - 1) / size};
   if (tiles.gap >= tiles.resume) tiles.gap = -1;
-  if (lane == 0) work.tiles = tiles;
+  if (lane == 0) work.from = cut_out(tiles, work.fragment), work.tiles = tiles;
 }
 
 // A tile of one head from row `row` on, by the copy engine; one thread.
@@ -104,9 +107,11 @@ __device__ __forceinline__ void load(T* tile, const CUtensorMap& map, int head, 
 
 // Warp 1 of the loading warpgroup: draws items and finds what their rows see.
 template <typename T, int kDim, Mode kMode, bool kFew>
-__device__ __forceinline__ void draw_items(Shared<T, kDim, kMode, kFew>& shared, const Call<T>& p, const Plan& plan) {
+__device__ __forceinline__ void draw_items(Shared<T, kDim, kMode, kFew>& shared, const Call<T>& p, const Plan& plan, bool split) {
   using C = Config<kDim, kMode, kFew>;
-  int lane = threadIdx.x % 32, starts = plan.own_starts(p, C::kRows), item = int(blockIdx.x), items = plan.items(starts);
+  int lane = threadIdx.x % 32, starts, item = int(blockIdx.x), items;
+  if (!C::kSplits || !split) starts = plan.own_starts(p, C::kRows), items = plan.items(starts);
+  else if constexpr (C::kSplits) item = shared.shares.first, items = shared.shares.last;
   if constexpr (C::kBias) {
     for (int x = lane; x < int(sizeof(NearBuckets) / 8); x += 32)
       reinterpret_cast<uint2*>(&shared.bias.buckets)[x] = reinterpret_cast<const uint2*>(&kNearBuckets)[x];
@@ -116,14 +121,12 @@ __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode, kFew>& shared,
   for (Ring<kSlots> turn;; turn.next(), ++drawn) {
     Work work{};
     if (item < items) {
-      Plan::Item found = plan.item(item, starts);
+      Plan::Item found;
+      if (!C::kSplits || !split) found = plan.item(item, starts);
+      else if constexpr (C::kSplits) found = shared.shares.item(item, p.sequences, work.fragment);
       work.head = found.head, work.s = sequence_of(p, found.sequence);
-      if constexpr (C::kBias) {  // the first tile of a sequence, which sees fewest keys, is the one that may not be full
-        int last = work.s.queries - (work.s.queries - 1) / C::kRows * C::kRows + found.tile * C::kRows;
-        work.first = max(last - C::kRows, 0), work.rows = last - work.first;
-      } else {
-        work.first = found.tile * C::kRows, work.rows = min(C::kRows, work.s.queries - work.first);
-      }
+      TileRows rows = tile_rows<C>(work.s.queries, found.tile);
+      work.first = rows.first, work.rows = rows.count;
     }
     shared.work_empty[turn.stage].wait(turn.parity ^ 1);
     if (lane == 0) shared.work[turn.stage] = work;  // read from there: registers are short
@@ -146,7 +149,7 @@ __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode, kFew>& shared,
     __syncwarp();
     shared.work_full[turn.stage].arrive_for_warp(lane);
     if (!some) return;
-    item = plan.draw();
+    item = split ? item + 1 : plan.draw();
   }
 }
 
@@ -174,7 +177,7 @@ __device__ __forceinline__ void load_tiles(Shared<T, kDim, kMode, kFew>& shared,
       q_ring.next(), q_to_come = false;
     };
     if (C::kQueries > 1) bring_q();
-    for (int n = work.tiles.from(0); n < work.tiles.last; n = work.tiles.from(n + 1)) {
+    for (int n = work.from; n < work.tiles.last; n = work.tiles.from(n + 1)) {
       shared.k_empty[ring.stage].wait(ring.parity ^ 1);
       bring(shared.k[ring.stage], k_map, n, shared.k_full[ring.stage]);
       if (q_to_come) bring_q();

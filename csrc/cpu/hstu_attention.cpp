@@ -326,7 +326,7 @@ void hstu_attention(Tensor& out, Tensor* lse, const Tensor& q, const Tensor& k, 
                     const Tensor* kv_pages, const Tensor* page_table, const Tensor* page_offsets, const Tensor* kv_lengths,
                     const Tensor* time_offsets, int64_t max_seq_len, int contextual, int max_attn_len, int min_full_attn_seq_len,
                     int target_group_size, bool causal, bool contextual_full, AttentionActivation activation, double alpha,
-                    double scale, double dropout, int64_t seed, int64_t offset, Stream) {
+                    double scale, double dropout, int64_t seed, int64_t offset, bool, Stream) {
   using namespace attention;
   Call call{"hstu_attention", q, k, v, seq_offsets, q_offsets, num_targets, contextual_lengths, pos_w, time_w, query_time, key_time,
             scales, kv_pages, page_table, page_offsets, kv_lengths, time_offsets, max_seq_len, contextual, max_attn_len,

@@ -125,15 +125,24 @@ export class HstuLayer {
    * @param x [T, d]
    * @param p of {@link weights}
    * @param asked default all rows
+   * @param deterministic see {@link HstuAttentionOptions.deterministic}
    * @returns [T, d], or [R, d] of the R rows asked
    */
-  resume(x: Tensor, inputs: TokenInputs, p: Record<string, Tensor>, cached: CachedHistory, asked: AskedRows | null) {
+  resume(
+    x: Tensor,
+    inputs: TokenInputs,
+    p: Record<string, Tensor>,
+    cached: CachedHistory,
+    asked: AskedRows | null,
+    deterministic = true,
+  ) {
     const { of, u, v, q, k } = asked ? this.#projectAsked(x, p, asked) : { of: x, ...this.#project(x, p) }
     cached.append(k, v)
     const o = hstuAttention(q, k, v, {
       ...this.#attention(p, inputs, asked ? asked.queryTimes : inputs.queryTimes),
       ...(asked ? { qOffsets: asked.offsets } : {}),
       ...(cached.paged ? { paged: cached.paged } : {}),
+      deterministic,
     })
     return this.#close(of, u, o, p, null)
   }

@@ -62,11 +62,13 @@ export class RankerInference {
 
   /**
    * @param table rows of 'hash' embeddings
+   * @param deterministic whether the bits of a candidate's logits do not depend on the pass; else the same within the rounding of the dtype
    * @throws HstuError ERR_HSTU_OUT_OF_MEMORY
    */
   constructor(
     readonly model: GenerativeRanker,
     readonly table: EmbeddingTable | null,
+    readonly deterministic = true,
   ) {
     const { modules, parameters: p, options, config } = model
     this.dtype = computeDtype(options.precision ?? 'float32', options)
@@ -112,7 +114,8 @@ export class RankerInference {
     const { modules, parameters } = this.model
     const last = this.#layers.length - 1
     const y = modules.layers.reduce(
-      (x, layer, i) => layer.resume(x, inputs, this.#layers[i]!, layers[i]!, i === last ? inputs.asked : null),
+      (x, layer, i) =>
+        layer.resume(x, inputs, this.#layers[i]!, layers[i]!, i === last ? inputs.asked : null, this.deterministic),
       this.#tokens(inputs),
     )
     const { predicted: rows, groups } = inputs

@@ -39,7 +39,10 @@ export interface HstuAttentionOptions {
   dropout?: number
   seed?: bigint
   offset?: bigint
-  /** Bit-equal gradients from run to run; default true. */
+  /**
+   * A row's bits do not depend on the batch and on what of its history is cached, and gradients are bit-equal from run to run; default true.
+   * Else the same holds within the rounding of the dtype; an output is still the same from run to run.
+   */
   deterministic?: boolean
   /**
    * History in a cache, before the rows of `k` and `v`: `pages` [n, 2, S, H, max(D, V)], `pageTable` int32, a sequence's pages from
@@ -106,7 +109,7 @@ export function hstuAttention(q: Tensor, k: Tensor, v: Tensor, options: HstuAtte
   // biome-ignore format: one line a group of ops.h
   native.hstu_attention(out, lse, q, k, v, seqOffsets, qOffsets, numTargets, contextualLengths, posW, timeW, queryTime, keyTime, scales,
     pages, pageTable, pageOffsets, kvLengths, timeOffsets, BigInt(maxSeqLen), fixed, maxAttnLen, minFullAttnSeqLen, targetGroupSize,
-    causal, contextualFull, activation, alpha, factor, dropout, seed, offset)
+    causal, contextualFull, activation, alpha, factor, dropout, seed, offset, deterministic)
   return record(op, out, [q, k, v, posW, timeW], dout => {
     const [dq, dk, dv] = [emptyLike(q), emptyLike(k), emptyLike(v)]
     const sumOf = (table: Tensor | null) => (table && isTracked(table) ? Tensor.empty(table.shape, sums) : null)

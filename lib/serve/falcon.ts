@@ -80,6 +80,7 @@ export class Falcon {
    * @param pageSize S, tokens of a page
    * @param options.graphs whether small passes are launched as CUDA graphs, by buckets of their shapes; default on CUDA
    * @param options.sightings how often a shape comes until it is captured; default 2
+   * @param options.deterministic whether a score's bits do not depend on the pass, default true; else it is the same within the rounding of the dtype
    * @throws HstuError ERR_HSTU_OUT_OF_MEMORY
    */
   constructor(
@@ -87,13 +88,17 @@ export class Falcon {
     table: EmbeddingTable | null,
     readonly pageSize: number,
     pageCount: number,
-    { graphs = (model.options.device ?? 'cpu') !== 'cpu', sightings }: { graphs?: boolean; sightings?: number } = {},
+    {
+      graphs = (model.options.device ?? 'cpu') !== 'cpu',
+      sightings,
+      deterministic = true,
+    }: { graphs?: boolean; sightings?: number; deterministic?: boolean } = {},
   ) {
     const { config, options, parameters } = model
     const made: Tensor[] = []
     let inference: RankerInference | null = null
     try {
-      inference = new RankerInference(model, table)
+      inference = new RankerInference(model, table, deterministic)
       const shape = [pageCount, 2, pageSize, config.heads, Math.max(config.qkDim, config.vDim)]
       for (let i = 0; i < config.layers; i++)
         made.push(unscoped(() => Tensor.zeros(shape, { ...options, dtype: inference!.dtype })))

@@ -28,6 +28,7 @@ export interface HostOptions {
   cacheTtlMs: number | null
   /** null: by the device. */
   microbatch: number | null
+  deterministic: boolean
   unknownIds: 'error' | 'unknown-row'
   /** Of the CPU backend, which is the process's; null: as it is. */
   threads: number | null

@@ -94,7 +94,7 @@ export class RankHost implements Host {
       })
       this.#encoder = { config, vocabularies, unknownIds: options.unknownIds, rates: makeRates(bundle) }
       this.#requests = new RequestEncoder(this.#encoder, options.cacheTtlMs)
-      this.#falcon = new Falcon(model, table, PAGE_SIZE, pages)
+      this.#falcon = new Falcon(model, table, PAGE_SIZE, pages, { deterministic: options.deterministic })
       this.#microbatch = options.microbatch ?? MICROBATCH[device === 'cpu' ? 'cpu' : 'cuda']
       this.info = {
         ...{ model: manifest.model, device, schema, maxHistory, base, perRow, cacheOff: whyNotCacheable(config) },

@@ -45,6 +45,13 @@ export interface RankerOptions extends EngineOptions {
   cacheTtlMs?: number
   /** Candidates of a request that are computed at once; deadlines are looked at between two. Default 1,024 on the CPU and 4,096 on CUDA. */
   microbatch?: number
+  /**
+   * Whether a score is bit for bit the same whatever is cached and whoever shares the batch; default true. With false the same holds within
+   * twice the rounding of the model's dtype, and on CUDA attention over long histories takes less time where a batch has few rows (one
+   * request, or some with a history in the cache), for a row's keys are then summed up by several processors at once. On the CPU both are
+   * the same.
+   */
+  deterministic?: boolean
 }
 
 /** The result of {@link Ranker.rank}. */
@@ -116,6 +123,7 @@ export function engineSettings(options: EngineOptions) {
   })
   const host: HostOptions = {
     ...{ device, maxHistory, unknownIds, threads, cacheBytes: null, cacheTtlMs: null, microbatch: null },
+    deterministic: true,
   }
   return { host, queue, maxBatchTokens, maxDelayMs, count }
 }
@@ -127,7 +135,8 @@ export function engineSettings(options: EngineOptions) {
  *     await using ranker = await Ranker.load('bundles/rank')
  *     const { scores } = await ranker.rank({ user, history: { items, times, actions }, candidates, deadlineMs: 80 })
  *
- * A score does not depend on what is cached, on the order or number of candidates, nor on who shares the batch.
+ * A score does not depend on what is cached, on the order or number of candidates, nor on who shares the batch: bit for bit, unless
+ * `deterministic: false` lets it be within the rounding of the dtype.
  */
 export class Ranker {
   readonly #engine: Engine
@@ -145,10 +154,14 @@ export class Ranker {
    */
   static async load(folder: string, options: RankerOptions = {}): Promise<Ranker> {
     const { maxCandidates = DEFAULT_CANDIDATES, cacheBytes, cacheTtlMs, microbatch, onProgress } = options
+    const { deterministic = true } = options
     const { host, queue, maxBatchTokens, maxDelayMs, count } = engineSettings(options)
     for (const [name, value] of Object.entries({ maxCandidates, cacheBytes, cacheTtlMs, microbatch }))
       count(name, value)
-    Object.assign(host, { cacheBytes: cacheBytes ?? null, cacheTtlMs: cacheTtlMs ?? null })
+    check(typeof deterministic === 'boolean', 'ERR_HSTU_INVALID_ARGUMENT', () => {
+      return `deterministic must be true or false, got ${JSON.stringify(deterministic)}`
+    })
+    Object.assign(host, { cacheBytes: cacheBytes ?? null, cacheTtlMs: cacheTtlMs ?? null, deterministic })
     if (microbatch !== undefined) host.microbatch = microbatch
     const job = { type: 'ranker' as const, folder, options: host, maxBatchTokens, maxDelayMs }
     return new Ranker(await Engine.start(job, queue, onProgress), maxCandidates)

@@ -1,0 +1,180 @@
+// The forward for Hopper where items are few: their keys are dealt to blocks, too (docs/hstu_attention.md, "Split keys"). The costs of all
+// items stand in a row, by head and tile of rows, and each block takes as long a range of it as the others. A block that begins within an
+// item leaves that item's sums in memory, the first thing it does; the block that has an item's first keys adds those of the others to its
+// own, in their order, the last thing it does, so that it rarely waits. The row is known on the device alone.
+#pragma once
+#include <random>
+
+#include "hstu_attention_plan.cuh"
+
+namespace hstu::cuda::attention {
+namespace forward_sm90 {
+
+constexpr int kMostTiles = 256;   // of rows, in a call whose keys are split
+constexpr int kMostShares = 4;    // items a block in such a call: more of them are even enough
+constexpr int kAllTiles = 1 << 30;
+constexpr uint64_t kMostKeys = 1 << 20;  // so that costs fit in an int
+
+// Of an item's key tiles those from the begin'th to before the end'th.
+struct Fragment {
+  int begin = 0, end = kAllTiles;
+  int others = 0;  // fragments of the item with later keys; -1 where another one has its first keys
+};
+
+// Leaves a fragment of an item's tiles; returns the first one.
+__device__ __forceinline__ int cut_out(KeyTiles& tiles, const Fragment& part) {
+  auto at = [&](int x) { return tiles.gap >= 0 && x >= tiles.gap ? x + tiles.resume - tiles.gap : x; };
+  int first = at(part.begin);
+  tiles.last = min(tiles.last, at(part.end));
+  return first;
+}
+
+// Rows of a sequence that are an item's tile. With a bias the first tile, which sees fewest keys, is the one that may not be full.
+struct TileRows {
+  int first, count;
+};
+template <typename C>
+__device__ __forceinline__ TileRows tile_rows(int queries, int tile) {
+  if constexpr (C::kBias) {
+    int end = queries - (queries - 1) / C::kRows * C::kRows + tile * C::kRows, first = max(end - C::kRows, 0);
+    return {first, end - first};
+  }
+  return {tile * C::kRows, min(C::kRows, queries - tile * C::kRows)};
+}
+
+// Memory that fragments meet in, by range and warp. A mark says that sums are there; who has added them takes it away, so that it stands
+// nowhere when a call begins: it is drawn at random, once a process.
+struct Meeting {
+  float4* sums;  // null: whole items
+  uint64_t *marks, mark;
+};
+inline uint64_t mark_of_process() {
+  static const uint64_t mark = uint64_t(std::random_device{}()) << 32 | std::random_device{}();
+  return mark;
+}
+
+__device__ __forceinline__ int range_of_block() { return int(gridDim.x - 1 - blockIdx.x); }
+
+struct Shares {
+  int starts[kMostTiles + 1], costs[kMostTiles + 1];  // tiles of rows of the sequences before; what the tiles before cost, in key tiles
+  int tiles, all;                                     // and what all of them cost
+  int ranges, each, rest;                             // a range is `each` long, and one more up to `rest`
+  int least;                                          // key tiles of a fragment
+  int first, last, begin, end, others;                // this block's items; of the first one its begin, of the last one its end and others
+
+  // The last x with sums[x] <= value, of count + 1 sums from 0 on, of which the last one is larger.
+  static __device__ __forceinline__ int last_at_most(const int* sums, int count, int value) {
+    int low = 0;
+    while (count > 1) {
+      int half = count / 2;
+      if (sums[low + half] <= value) low += half, count -= half;
+      else count = half;
+    }
+    return low;
+  }
+  struct Place {
+    int item, begin, end;
+  };
+  __device__ __forceinline__ Place at(int x) const {
+    int head = x / all, tile = last_at_most(costs, tiles, x - head * all);
+    return {head * tiles + tile, head * all + costs[tile], head * all + costs[tile + 1]};
+  }
+  // Where a range begins. An item is not cut close to its ends, nor within what it costs beside its keys.
+  template <typename C>
+  __device__ __forceinline__ int begin_of(int range, int total) const {
+    int x = range * each + min(range, rest);
+    if (range >= ranges || x >= total) return total;
+    Place item = at(x);
+    return x - item.begin < least + C::kItemCost ? item.begin : item.end - x < least ? item.end : x;
+  }
+  // Of this block's items, counted by head and tile of rows, from `first` to before `last`.
+  __device__ __forceinline__ Plan::Item item(int x, int sequences, Fragment& fragment) const {
+    int head = x / tiles, tile = x % tiles, sequence = last_at_most(starts, sequences, tile);
+    if (x == last - 1) fragment.end = end, fragment.others = others;
+    if (x == first && begin > 0) fragment.begin = begin, fragment.others = -1;
+    return {sequence, head, tile - starts[sequence]};
+  }
+
+  // By a warp, before others look.
+  template <typename C, typename T>
+  __device__ void deal(const Call<T>& p) {
+    int lane = threadIdx.x % 32;
+    auto sum_up = [&](int* sums, int count, auto&& value) {
+      int total = 0;
+      if (lane == 0) sums[0] = 0;
+#pragma unroll 1
+      for (int x0 = 0; x0 < count; x0 += 32) {
+        int x = x0 + lane, sum = x < count ? value(x) : 0;
+#pragma unroll
+        for (int d = 1; d < 32; d *= 2) {
+          int before = __shfl_up_sync(kFullWarp, sum, d);
+          if (lane >= d) sum += before;
+        }
+        if (x < count) sums[x + 1] = total + sum;
+        total += __shfl_sync(kFullWarp, sum, 31);
+      }
+      __syncwarp();
+      return total;
+    };
+    tiles = sum_up(starts, p.sequences, [&](int b) { return (sequence_of(p, b).queries + C::kRows - 1) / C::kRows; });
+    // By the keys that a tile's first and last row see. Where others see more, the last fragment is longer than it should be.
+    all = sum_up(costs, tiles, [&](int x) {
+      int b = last_at_most(starts, p.sequences, x);
+      Sequence s = sequence_of(p, b);
+      TileRows rows = tile_rows<C>(s.queries, x - starts[b]);
+      VisibleKeys low = visible_keys(p, s, s.shift + rows.first), high = visible_keys(p, s, s.shift + rows.first + rows.count - 1);
+      KeyTiles keys = KeyTiles::of({max(low.prefix, high.prefix), min(low.begin, high.begin), max(low.end, high.end), 0}, C::kKeys);
+      return C::kItemCost + max(keys.last - (keys.gap < 0 ? 0 : keys.resume - keys.gap), 0);
+    });
+    if (lane > 0) return;
+    int total = all * p.heads, range = range_of_block();
+    ranges = max(min(int(gridDim.x), max(tiles * p.heads, total / C::kLeastRange)), 1);
+    each = total / ranges, rest = total % ranges;
+    least = each < C::kLeastRange ? kAllTiles : C::kLeastFragment;  // so that no range is empty where items are cut
+    first = last = begin = others = 0, end = kAllTiles;
+    int low = begin_of<C>(range, total), high = begin_of<C>(range + 1, total);
+    if (low >= high) return;
+    Place from = at(low), to = at(high - 1);
+    first = from.item, last = to.item + 1;
+    if (low > from.begin) begin = low - from.begin - C::kItemCost;
+    if (high == to.end) return;
+    end = high - to.begin - C::kItemCost;
+    do ++others;
+    while (begin_of<C>(range + others + 1, total) < to.end);
+  }
+};
+
+// Adds what other blocks have of an item to the sums of its first keys, by a computing warp. False: they were left for another block.
+template <int kWarps, int kCount>
+__device__ __forceinline__ bool join(float (&sums)[kCount], int others, const Meeting& meeting) {
+  int thread = threadIdx.x;
+  asm volatile("" : "+r"(thread));  // else what follows is made before the loop over keys, and spilled
+  int lane = thread % 32, at = range_of_block() * kWarps + thread / 32 - 4;
+  if (others < 0) {
+    float4* to = meeting.sums + int64_t(at) * (kCount * 8) + lane;
+#pragma unroll
+    for (int x = 0; x < kCount / 4; ++x) __stcg(to + 32 * x, float4{sums[4 * x], sums[4 * x + 1], sums[4 * x + 2], sums[4 * x + 3]});
+    __syncwarp();
+    if (lane == 0) asm volatile("st.release.gpu.global.u64 [%0], %1;" ::"l"(meeting.marks + at), "l"(meeting.mark) : "memory");
+    return false;
+  }
+#pragma unroll 1
+  for (; others > 0; --others) {
+    at += kWarps;
+    uint64_t seen;
+    do asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(seen) : "l"(meeting.marks + at) : "memory");
+    while (seen != meeting.mark);
+    __syncwarp();
+    const float4* from = meeting.sums + int64_t(at) * (kCount * 8) + lane;
+#pragma unroll
+    for (int x = 0; x < kCount / 4; ++x) {
+      float4 more = __ldcg(from + 32 * x);
+      sums[4 * x] += more.x, sums[4 * x + 1] += more.y, sums[4 * x + 2] += more.z, sums[4 * x + 3] += more.w;
+    }
+    if (lane == 0) meeting.marks[at] = 0;
+  }
+  return true;
+}
+
+}  // namespace forward_sm90
+}  // namespace hstu::cuda::attention
