@@ -117,12 +117,16 @@ async function rowsOf(run: Run): Promise<Row[]> {
   const rows: Row[] = []
   for (const bias of [false, true]) {
     const model = makeModel(run, bias, small)
-    const inference = new RankerInference(model, null)
-    for (const full of cases) {
+    const inferences = [true, false].map(deterministic => new RankerInference(model, null, deterministic))
+    const runs = cases.flatMap(full =>
+      inferences.slice(0, full.cached > 0 ? 2 : 1).map(inference => ({ full, inference })),
+    )
+    for (const { full, inference } of runs) {
+      const { deterministic } = inference
       const c = small
         ? { B: full.B, history: full.history >> 6, candidates: full.candidates >> 6, cached: full.cached >> 6 }
         : full
-      const falcon = new Falcon(model, null, PAGE, c.B * Math.ceil(c.history / PAGE))
+      const falcon = new Falcon(model, null, PAGE, c.B * Math.ceil(c.history / PAGE), { deterministic })
       const slots = slotsOf(c, model)
       await falcon.score(
         slots.map(slot => ({ ...slot, cached: 0, stored: 0 })),
@@ -147,6 +151,7 @@ async function rowsOf(run: Run): Promise<Row[]> {
         ...key,
         cached: c.cached,
         bias: bias ? 'position and time' : 'none',
+        deterministic,
         unit: 'ms',
         ms,
         hstu: ms,
@@ -155,7 +160,7 @@ async function rowsOf(run: Run): Promise<Row[]> {
       rows.push(withPeers(row, {}, run, c.cached === 0 && !bias ? key : undefined))
     }
     if (!small || options.save) rows.push(...(await manyRows(run, model, small, bias)))
-    inference.dispose()
+    for (const inference of inferences) inference.dispose()
     model.dispose()
   }
   return rows
@@ -199,7 +204,7 @@ async function manyRows(
 
 /**
  * A request batch through M-FALCON, from ids to logits: embeddings, 5 layers, head; cold and with 97 % of each history in pages. `hstu` is
- * device time of one pass, `wall` what a call of `Falcon.score` takes with assembly, copies and read-back. The peer is the layers alone, under a
+ * device time of one pass, with what is cached in both modes, `wall` what a call of `Falcon.score` takes with assembly, copies and read-back. The peer is the layers alone, under a
  * CUDA graph.
  */
 benchCase('falcon', { dtypes: ['bfloat16'], run: rowsOf })

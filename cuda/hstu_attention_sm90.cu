@@ -373,13 +373,8 @@ template <typename T, int kDim, Mode kMode, bool kFew = false>
 void run(const Call<T>& p, bool deterministic, T* out, float* lse, int64_t query_rows, int64_t key_rows, Stream stream) {
   using C = Config<kDim, kMode, kFew>;
   static_assert(sizeof(Shared<T, kDim, kMode, kFew>) <= kHopperShared);
-#ifdef SPLIT_EXPERIMENT
-  static const bool wide = std::getenv("HSTU_WIDE") != nullptr;
-#else
-  constexpr bool wide = false;
-#endif
   if constexpr (C::kBias && kDim == 128 && !kFew)
-    if (!wide && (query_rows / 128 + p.sequences) * p.heads <= processors() && p.sequences <= kFewSequences)
+    if ((query_rows / 128 + p.sequences) * p.heads <= processors() && p.sequences <= kFewSequences)
       return run<T, kDim, kMode, true>(p, deterministic, out, lse, query_rows, key_rows, stream);
   int64_t most_tiles = query_rows / C::kRows + p.sequences, most = most_tiles * p.heads;
   bool split = C::kSplits && !deterministic && most_tiles <= kMostTiles && most <= kMostShares * processors() && p.max_seq_len <= kMostKeys;

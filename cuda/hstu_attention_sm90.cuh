@@ -95,7 +95,10 @@ __device__ __forceinline__ void stage_masks(Shared& shared, int slot, const Call
   }
   KeyTiles tiles{(total.prefix + size - 1) / size, total.end > 0 ? total.begin / size : 0, (total.end + size - 1) / size};
   if (tiles.gap >= tiles.resume) tiles.gap = -1;
-  if (lane == 0) work.from = cut_out(tiles, work.fragment), work.tiles = tiles;
+  if (lane > 0) return;
+  work.from = tiles.from(0);
+  if constexpr (Shared::C::kSplits) work.from = cut_out(tiles, work.fragment);
+  work.tiles = tiles;
 }
 
 // A tile of one head from row `row` on, by the copy engine; one thread.
@@ -111,7 +114,7 @@ __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode, kFew>& shared,
   using C = Config<kDim, kMode, kFew>;
   int lane = threadIdx.x % 32, starts, item = int(blockIdx.x), items;
   if (!C::kSplits || !split) starts = plan.own_starts(p, C::kRows), items = plan.items(starts);
-  else if constexpr (C::kSplits) item = shared.shares.first, items = shared.shares.last;
+  else if constexpr (C::kSplits) starts = item = 0, items = shared.shares.items();
   if constexpr (C::kBias) {
     for (int x = lane; x < int(sizeof(NearBuckets) / 8); x += 32)
       reinterpret_cast<uint2*>(&shared.bias.buckets)[x] = reinterpret_cast<const uint2*>(&kNearBuckets)[x];
@@ -123,13 +126,17 @@ __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode, kFew>& shared,
     if (item < items) {
       Plan::Item found;
       if (!C::kSplits || !split) found = plan.item(item, starts);
-      else if constexpr (C::kSplits) found = shared.shares.item(item, p.sequences, work.fragment);
+      else if constexpr (C::kSplits) found = shared.shares.item(item);
       work.head = found.head, work.s = sequence_of(p, found.sequence);
       TileRows rows = tile_rows<C>(work.s.queries, found.tile);
       work.first = rows.first, work.rows = rows.count;
     }
     shared.work_empty[turn.stage].wait(turn.parity ^ 1);
-    if (lane == 0) shared.work[turn.stage] = work;  // read from there: registers are short
+    if (lane == 0) {  // read from there: registers are short
+      shared.work[turn.stage] = work;
+      if constexpr (C::kSplits)
+        if (split) shared.work[turn.stage].fragment = shared.shares.fragment(item);
+    }
     __syncwarp();
     const Work& here = shared.work[turn.stage];
     bool some = here.rows > 0;

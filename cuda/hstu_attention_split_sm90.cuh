@@ -1,7 +1,8 @@
 // The forward for Hopper where items are few: their keys are dealt to blocks, too (docs/hstu_attention.md, "Split keys"). The costs of all
-// items stand in a row, by head and tile of rows, and each block takes as long a range of it as the others. A block that begins within an
-// item leaves that item's sums in memory, the first thing it does; the block that has an item's first keys adds those of the others to its
-// own, in their order, the last thing it does, so that it rarely waits. The row is known on the device alone.
+// items stand in a row, by head and tile of rows, and each block takes as long a range of it as the others, from its last item to its first.
+// An item that goes on in the next range comes first, and its sums are left in memory; one that began in ranges before comes last, and what
+// these left is added, in a fixed order, mostly without waiting. So all blocks are at an item's first key at the beginning and at its last
+// one at the end: at any time they read the same keys, or nearly. The row is known on the device alone.
 #pragma once
 #include <random>
 
@@ -12,13 +13,14 @@ namespace forward_sm90 {
 
 constexpr int kMostTiles = 256;   // of rows, in a call whose keys are split
 constexpr int kMostShares = 4;    // items a block in such a call: more of them are even enough
+constexpr int kMostFragments = 16;  // of an item: they are added one after the other
 constexpr int kAllTiles = 1 << 30;
 constexpr uint64_t kMostKeys = 1 << 20;  // so that costs fit in an int
 
 // Of an item's key tiles those from the begin'th to before the end'th.
 struct Fragment {
   int begin = 0, end = kAllTiles;
-  int others = 0;  // fragments of the item with later keys; -1 where another one has its first keys
+  int others = 0;  // fragments of the item with earlier keys; -1 where another one has its last keys
 };
 
 // Leaves a fragment of an item's tiles; returns the first one.
@@ -53,14 +55,13 @@ inline uint64_t mark_of_process() {
   return mark;
 }
 
-__device__ __forceinline__ int range_of_block() { return int(gridDim.x - 1 - blockIdx.x); }
-
 struct Shares {
   int starts[kMostTiles + 1], costs[kMostTiles + 1];  // tiles of rows of the sequences before; what the tiles before cost, in key tiles
+  int sequence[kMostTiles];                           // of a tile
   int tiles, all;                                     // and what all of them cost
   int ranges, each, rest;                             // a range is `each` long, and one more up to `rest`
   int least;                                          // key tiles of a fragment
-  int first, last, begin, end, others;                // this block's items; of the first one its begin, of the last one its end and others
+  int first, last, begin, end, others;                // this block's items; of the first one its begin and others, of the last one its end
 
   // The last x with sums[x] <= value, of count + 1 sums from 0 on, of which the last one is larger.
   static __device__ __forceinline__ int last_at_most(const int* sums, int count, int value) {
@@ -87,18 +88,23 @@ struct Shares {
     Place item = at(x);
     return x - item.begin < least + C::kItemCost ? item.begin : item.end - x < least ? item.end : x;
   }
-  // Of this block's items, counted by head and tile of rows, from `first` to before `last`.
-  __device__ __forceinline__ Plan::Item item(int x, int sequences, Fragment& fragment) const {
-    int head = x / tiles, tile = x % tiles, sequence = last_at_most(starts, sequences, tile);
-    if (x == last - 1) fragment.end = end, fragment.others = others;
-    if (x == first && begin > 0) fragment.begin = begin, fragment.others = -1;
-    return {sequence, head, tile - starts[sequence]};
+  // This block's items, the last one is number 0.
+  __device__ __forceinline__ int items() const { return last - first; }
+  __device__ __forceinline__ Plan::Item item(int x) const {
+    int at = last - 1 - x, head = at / tiles, tile = at - head * tiles, b = sequence[tile];
+    return {b, head, tile - starts[b]};
+  }
+  __device__ __forceinline__ Fragment fragment(int x) const {
+    Fragment part;
+    if (x == last - 1 - first) part.begin = begin, part.others = others;
+    if (x == 0 && end < kAllTiles) part.end = end, part.others = -1;
+    return part;
   }
 
   // By a warp, before others look.
   template <typename C, typename T>
   __device__ void deal(const Call<T>& p) {
-    int lane = threadIdx.x % 32;
+    int lane = threadIdx.x % 32, longest = 0;
     auto sum_up = [&](int* sums, int count, auto&& value) {
       int total = 0;
       if (lane == 0) sums[0] = 0;
@@ -116,40 +122,52 @@ struct Shares {
       __syncwarp();
       return total;
     };
-    tiles = sum_up(starts, p.sequences, [&](int b) { return (sequence_of(p, b).queries + C::kRows - 1) / C::kRows; });
+    int known = sum_up(starts, p.sequences, [&](int b) { return (sequence_of(p, b).queries + C::kRows - 1) / C::kRows; });
     // By the keys that a tile's first and last row see. Where others see more, the last fragment is longer than it should be.
-    all = sum_up(costs, tiles, [&](int x) {
-      int b = last_at_most(starts, p.sequences, x);
+    int cost = sum_up(costs, known, [&](int x) {
+      int b = sequence[x] = last_at_most(starts, p.sequences, x);
       Sequence s = sequence_of(p, b);
       TileRows rows = tile_rows<C>(s.queries, x - starts[b]);
       VisibleKeys low = visible_keys(p, s, s.shift + rows.first), high = visible_keys(p, s, s.shift + rows.first + rows.count - 1);
       KeyTiles keys = KeyTiles::of({max(low.prefix, high.prefix), min(low.begin, high.begin), max(low.end, high.end), 0}, C::kKeys);
-      return C::kItemCost + max(keys.last - (keys.gap < 0 ? 0 : keys.resume - keys.gap), 0);
+      int own = C::kItemCost + max(keys.last - (keys.gap < 0 ? 0 : keys.resume - keys.gap), 0);
+      longest = max(longest, own);
+      return own;
     });
-    if (lane > 0) return;
-    int total = all * p.heads, range = range_of_block();
-    ranges = max(min(int(gridDim.x), max(tiles * p.heads, total / C::kLeastRange)), 1);
-    each = total / ranges, rest = total % ranges;
-    least = each < C::kLeastRange ? kAllTiles : C::kLeastFragment;  // so that no range is empty where items are cut
-    first = last = begin = others = 0, end = kAllTiles;
-    int low = begin_of<C>(range, total), high = begin_of<C>(range + 1, total);
+    int total = cost * p.heads, least_range = max(C::kLeastRange, __reduce_max_sync(kFullWarp, longest) / kMostFragments);
+    int count = max(min(int(gridDim.x), max(known * p.heads, total / least_range)), 1);
+    if (lane == 0) {
+      tiles = known, all = cost, ranges = count, each = total / count, rest = total % count;
+      least = each < C::kLeastRange ? kAllTiles : C::kLeastFragment;  // so that no range is empty where items are cut
+      first = last = begin = others = 0, end = kAllTiles;
+    }
+    __syncwarp();
+    // Lane 0 looks at the end of this block's range, lane 1 at its begin, others at those before.
+    int range = int(blockIdx.x) + 1 - lane, bound = range < 0 ? 0 : begin_of<C>(range, total);
+    int low = __shfl_sync(kFullWarp, bound, 1), high = __shfl_sync(kFullWarp, bound, 0);
     if (low >= high) return;
-    Place from = at(low), to = at(high - 1);
-    first = from.item, last = to.item + 1;
-    if (low > from.begin) begin = low - from.begin - C::kItemCost;
-    if (high == to.end) return;
-    end = high - to.begin - C::kItemCost;
-    do ++others;
-    while (begin_of<C>(range + others + 1, total) < to.end);
+    Place place = at(lane == 0 ? high - 1 : low);
+    int start = __shfl_sync(kFullWarp, place.begin, 1), some = __popc(__ballot_sync(kFullWarp, lane > 0 && bound > start)), before = some;
+    while (some >= 31) {
+      range -= 31, bound = range < 0 ? 0 : begin_of<C>(range, total);
+      some = __popc(__ballot_sync(kFullWarp, lane > 0 && bound > start)), before += some;
+    }
+    if (lane == 0) {
+      last = place.item + 1;
+      if (high < place.end) end = high - place.begin - C::kItemCost;
+    } else if (lane == 1) {
+      first = place.item, others = before;
+      if (low > start) begin = low - start - C::kItemCost;
+    }
   }
 };
 
-// Adds what other blocks have of an item to the sums of its first keys, by a computing warp. False: they were left for another block.
+// Adds what other blocks have of an item to the sums of its last keys, by a computing warp. False: they were left for another block.
 template <int kWarps, int kCount>
 __device__ __forceinline__ bool join(float (&sums)[kCount], int others, const Meeting& meeting) {
-  int thread = threadIdx.x;
-  asm volatile("" : "+r"(thread));  // else what follows is made before the loop over keys, and spilled
-  int lane = thread % 32, at = range_of_block() * kWarps + thread / 32 - 4;
+  int thread, block;  // asked for anew: else they stay in registers, which the loop over keys needs
+  asm volatile("mov.u32 %0, %%tid.x;\nmov.u32 %1, %%ctaid.x;" : "=r"(thread), "=r"(block));
+  int lane = thread % 32, at = (block - max(others, 0)) * kWarps + thread / 32 - 4;
   if (others < 0) {
     float4* to = meeting.sums + int64_t(at) * (kCount * 8) + lane;
 #pragma unroll
@@ -159,8 +177,7 @@ __device__ __forceinline__ bool join(float (&sums)[kCount], int others, const Me
     return false;
   }
 #pragma unroll 1
-  for (; others > 0; --others) {
-    at += kWarps;
+  for (; others > 0; --others, at += kWarps) {
     uint64_t seen;
     do asm volatile("ld.acquire.gpu.global.u64 %0, [%1];" : "=l"(seen) : "l"(meeting.marks + at) : "memory");
     while (seen != meeting.mark);

@@ -270,6 +270,7 @@ interface How {
   random?: Random
   /** Of the bias tables, when not `dtype`. */
   tables?: FloatName
+  deterministic?: boolean
 }
 
 function run(p: Problem, how: How, dout: Float64Array | null) {
@@ -305,6 +306,7 @@ function run(p: Problem, how: How, dout: Float64Array | null) {
     dropout: p.dropout,
     seed: p.seed,
     offset: p.offset,
+    deterministic: how.deterministic ?? true,
     ...(how.pageSize ? { paged: paged(p, cached, how.pageSize, dtype, how.random!) } : {}),
   }
   const read = decoded
@@ -763,6 +765,31 @@ for (const [name, base] of bases) {
     }
   })
 }
+
+everywhere('not deterministic: keys of few rows in several parts, the same ones each time', () => {
+  const dtype = device === 'cpu' ? 'float32' : 'bfloat16'
+  const bias = { pos: 'shared', time: 'per head' } as const
+  const shapes: [Partial<Choice>, number[], number?][] = [
+    [{ D: 128, V: 128, H: 2, delta: 8 }, [2600, 0, 900, 40]],
+    [{ D: 128, V: 128, delta: 160, targets: 'mixed', g: 2, contextual: 'some', ...bias }, [0, 1700, 1], 64],
+    [{ D: 128, V: 64, targets: 'some', ...bias }, [700, 70]],
+    [{ D: 64, V: 32, delta: 8, targets: 'some', time: 'shared' }, [3000], 128],
+    [{ D: 64, V: 64, full: true, contextual: 'some', targets: 'some' }, [800, 5]],
+    [{ D: 256, V: 256, delta: 160, W: 64, F: 5, contextual: 'some', targets: 'one' }, [1500, 0], 64],
+    [{ D: 256, V: 128, delta: 8, causal: false, pos: 'shared' }, [2000, 1, 65]],
+  ]
+  for (const [n, [choice, lengths, pageSize]] of shapes.entries()) {
+    const c: Choice = { ...plain, ...choice, alpha: 'root', dtype }
+    const p = problemOf(c, lengths, new Random(`not deterministic ${n}`))
+    const how = (): How => ({
+      ...{ dtype, rowScales: n % 2 === 0, deterministic: false },
+      ...(pageSize ? { pageSize, random: new Random(n) } : {}),
+    })
+    checkProblem(p, how(), `shape ${n}`)
+    equalBits(forward(p, how()), forward(p, how()), `shape ${n} again`)
+    if (device === 'cpu') equalBits(forward(p, how()), forward(p, { ...how(), deterministic: true }), `shape ${n}`)
+  }
+})
 
 everywhere('every bucket edge, up to differences of 63 bits', () => {
   // v = 1 and q = 0: the output is silu of the bucket's own entry.
