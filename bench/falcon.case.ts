@@ -203,8 +203,8 @@ async function manyRows(
 }
 
 /**
- * A request batch through M-FALCON, from ids to logits: embeddings, 5 layers, head; cold and with 97 % of each history in pages. `hstu` is
- * device time of one pass, with what is cached in both modes, `wall` what a call of `Falcon.score` takes with assembly, copies and read-back. The peer is the layers alone, under a
- * CUDA graph.
+ * A request batch through M-FALCON, from ids to logits: embeddings, 5 layers, head; cold and with 97 % of each history in pages, these in
+ * both modes. `hstu` is device time of one pass, `wall` what a call of `Falcon.score` takes with assembly, copies and read-back. The peer is
+ * the layers alone, under a CUDA graph.
  */
 benchCase('falcon', { dtypes: ['bfloat16'], run: rowsOf })

@@ -39,10 +39,7 @@ export interface HstuAttentionOptions {
   dropout?: number
   seed?: bigint
   offset?: bigint
-  /**
-   * A row's bits do not depend on the batch and on what of its history is cached, and gradients are bit-equal from run to run; default true.
-   * Else the same holds within the rounding of the dtype; an output is still the same from run to run.
-   */
+  /** A row's bits do not depend on batch or cache, and gradients are bit-equal from run to run; default true, else by rounding. */
   deterministic?: boolean
   /**
    * History in a cache, before the rows of `k` and `v`: `pages` [n, 2, S, H, max(D, V)], `pageTable` int32, a sequence's pages from

@@ -230,6 +230,7 @@ describe('the engine of Ranker', () => {
     await bad({ maxHistory: 0 }, /maxHistory must be a whole number of at least 1, got 0/)
     await bad({ cacheBytes: 1000 }, /cacheBytes 1000 holds no history of maxHistory 100: it takes \d+ bytes/)
     await bad({ microbatch: 1.5 }, /microbatch must be a whole number/)
+    await bad({ deterministic: 'no' as unknown as false }, /deterministic must be true or false, got "no"/)
     await bad({ unknownIds: 'clamp' as 'error' }, /unknownIds must be 'error' or 'unknown-row', got "clamp"/)
     await bad({ maxDelayMs: -1 }, /maxDelayMs must be in 0 \.\. 1000, got -1/)
     await bad({ queue: { tokens: 0 } }, /tokens must be a whole number of at least 1, got 0/)
