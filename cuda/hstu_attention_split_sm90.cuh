@@ -1,8 +1,8 @@
 // The forward for Hopper where items are few: their keys are dealt to blocks, too (docs/hstu_attention.md, "Split keys"). The costs of all
-// items stand in a row, by head and tile of rows, and each block takes as long a range of it as the others, from its last item to its first.
-// An item that goes on in the next range comes first, and its sums are left in memory; one that began in ranges before comes last, and what
-// these left is added, in a fixed order, mostly without waiting. So all blocks are at an item's first key at the beginning and at its last
-// one at the end: at any time they read the same keys, or nearly. The row is known on the device alone.
+// items stand in a row, by head and tile of rows, and each block takes as long a range of it as the others, from its last item to its
+// first. An item that goes on in the next range comes first, and its sums are left in memory; one that began in ranges before comes last,
+// and what these left is added, in a fixed order, mostly without waiting. So all blocks are at an item's first key at the beginning and at
+// its last one at the end: at any time they read the same keys, or nearly. The row is known on the device alone.
 #pragma once
 #include <random>
 
@@ -11,8 +11,8 @@
 namespace hstu::cuda::attention {
 namespace forward_sm90 {
 
-constexpr int kMostTiles = 256;   // of rows, in a call whose keys are split
-constexpr int kMostShares = 4;    // items a block in such a call: more of them are even enough
+constexpr int kMostTiles = 256;     // of rows, in a call whose keys are split
+constexpr int kMostShares = 4;      // items a block in such a call: more of them are even enough
 constexpr int kMostFragments = 16;  // of an item: they are added one after the other
 constexpr int kAllTiles = 1 << 30;
 constexpr uint64_t kMostKeys = 1 << 20;  // so that costs fit in an int
@@ -68,8 +68,10 @@ struct Shares {
     int low = 0;
     while (count > 1) {
       int half = count / 2;
-      if (sums[low + half] <= value) low += half, count -= half;
-      else count = half;
+      if (sums[low + half] <= value)
+        low += half, count -= half;
+      else
+        count = half;
     }
     return low;
   }
