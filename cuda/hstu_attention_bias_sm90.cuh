@@ -16,9 +16,7 @@ constexpr int kSlots = 3;  // items under way
 struct Work {
   Sequence s;
   int head, first, rows;  // rows = 0: there is no more
-  Fragment fragment;
-  KeyTiles tiles;  // of the fragment, from tile `from` on
-  int from;
+  KeyTiles tiles;
 };
 
 // Time differences d by cells: the exponent and two bits of float(d + 1). At most one bucket begins within a cell.
@@ -190,7 +188,7 @@ __device__ __forceinline__ void stage_bias(Shared& shared, const Call<T>& p) {
     int64_t base = first_time(p, work.s);
     int64_t position_row = p.pos_per_head ? int64_t(work.head) * p.positions : 0;
     int last = -2;  // the tile before
-    for (int n = work.from; n < work.tiles.last; last = n, n = work.tiles.from(n + 1), ring.next(), mine = !mine) {
+    for (int n = first_tile(shared, turn.stage); n < work.tiles.last; last = n, n = work.tiles.from(n + 1), ring.next(), mine = !mine) {
       bool first = n != last + 1;
       if (first && ++part == C::kRing) part = 0;
       if (!mine) continue;

@@ -86,7 +86,7 @@ __device__ __forceinline__ void load_paged_tiles(std::integral_constant<int, kWh
       q_ring.next(), q_to_come = false;
     };
     if (C::kQueries > 1 && q_to_come) bring_q();
-    for (int n = work.from; n < work.tiles.last; n = work.tiles.from(n + 1)) {
+    for (int n = first_tile(shared, turn.stage); n < work.tiles.last; n = work.tiles.from(n + 1)) {
       turn_to(n * kBoxes);
       if constexpr (kWhat & kKeyTiles) {
         shared.k_empty[ring.stage].wait(ring.parity ^ 1);

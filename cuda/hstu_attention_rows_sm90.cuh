@@ -89,11 +89,14 @@ __device__ __forceinline__ void add_own(float (&sums)[kDim / 2], Softmax& softma
   const Work& work = shared.work[slot];
   const Rows<T> &keys = shared.keys[slot], &values = shared.values[slot];
   const Sequence& s = work.s;
+  int rows = work.rows;
+  if constexpr (Shared::C::kSplits)
+    if (shared.fragment[slot].others < 0) rows = 0;  // another block has the item's last keys
   int lane = threadIdx.x % 32, row0 = 16 * (int(threadIdx.x / 32) - 4) + lane / 4, column0 = lane % 4 * 2;
   if constexpr (kMode == Mode::kSoftmax) softmax.total[0] = quad_sum(softmax.total[0]), softmax.total[1] = quad_sum(softmax.total[1]);
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    int r = row0 + 8 * half, i = s.shift + work.first + r, own = shared.seen[slot][r].own, count = r < work.rows ? i + 1 - own : 0;
+    int r = row0 + 8 * half, i = s.shift + work.first + r, own = shared.seen[slot][r].own, count = r < rows ? i + 1 - own : 0;
 #pragma unroll 1
     for (int x = 0, longest = __reduce_max_sync(kFullWarp, count); x < longest; ++x) {
       bool active = x < count;

@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
     constexpr std::integral_constant<int, kValueTiles> kOfValues;
     constexpr std::integral_constant<int, kKeyTiles | kValueTiles> kAll;
     if (warp == 1) {
-      draw_items(shared, p, plan, meeting.sums);
+      draw_items(shared, p, plan, C::kSplits && meeting.sums);
     } else if constexpr (kBias) {
       if (warp > 1) stage_bias(shared, p);
       else if (p.kv_pages) load_paged_tiles(kAll, shared, q_map, k_map, v_map, pages, p);
@@ -235,7 +235,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
       KeyTiles tiles{same(work.tiles.gap), same(work.tiles.resume), same(work.tiles.last)};
       KeyTiles mine = KeyTiles::of({same(some.prefix), same(some.begin), same(some.end), 0}, kKeys);
       mine.last = min(mine.last, tiles.last), mine.gap = min(mine.gap, tiles.last);
-      int history = same(s.history), i = s.shift + work.first + row0, n = same(work.from);
+      int history = same(s.history), i = s.shift + work.first + row0, n = same(first_tile(shared, turn.stage));
       // Bytes to the position differences of key 0.
       int low = 8 * (column0 - min(i, history)), high = 8 * (column0 - min(i + 8, history));
       asm volatile("" : "+r"(low), "+r"(high));  // else made anew for each tile
@@ -311,7 +311,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
       pass(tiles.last);
     } else {
       // Runs of tiles that this warpgroup sees: the scores of a tile and the values of the one before it are multiplied at the same time.
-      for (int n = seek(work.from); n < work.tiles.last; n = seek(n)) {
+      for (int n = seek(first_tile(shared, turn.stage)); n < work.tiles.last; n = seek(n)) {
         shared.k_full[ring.stage].wait(ring.parity);
         my_turn();
         wgmma_fence();
@@ -356,11 +356,13 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
     }
 
     T* tile = shared.q[q_ring.stage];
-    if (!C::kSplits || !meeting.sums || join<4 * kGroups>(sums, work.fragment.others, meeting)) {
-      add_own<T, kDim, kMode>(sums, softmax, shared, turn.stage, p, tile);
-      meet(kGroup + group, 128);
-      store_rows<T, kDim, kMode, kRows>(sums, softmax, work, p, tile, out, lse);
-    }
+    int others = 0;
+    if constexpr (C::kSplits) others = shared.fragment[turn.stage].others;
+    if (others > 0) gather<4 * kGroups>(sums, others, meeting);
+    add_own<T, kDim, kMode>(sums, softmax, shared, turn.stage, p, tile);
+    meet(kGroup + group, 128);
+    if (others < 0) leave<4 * kGroups>(sums, meeting);
+    else store_rows<T, kDim, kMode, kRows>(sums, softmax, work, p, tile, out, lse);
     __syncwarp();
     fence_async();
     release(shared.q_empty[q_ring.stage]), release(shared.work_empty[turn.stage]);

@@ -20,7 +20,7 @@ struct Config {
   static constexpr bool kAhead = kBias && kDim <= 64;           // scores of the next tile have registers of their own
   static constexpr bool kTurns = !kBias && kDim == 128;         // warpgroups start their products in turns
   static constexpr int kThreads = 128 * (kGroups + 1);
-  static constexpr bool kSplits = kMode != Mode::kSoftmax;  // keys, where items are few and the caller allows it
+  static constexpr bool kSplits = kMode != Mode::kSoftmax && kDim <= 128;  // keys, where items are few and the caller allows it
   static constexpr int kItemCost = 128 / kKeys, kLeastFragment = 256 / kKeys, kLeastRange = 640 / kKeys;
   static_assert(kLeastRange >= kItemCost + 2 * kLeastFragment - 1);
   static constexpr int kLoading = kBias || kDim == 128 ? 56 : kDim > 128 ? 24 : 32;  // registers a thread
@@ -43,6 +43,7 @@ struct Shared {
   VisibleKeys some[kSlots][C::kGroups];       // what some row of a warpgroup sees
   VisibleKeys every[kSlots][4 * C::kGroups];  // what every row of a warp sees
   std::conditional_t<C::kSplits, Shares, None> shares;
+  std::conditional_t<C::kSplits, Fragment, None> fragment[kSlots];
   std::conditional_t<C::kBias, BiasStages<C::kRows, C::kKeys, C::kRing>, None> bias;
 
   __device__ __forceinline__ void init(int loaders) {  // warps that bring tiles
@@ -54,13 +55,6 @@ struct Shared {
     fence_barriers();
   }
 };
-
-// Asked for anew each time.
-__device__ __forceinline__ int lane_id() {
-  int lane;
-  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
-  return lane;
-}
 
 // By a warp: what the rows of an item see, each by itself and together, and the tiles that the item needs.
 template <typename Shared, typename T>
@@ -96,8 +90,7 @@ __device__ __forceinline__ void stage_masks(Shared& shared, int slot, const Call
   KeyTiles tiles{(total.prefix + size - 1) / size, total.end > 0 ? total.begin / size : 0, (total.end + size - 1) / size};
   if (tiles.gap >= tiles.resume) tiles.gap = -1;
   if (lane > 0) return;
-  work.from = tiles.from(0);
-  if constexpr (Shared::C::kSplits) work.from = cut_out(tiles, work.fragment);
+  if constexpr (Shared::C::kSplits) cut_out(tiles, shared.fragment[slot]);
   work.tiles = tiles;
 }
 
@@ -134,8 +127,7 @@ __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode, kFew>& shared,
     shared.work_empty[turn.stage].wait(turn.parity ^ 1);
     if (lane == 0) {  // read from there: registers are short
       shared.work[turn.stage] = work;
-      if constexpr (C::kSplits)
-        if (split) shared.work[turn.stage].fragment = shared.shares.fragment(item);
+      if constexpr (C::kSplits) shared.fragment[turn.stage] = split ? shared.shares.fragment(item) : Fragment{};
     }
     __syncwarp();
     const Work& here = shared.work[turn.stage];
@@ -184,7 +176,7 @@ __device__ __forceinline__ void load_tiles(Shared<T, kDim, kMode, kFew>& shared,
       q_ring.next(), q_to_come = false;
     };
     if (C::kQueries > 1) bring_q();
-    for (int n = work.from; n < work.tiles.last; n = work.tiles.from(n + 1)) {
+    for (int n = first_tile(shared, turn.stage); n < work.tiles.last; n = work.tiles.from(n + 1)) {
       shared.k_empty[ring.stage].wait(ring.parity ^ 1);
       bring(shared.k[ring.stage], k_map, n, shared.k_full[ring.stage]);
       if (q_to_come) bring_q();

@@ -21,14 +21,19 @@ constexpr uint64_t kMostKeys = 1 << 20;  // so that costs fit in an int
 struct Fragment {
   int begin = 0, end = kAllTiles;
   int others = 0;  // fragments of the item with earlier keys; -1 where another one has its last keys
+  int from = 0;    // the first tile's number
 };
 
-// Leaves a fragment of an item's tiles; returns the first one.
-__device__ __forceinline__ int cut_out(KeyTiles& tiles, const Fragment& part) {
+// Leaves the fragment's tiles of an item's.
+__device__ __forceinline__ void cut_out(KeyTiles& tiles, Fragment& part) {
   auto at = [&](int x) { return tiles.gap >= 0 && x >= tiles.gap ? x + tiles.resume - tiles.gap : x; };
-  int first = at(part.begin);
-  tiles.last = min(tiles.last, at(part.end));
-  return first;
+  part.from = at(part.begin), tiles.last = min(tiles.last, at(part.end));
+}
+// Of the item in a slot.
+template <typename Shared>
+__device__ __forceinline__ int first_tile(const Shared& shared, int slot) {
+  if constexpr (Shared::C::kSplits) return shared.fragment[slot].from;
+  else return shared.work[slot].tiles.from(0);
 }
 
 // Rows of a sequence that are an item's tile. With a bias the first tile, which sees fewest keys, is the one that may not be full.
@@ -164,20 +169,22 @@ struct Shares {
   }
 };
 
-// Adds what other blocks have of an item to the sums of its last keys, by a computing warp. False: they were left for another block.
-template <int kWarps, int kCount>
-__device__ __forceinline__ bool join(float (&sums)[kCount], int others, const Meeting& meeting) {
-  int thread, block;  // asked for anew: else they stay in registers, which the loop over keys needs
+// Asked for anew, by a computing warp: else they stay in registers, which the loop over keys needs.
+template <int kWarps>
+__device__ __forceinline__ int place_of_warp() {
+  int thread, block;
   asm volatile("mov.u32 %0, %%tid.x;\nmov.u32 %1, %%ctaid.x;" : "=r"(thread), "=r"(block));
-  int lane = thread % 32, at = (block - max(others, 0)) * kWarps + thread / 32 - 4;
-  if (others < 0) {
-    float4* to = meeting.sums + int64_t(at) * (kCount * 8) + lane;
-#pragma unroll
-    for (int x = 0; x < kCount / 4; ++x) __stcg(to + 32 * x, float4{sums[4 * x], sums[4 * x + 1], sums[4 * x + 2], sums[4 * x + 3]});
-    __syncwarp();
-    if (lane == 0) asm volatile("st.release.gpu.global.u64 [%0], %1;" ::"l"(meeting.marks + at), "l"(meeting.mark) : "memory");
-    return false;
-  }
+  return block * kWarps + thread / 32 - 4;
+}
+__device__ __forceinline__ int lane_id() {
+  int lane;
+  asm volatile("mov.u32 %0, %%laneid;" : "=r"(lane));
+  return lane;
+}
+// Adds the sums of an item's earlier fragments to those of its last one.
+template <int kWarps, int kCount>
+__device__ __forceinline__ void gather(float (&sums)[kCount], int others, const Meeting& meeting) {
+  int lane = lane_id(), at = place_of_warp<kWarps>() - others * kWarps;
 #pragma unroll 1
   for (; others > 0; --others, at += kWarps) {
     uint64_t seen;
@@ -192,7 +199,16 @@ __device__ __forceinline__ bool join(float (&sums)[kCount], int others, const Me
     }
     if (lane == 0) meeting.marks[at] = 0;
   }
-  return true;
+}
+// Leaves the sums of an earlier fragment.
+template <int kWarps, int kCount>
+__device__ __forceinline__ void leave(const float (&sums)[kCount], const Meeting& meeting) {
+  int lane = lane_id(), at = place_of_warp<kWarps>();
+  float4* to = meeting.sums + int64_t(at) * (kCount * 8) + lane;
+#pragma unroll
+  for (int x = 0; x < kCount / 4; ++x) __stcg(to + 32 * x, float4{sums[4 * x], sums[4 * x + 1], sums[4 * x + 2], sums[4 * x + 3]});
+  __syncwarp();
+  if (lane == 0) asm volatile("st.release.gpu.global.u64 [%0], %1;" ::"l"(meeting.marks + at), "l"(meeting.mark) : "memory");
 }
 
 }  // namespace forward_sm90
