@@ -55,7 +55,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
     shared.init(p.kv_pages && !kBias ? 2 : 1);
   }
   if constexpr (C::kSplits)
-    if (meeting.sums && warp == 1) shared.shares.template deal<C>(p);
+    if (meeting.sums && warp == 1) touch<kRows * kDim / 4>(meeting), shared.shares.template deal<C>(p);
   __syncthreads();
   if (group < 0) {
     give_registers<C::kLoading>();
