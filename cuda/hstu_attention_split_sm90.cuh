@@ -61,15 +61,18 @@ inline uint64_t mark_of_process() {
 }
 
 struct Shares {
-  int starts[kMostTiles + 1], costs[kMostTiles + 1];  // tiles of rows of the sequences before; what the tiles before cost, in key tiles
-  int sequence[kMostTiles];                           // of a tile
-  int tiles, all;                                     // and what all of them cost
-  int ranges, each, rest;                             // a range is `each` long, and one more up to `rest`
-  int least;                                          // key tiles of a fragment
-  int first, last, begin, end, others;                // this block's items; of the first one its begin and others, of the last one its end
+  int costs[kMostTiles + 1];        // what the tiles of rows before cost, in tiles of keys
+  uint16_t starts[kMostTiles + 1];  // tiles of rows of the sequences before
+  uint8_t sequence[kMostTiles];     // of a tile of rows
+  int tiles, all;                   // how many tiles of rows there are, and what they cost, of a head
+  int ranges, each, rest;           // a range is `each` long, and one more up to `rest`
+  int least;                        // key tiles of a fragment
+  int first, last;                  // this block's items;
+  int begin, others, end;           // of the first one begin and others, of the last one the end
 
   // The last x with sums[x] <= value, of count + 1 sums from 0 on, of which the last one is larger.
-  static __device__ __forceinline__ int last_at_most(const int* sums, int count, int value) {
+  template <typename N>
+  static __device__ __forceinline__ int last_at_most(const N* sums, int count, int value) {
     int low = 0;
     while (count > 1) {
       int half = count / 2;
@@ -112,7 +115,7 @@ struct Shares {
   template <typename C, typename T>
   __device__ void deal(const Call<T>& p) {
     int lane = threadIdx.x % 32, longest = 0;
-    auto sum_up = [&](int* sums, int count, auto&& value) {
+    auto sum_up = [&](auto* sums, int count, auto&& value) {
       int total = 0;
       if (lane == 0) sums[0] = 0;
 #pragma unroll 1
