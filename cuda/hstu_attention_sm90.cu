@@ -406,10 +406,8 @@ void run(const Call<T>& p, bool deterministic, T* out, float* lse, int64_t query
   if (!few && !split) launch(plan_kernel<T>, dim3(1), dim3(kLevels), 0, stream, p, starts.get(), plan, C::kRows);
   int64_t ranges = split ? most * ceil_div(int64_t(p.max_seq_len), C::kKeys) / C::kLeastRange : 0;
   dim3 blocks(unsigned(std::min<int64_t>(std::max(most, ranges), processors())));
-  Scratch<float4> sums(split ? int64_t(blocks.x) * C::kRows * (kDim / 4) : 0, stream);
-  Scratch<uint64_t> marks(split ? int64_t(blocks.x) * 4 * C::kGroups : 0, stream);
-  Meeting meeting{split ? sums.get() : nullptr, marks, mark_of_process()};
-  launch(kernel, blocks, dim3(C::kThreads), shared, stream, q_map, k_map, v_map, pages, p, plan, meeting, out, lse);
+  MeetingMemory memory(split ? blocks.x : 0, C::kRows * kDim / 4, 4 * C::kGroups, stream);
+  launch(kernel, blocks, dim3(C::kThreads), shared, stream, q_map, k_map, v_map, pages, p, plan, memory, out, lse);
 }
 
 }  // namespace

@@ -55,10 +55,18 @@ struct Meeting {
   float4* sums;  // null: whole items
   uint64_t *marks, mark;
 };
-inline uint64_t mark_of_process() {
-  static const uint64_t mark = uint64_t(std::random_device{}()) << 32 | std::random_device{}();
-  return mark;
-}
+class MeetingMemory {
+ public:
+  MeetingMemory(int64_t blocks, int size, int strips, Stream stream) : sums_(blocks * size, stream), marks_(blocks * strips, stream) {}
+  operator Meeting() const {
+    static const uint64_t mark = uint64_t(std::random_device{}()) << 32 | std::random_device{}();
+    return {sums_.get(), marks_.get(), mark};
+  }
+
+ private:
+  Scratch<float4> sums_;
+  Scratch<uint64_t> marks_;
+};
 
 struct Shares {
   int costs[kMostTiles + 1];        // what the tiles of rows before cost, in tiles of keys
