@@ -12,7 +12,7 @@ namespace hstu::cuda::attention {
 namespace forward_sm90 {
 
 constexpr int kMostTiles = 256;     // of rows, in a call whose keys are split
-constexpr int kMostShares = 4;      // items a block in such a call: more of them are even enough
+constexpr int kMostShares = 2;      // items a block in such a call: more of them are even enough
 constexpr int kMostFragments = 16;  // of an item: they are added one after the other
 constexpr int kAllTiles = 1 << 30;
 constexpr uint64_t kMostKeys = 1 << 20;  // so that costs fit in an int
