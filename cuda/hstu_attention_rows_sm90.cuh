@@ -89,9 +89,7 @@ __device__ __forceinline__ void add_own(float (&sums)[kDim / 2], Softmax& softma
   const Work& work = shared.work[slot];
   const Rows<T> &keys = shared.keys[slot], &values = shared.values[slot];
   const Sequence& s = work.s;
-  int rows = work.rows;
-  if constexpr (Shared::C::kSplits)
-    if (shared.fragment[slot].others < 0) rows = 0;  // another block has the item's last keys
+  int rows = others_of(shared, slot) < 0 ? 0 : work.rows;  // none where another block has the item's last keys
   int lane = threadIdx.x % 32, row0 = 16 * (int(threadIdx.x / 32) - 4) + lane / 4, column0 = lane % 4 * 2;
   if constexpr (kMode == Mode::kSoftmax) softmax.total[0] = quad_sum(softmax.total[0]), softmax.total[1] = quad_sum(softmax.total[1]);
 #pragma unroll

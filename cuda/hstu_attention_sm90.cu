@@ -356,8 +356,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
     }
 
     T* tile = shared.q[q_ring.stage];
-    int others = 0;
-    if constexpr (C::kSplits) others = shared.fragment[turn.stage].others;
+    int others = others_of(shared, turn.stage);
     if (others > 0) gather<4 * kGroups>(sums, others, meeting);
     add_own<T, kDim, kMode>(sums, softmax, shared, turn.stage, p, tile);
     meet(kGroup + group, 128);

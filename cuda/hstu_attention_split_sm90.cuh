@@ -35,6 +35,11 @@ __device__ __forceinline__ int first_tile(const Shared& shared, int slot) {
   if constexpr (Shared::C::kSplits) return shared.fragment[slot].from;
   else return shared.work[slot].tiles.from(0);
 }
+template <typename Shared>
+__device__ __forceinline__ int others_of(const Shared& shared, int slot) {
+  if constexpr (Shared::C::kSplits) return shared.fragment[slot].others;
+  else return 0;
+}
 
 // Rows of a sequence that are an item's tile. With a bias the first tile, which sees fewest keys, is the one that may not be full.
 struct TileRows {
