@@ -45,8 +45,7 @@ struct EnumNames<AttentionActivation> {
 // s_ij = alpha <q_i, k_j> + R_ij;  silu: out_i = scale_i sum_j M_ij silu(s_ij) v_j;  softmax: P = softmax of s over visible j,
 // inverted dropout on P, no scale.  R_ij = pos_w[min(|pos(i) - pos(j)|, P - 1)] + time_w[min(bucket(|tq_i - tk_j|), NB)],
 // the time term only where i >= C and j >= C: contextual tokens have no time.
-// out, v: [Tq, H, V] and [Tk, H, V]; q [Tq, H, D], k [Tk, H, D], F.  lse [Tq, H] float32 (float64 with float64
-// inputs): log-sum-exp, softmax only (else null).
+// out, v: [Tq, H, V] and [Tk, H, V]; q [Tq, H, D], k [Tk, H, D], F.  lse [Tq, H] float32 (float64 with such inputs), softmax only, or null.
 // seq_offsets: keys.  q_offsets int64 [B + 1]: rows where queries are fewer than keys (delta: the last Lq rows), else null.
 // num_targets int32 [B] (K).  contextual_lengths int32 [B] overrides the number `contextual` (C).
 // pos_w [Hr, P], time_w [Hr, NB + 1], F or float32, Hr = 1 or H, either may be null; query_time int64 [Tq] and key_time int64 [Tk] go with
@@ -56,8 +55,7 @@ struct EnumNames<AttentionActivation> {
 // positions count through both. key_time stays jagged over all keys, by time_offsets int64 [B + 1].
 // max_attn_len W (0 = off), min_full_attn_seq_len F, target_group_size g >= 1. D, V <= 256. A row that sees nothing gives 0.
 // dropout in [0, 1): softmax only; element ((b H + h) N + i) N + j of the Philox draw, N = max_seq_len (the longest key length).
-// deterministic: a row's bits do not depend on the batch; else silu may sum up a row's keys in several parts, the same ones from run to run
-// (the CPU never does).
+// deterministic: a row's bits do not depend on the batch; else CUDA may sum up its keys in parts, the same ones from run to run.
 HSTU_OP(hstu_attention, Tensor& out, Tensor* lse, const Tensor& q, const Tensor& k, const Tensor& v,
         const Tensor& seq_offsets, const Tensor* q_offsets, const Tensor* num_targets, const Tensor* contextual_lengths,
         const Tensor* pos_w, const Tensor* time_w, const Tensor* query_time, const Tensor* key_time, const Tensor* scales,
