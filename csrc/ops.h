@@ -45,7 +45,7 @@ struct EnumNames<AttentionActivation> {
 // s_ij = alpha <q_i, k_j> + R_ij;  silu: out_i = scale_i sum_j M_ij silu(s_ij) v_j;  softmax: P = softmax of s over visible j,
 // inverted dropout on P, no scale.  R_ij = pos_w[min(|pos(i) - pos(j)|, P - 1)] + time_w[min(bucket(|tq_i - tk_j|), NB)],
 // the time term only where i >= C and j >= C: contextual tokens have no time.
-// out, v: [Tq, H, V] and [Tk, H, V]; q [Tq, H, D], k [Tk, H, D], F.  lse [Tq, H] float32 (float64 with such inputs), softmax only, or null.
+// out, v: [Tq, H, V] and [Tk, H, V]; q [Tq, H, D], k [Tk, H, D], F.  lse [Tq, H] float32 or 64: log-sum-exp, softmax only (else null).
 // seq_offsets: keys.  q_offsets int64 [B + 1]: rows where queries are fewer than keys (delta: the last Lq rows), else null.
 // num_targets int32 [B] (K).  contextual_lengths int32 [B] overrides the number `contextual` (C).
 // pos_w [Hr, P], time_w [Hr, NB + 1], F or float32, Hr = 1 or H, either may be null; query_time int64 [Tq] and key_time int64 [Tk] go with
