@@ -45,11 +45,11 @@ struct Plan {
     bool by_level = order && tile >= starts[from];
     if (by_level) tile = order[tile];
     if (!starts) low = __popc(__ballot_sync(kFullWarp, int(threadIdx.x % 32) < sequences && own <= tile)) - 1;
-    while (starts && count > 1) {
+    else do {
       int step = (count + 31) / 32, at = min(low + (int(threadIdx.x % 32) + 1) * step, low + count);
       int beyond = __popc(__ballot_sync(kFullWarp, at < low + count && starts[at] <= tile));
       low += beyond * step, count = min(step, count - beyond * step);
-    }
+    } while (count > 1);
     int first = starts ? starts[low] : __shfl_sync(kFullWarp, own, low);
     int tiles = (starts ? starts[low + 1] : __shfl_sync(kFullWarp, own, low + 1)) - first, rest = x - first * heads;
     if (by_level) return {low, x % heads, tile - first};
