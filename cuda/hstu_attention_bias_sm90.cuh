@@ -11,6 +11,7 @@ namespace forward_sm90 {
 using namespace sm90;
 
 constexpr int kSlots = 3;  // items under way
+enum NamedBarrier { kTurn = 1, kGroup = 4, kStaging = 7 };  // of one warpgroup each, and of the warps that bring the bias
 
 // One head of up to kRows rows of one sequence.
 struct Work {
@@ -23,39 +24,40 @@ struct Work {
 constexpr int kCells = 128;
 constexpr int64_t cell_start(int cell) { return ((4 + cell % 4) * (int64_t(1) << cell / 4) + 3) / 4; }
 constexpr uint32_t near_limit(int64_t threshold) { return threshold < UINT32_MAX ? uint32_t(threshold) : UINT32_MAX; }
-struct Cell {
-  uint32_t bucket, next;  // the bucket where it begins, and d + 1 where the next one does
-};
 struct NearBuckets {
   uint32_t threshold[kNearThresholds];
-  Cell cell[kCells];
+  uint32_t next[kCells];  // d + 1 where the bucket after a cell's first one begins
 };
-constexpr NearBuckets near_buckets() {
-  NearBuckets near{};
-  for (int x = 0; x < kNearThresholds; ++x) near.threshold[x] = near_limit(kTimeThreshold[x]);
+struct NearTables {
+  NearBuckets near;
+  uint32_t bucket[kCells + 1];  // where a cell begins
+};
+constexpr NearTables near_tables() {
+  NearTables tables{};
+  for (int x = 0; x < kNearThresholds; ++x) tables.near.threshold[x] = near_limit(kTimeThreshold[x]);
   unsigned bucket = 0;
   for (int x = 0; x < kCells; ++x) {
     while (kTimeThreshold[bucket] + 1 <= cell_start(x)) ++bucket;
-    near.cell[x] = {bucket, near_limit(kTimeThreshold[bucket] + 1)};
+    tables.bucket[x] = bucket, tables.near.next[x] = near_limit(kTimeThreshold[bucket] + 1);
   }
-  return near;
+  tables.bucket[kCells] = bucket + 1;
+  return tables;
 }
-constexpr bool cells_hold_one_threshold(const NearBuckets& near) {
+constexpr bool cells_hold_one_threshold(const NearTables& tables) {
   for (int x = 0; x + 1 < kCells; ++x)
-    if (kTimeThreshold[near.cell[x].bucket + 1] + 1 < cell_start(x + 1)) return false;
-  return true;
+    if (kTimeThreshold[tables.bucket[x] + 1] + 1 < cell_start(x + 1)) return false;
+  return tables.bucket[kCells] <= kNearThresholds;
 }
-static_assert(cells_hold_one_threshold(near_buckets()));
-static __device__ const NearBuckets kNearBuckets = near_buckets();  // not constant memory: lanes read different entries
+static_assert(cells_hold_one_threshold(near_tables()));
+static __device__ const NearTables kNearTables = near_tables();  // not constant memory: lanes read different entries
 
-// 16 rows by 32 keys: what some row sees of them, and how their time's bias is found.
+// 16 rows by 32 keys: what some row sees of them, and how their time's bias is found. Two buckets: `second` from the difference `least` on.
 struct alignas(16) Piece {
-  enum { kOne, kFew, kMany, kFar, kKind = 3, kPartly = 4, kHidden = 8 };  // kPartly: a mask is needed; kFar goes for all pieces of a tile
-  int flags;
-  float first;    // the bias of bucket `low`
-  int low, high;  // of few buckets
+  enum { kTwo = 1, kPartly = 2, kHidden = 4, kMany = 8, kFar = 16 };  // kPartly: a mask is needed
+  int flags;  // 0: one bucket, all seen; kFar goes for all pieces of a tile
+  float first, second;
+  int least;
 };
-constexpr int kFewest = 5;  // buckets that are told apart one after the other
 
 // What the bias needs of an item's rows and of a tile of keys, brought by two warps of the loading warpgroup. A tile shares all but kKeys
 // of its position differences with the one before it: entries stand at key - row modulo kPositions, each beside the next one, for a thread
@@ -67,6 +69,7 @@ struct BiasStages {
   static_assert(kRows + kKeys + kRing * kKeys <= kPositions);
   alignas(8) NearBuckets buckets;
   float time[kSlots][kNearThresholds + 1];  // of the item's head; 0 from kUntimed on
+  float begins[kSlots][kCells + 1];         // the same, where a cell begins
   VisibleKeys some[kSlots][kRows / 16];     // what some row of a warp sees
   int row_near[kSlots][kRows];
   TimeSpan row_span[kSlots][kRows / 16];
@@ -76,48 +79,36 @@ struct BiasStages {
   int part[kRing];
   Piece piece[kRing][kRows / 16][kKeys / 32];
 
-  // v[16] = factor s[16] + the time's bias: rows `row` and `row` + 8 of slot `slot`, keys near[8 x + 0, 1] in the accumulators' layout. All
-  // ways add the same value in the same operation.
-  __device__ __forceinline__ void add_time(float* v, const float* s, float factor, const Piece& piece, int slot, int row,
+  // v[16] = factor s[16] + the time's bias: `fixed` are the near times of a thread's rows, near[8 x + 0, 1] those of its keys. kTwo: the
+  // piece has two buckets or fewer. All ways add the same value in the same operation.
+  template <bool kTwo>
+  __device__ __forceinline__ void add_time(float* v, const float* s, float factor, const Piece& piece, int slot, const int (&fixed)[2],
                                            const int* near) const {
-    int kind = piece.flags & Piece::kKind;
-    if (kind == Piece::kOne) {
-#pragma unroll
-      for (int x = 0; x < 16; ++x) v[x] = fmaf(factor, s[x], piece.first);
-      return;
-    }
-    if (kind == Piece::kFar) return;
-    int fixed[2] = {row_near[slot][row], row_near[slot][row + 8]};
-    if (kind == Piece::kFew) {
-      float term[16];
-#pragma unroll
-      for (int x = 0; x < 16; ++x) term[x] = piece.first;
-#pragma unroll 1
-      for (int bucket = piece.low; bucket < piece.high; ++bucket) {
-        int least = int(buckets.threshold[bucket]), until[2] = {fixed[0] - least, fixed[1] - least};
-        float value = time[slot][bucket + 1];
-#pragma unroll
-        for (int x = 0; x < 4; ++x) {
-          int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
-#pragma unroll
-          for (int y = 0; y < 4; ++y) term[4 * x + y] = (y % 2 ? at.y : at.x) <= until[y / 2] ? value : term[4 * x + y];
-        }
-      }
-#pragma unroll
-      for (int x = 0; x < 16; ++x) v[x] = fmaf(factor, s[x], term[x]);
-    } else {
+    if (!kTwo && piece.flags & Piece::kMany) {
 #pragma unroll
       for (int x = 0; x < 4; ++x) {
         int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
 #pragma unroll
         for (int y = 0; y < 4; ++y) v[4 * x + y] = fmaf(factor, s[4 * x + y], time_of(slot, __sad(fixed[y / 2], y % 2 ? at.y : at.x, 1)));
       }
+      return;
+    }
+    int until[2] = {int(uint32_t(fixed[0]) - uint32_t(piece.least)), int(uint32_t(fixed[1]) - uint32_t(piece.least))};
+#pragma unroll
+    for (int x = 0; x < 4; ++x) {
+      int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
+#pragma unroll
+      for (int y = 0; y < 4; ++y)
+        v[4 * x + y] = fmaf(factor, s[4 * x + y], (y % 2 ? at.y : at.x) <= until[y / 2] ? piece.second : piece.first);
     }
   }
   // The bias of a difference `more` - 1.
   __device__ __forceinline__ float time_of(int slot, uint32_t more) const {
-    uint2 cell = reinterpret_cast<const uint2*>(buckets.cell)[(__float_as_uint(__uint2float_rz(more)) >> 21) - (127 << 2)];
-    return time[slot][cell.x + (more >= cell.y)];
+    constexpr int kFirst = 127 << 4;
+    uint32_t at = __float_as_uint(__uint2float_rz(more)) >> 19 & ~3u;  // bytes to the cell's entry, and kFirst
+    uint32_t next = *reinterpret_cast<const uint32_t*>(reinterpret_cast<const char*>(buckets.next) + at - kFirst);
+    asm("{\n.reg .pred beyond;\nsetp.ge.u32 beyond, %1, %2;\n@beyond add.u32 %0, %0, 4;\n}" : "+r"(at) : "r"(more), "r"(next));
+    return *reinterpret_cast<const float*>(reinterpret_cast<const char*>(begins[slot]) + at - kFirst);
   }
   // Not limited to the table.
   __device__ __forceinline__ int near_bucket(uint32_t d) const {
@@ -125,13 +116,13 @@ struct BiasStages {
     return guess + int(d >= buckets.threshold[guess]);
   }
   __device__ __forceinline__ Piece piece_of(TimeSpan rows, TimeSpan keys, const float* time, bool far, int last) const {
-    if (last < 0) return {Piece::kOne, 0.f, 0, 0};
-    if (far) return {Piece::kFar, 0.f, 0, 0};
-    if (rows.kinds | keys.kinds || rows.least > rows.most || keys.least > keys.most) return {Piece::kMany, 0.f, 0, 0};
+    if (last < 0) return {0, 0.f, 0.f, 0};
+    if (far) return {Piece::kFar, 0.f, 0.f, 0};
+    if (rows.kinds | keys.kinds || rows.least > rows.most || keys.least > keys.most) return {Piece::kMany, 0.f, 0.f, 0};
     int low = min(near_bucket(max(max(rows.least - keys.most, keys.least - rows.most), 0)), last);
     int high = min(near_bucket(max(rows.most - keys.least, keys.most - rows.least)), last);
-    int kind = low == high ? Piece::kOne : keys.most <= rows.least && high < low + kFewest ? Piece::kFew : Piece::kMany;
-    return {kind, time[low], low, high};
+    int kind = low == high ? 0 : keys.most > rows.least || high > low + 1 ? Piece::kMany : Piece::kTwo;
+    return {kind, time[low], time[low == high ? low : low + 1], int(buckets.threshold[low])};
   }
 };
 
@@ -154,9 +145,23 @@ __device__ __forceinline__ void stage_rows(Shared& shared, int slot, const Call<
   auto& bias = shared.bias;
   int lane = threadIdx.x % 32, i0 = work.s.shift + work.first;
   if (tables) {
+    constexpr int kEach = kNearThresholds / 32 + 1;
     int64_t time_row = p.time_per_head ? work.head * p.time_width : 0;
-    for (int x = lane; x <= kNearThresholds; x += 32)
-      bias.time[slot][x] = p.last_bucket >= 0 && x < kUntimed ? p.unit * p.time_w.at(time_row + min(x, p.last_bucket)) : 0.f;
+    uint32_t bits[kEach], first[kCells / 32 + 1];
+#pragma unroll
+    for (int x = 0; x <= kCells / 32; ++x) first[x] = kNearTables.bucket[min(32 * x + lane, kCells)];
+#pragma unroll
+    for (int x = 0; x < kEach; ++x) bits[x] = p.last_bucket >= 0 ? p.time_w.bits(time_row + min(32 * x + lane, p.last_bucket)) : 0;
+#pragma unroll
+    for (int x = 0; x < kEach; ++x) {
+      int bucket = 32 * x + lane;
+      bool timed = p.last_bucket >= 0 && bucket < kUntimed;
+      if (bucket <= kNearThresholds) bias.time[slot][bucket] = timed ? p.unit * p.time_w.value(bits[x]) : 0.f;
+    }
+    __syncwarp();
+#pragma unroll
+    for (int x = 0; x <= kCells / 32; ++x)
+      if (32 * x + lane <= kCells) bias.begins[slot][32 * x + lane] = bias.time[slot][first[x]];
   }
 #pragma unroll
   for (int x = 0; x < kRows / 32; ++x) {
@@ -174,13 +179,24 @@ __device__ __forceinline__ void stage_rows(Shared& shared, int slot, const Call<
 template <typename Shared, typename T>
 __device__ __forceinline__ void stage_bias(Shared& shared, const Call<T>& p) {
   using C = typename Shared::C;
-  constexpr int kKeys = C::kKeys, kRows = C::kRows, kPieces = kKeys / 32;
+  constexpr int kKeys = C::kKeys, kRows = C::kRows, kPieces = kKeys / 32, kBatch = kRows / 64;
   auto& bias = shared.bias;
   constexpr int kMod = std::remove_reference_t<decltype(bias)>::kPositions;
   int lane = threadIdx.x % 32, part = 0;
   float up = 1 / p.alpha;
   bool mine = threadIdx.x / 32 == 2;
   Ring<C::kRing> ring;
+  if (mine) {
+    constexpr int kWords = sizeof(NearBuckets) / 8, kEach = (kWords + 31) / 32;
+    uint2 words[kEach];
+#pragma unroll
+    for (int x = 0; x < kEach; ++x)
+      if (32 * x + lane < kWords) words[x] = reinterpret_cast<const uint2*>(&kNearTables.near)[32 * x + lane];
+#pragma unroll
+    for (int x = 0; x < kEach; ++x)
+      if (32 * x + lane < kWords) reinterpret_cast<uint2*>(&bias.buckets)[32 * x + lane] = words[x];
+  }
+  meet(kStaging, 64);
   for (Ring<kSlots> turn;; turn.next()) {
     shared.work_full[turn.stage].wait(turn.parity);
     const Work& work = shared.work[turn.stage];
@@ -223,8 +239,14 @@ __device__ __forceinline__ void stage_bias(Shared& shared, const Call<T>& p) {
         if (lane == 0) bias.span[ring.stage][c] = span;
       }
       if (first)
-#pragma unroll 2
-        for (int x = lane; x < kRows; x += 32) put(x, entry(x));
+#pragma unroll
+        for (int x0 = 0; x0 < kRows; x0 += 32 * kBatch) {
+          uint32_t whole[kBatch];
+#pragma unroll
+          for (int x = 0; x < kBatch; ++x) whole[x] = entry(x0 + 32 * x + lane);
+#pragma unroll
+          for (int x = 0; x < kBatch; ++x) put(x0 + 32 * x + lane, whole[x]);
+        }
       if (lane == 0) bias.part[ring.stage] = part;
       __syncwarp();
 #pragma unroll 1

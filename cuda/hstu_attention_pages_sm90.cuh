@@ -13,7 +13,7 @@ struct PageMaps {
 template <typename T, int kDim, int kTileRows>
 __device__ __forceinline__ void load_rows(T* tile, const Rows<T>& rows, int j0, int valid, int dim) {
   constexpr int kPieces = kDim / 8;
-#pragma unroll 4
+#pragma unroll 1
   for (int x = threadIdx.x % 32; x < kTileRows * kPieces; x += 32) {
     int r = x / kPieces, d = x % kPieces * 8;
     bool there = r < valid && d < dim;

@@ -12,8 +12,8 @@ constexpr int kFewSequences = 31;
 struct Plan {
   const int* starts;  // [B + 1] tiles of the sequences before; null: a warp counts for itself, see own_starts
   int* ticket;
-  int* order;  // tiles, the last ones of their sequences first; or null
-  int sequences, heads;
+  int* order;  // tiles of sequences from `sorted` on, the last ones of their sequences first; or null
+  int sorted, sequences, heads;
 
   // Few sequences, and an item a block at most: no kernel before. Lane b has starts[b].
   template <typename T>
@@ -40,21 +40,28 @@ struct Plan {
   };
   // By a warp: 32 sequences are looked at at a time.
   __device__ __forceinline__ Item item(int x, int own) const {
-    int tile = order ? order[x / heads] : x / heads, low = 0, count = sequences;  // starts[low] <= tile, and the sequence is one of `count`
+    int tile = x / heads, low = 0, from = sorted, count = sequences;  // starts[low] <= tile, and the sequence is one of `count`
+    asm volatile("" : "+r"(from), "+r"(count));  // else what follows from them is kept in registers, which are short
+    bool by_level = order && tile >= starts[from];
+    if (by_level) tile = order[tile];
     if (!starts) low = __popc(__ballot_sync(kFullWarp, int(threadIdx.x % 32) < sequences && own <= tile)) - 1;
-    while (starts && count > 1) {
+    else do {
       int step = (count + 31) / 32, at = min(low + (int(threadIdx.x % 32) + 1) * step, low + count);
       int beyond = __popc(__ballot_sync(kFullWarp, at < low + count && starts[at] <= tile));
       low += beyond * step, count = min(step, count - beyond * step);
-    }
+    } while (count > 1);
     int first = starts ? starts[low] : __shfl_sync(kFullWarp, own, low);
     int tiles = (starts ? starts[low + 1] : __shfl_sync(kFullWarp, own, low + 1)) - first, rest = x - first * heads;
-    if (order) return {low, x % heads, tile - first};
+    if (by_level) return {low, x % heads, tile - first};
     return {low, rest / tiles, tiles - 1 - rest % tiles};
   }
 };
 
-constexpr int kFewItems = 12, kLevels = 1024;  // items a block; tiles of a sequence that are put in order
+constexpr int kFewItems = 12, kLastItems = 6;  // items a block: so many are all put in order, or else the last ones
+constexpr int kLevels = 1024;                  // tiles of a sequence that are put in order
+inline int first_sorted(int sequences, int64_t items, int blocks) {
+  return items <= kFewItems * blocks ? 0 : sequences - int(std::min<int64_t>(sequences, kLastItems * blocks * int64_t(sequences) / items));
+}
 
 // starts [B + 1]; also zeroes the ticket. One block.
 template <typename T>
@@ -87,16 +94,16 @@ __global__ void __launch_bounds__(kLevels) plan_kernel(const Call<T> p, int* sta
   for (int b0 = 0; b0 < p.sequences; b0 += kLevels) {
     int b = b0 + threadIdx.x, all;
     int tiles = b < p.sequences ? (sequence_of(p, b).queries + rows - 1) / rows : 0;
-    if (plan.order && tiles > 0) atomicAdd(&level[kLevels - tiles], 1);
+    if (plan.order && b >= plan.sorted && tiles > 0) atomicAdd(&level[kLevels - tiles], 1);
     int sum = sum_up(tiles, all);
     if (b < p.sequences) starts[b + 1] = total + sum;
     total += all;
   }
   if (!plan.order) return;
   int all, here = sum_up(level[threadIdx.x], all), place = sum_up(here, all) - here;  // of tile kLevels - 1 - threadIdx.x
-  level[threadIdx.x] = place;
+  level[threadIdx.x] = starts[plan.sorted] + place;
   __syncthreads();
-  for (int b = warp; b < p.sequences; b += kLevels / 32)
+  for (int b = plan.sorted + warp; b < p.sequences; b += kLevels / 32)
     for (int tile = starts[b] + lane; tile < starts[b + 1]; tile += 32)
       plan.order[atomicAdd(&level[kLevels - 1 - (tile - starts[b])], 1)] = tile;
 }

@@ -83,15 +83,16 @@ __device__ __forceinline__ float dot8(float sum, const void* a, const void* b) {
 
 // Targets' own groups, in float32, a quad a row: q from the item's tile, a key's pieces and value at once from memory.
 template <typename T, int kDim, Mode kMode, typename Shared>
-__device__ __forceinline__ void add_own(float (&sums)[kDim / 2], Softmax& softmax, const Shared& shared, int slot, const Call<T>& p,
-                                        const T* tile) {
+__device__ __forceinline__ void add_own(float (&sums)[kDim / 2], Softmax& softmax, const Shared& shared, int slot, int strip,
+                                        const Call<T>& p, const T* tile) {
   constexpr int kRows = Shared::C::kRows;
   const Work& work = shared.work[slot];
   const Rows<T> &keys = shared.keys[slot], &values = shared.values[slot];
   const Sequence& s = work.s;
   int rows = others_of(shared, slot) < 0 ? 0 : work.rows;  // none where another block has the item's last keys
-  int lane = threadIdx.x % 32, row0 = 16 * (int(threadIdx.x / 32) - 4) + lane / 4, column0 = lane % 4 * 2;
+  int lane = threadIdx.x % 32, row0 = 16 * strip + lane / 4, column0 = lane % 4 * 2;
   if constexpr (kMode == Mode::kSoftmax) softmax.total[0] = quad_sum(softmax.total[0]), softmax.total[1] = quad_sum(softmax.total[1]);
+  if (s.shift + work.first + work.rows <= s.history) return;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     int r = row0 + 8 * half, i = s.shift + work.first + r, own = shared.seen[slot][r].own, count = r < rows ? i + 1 - own : 0;
@@ -128,11 +129,15 @@ __device__ __forceinline__ void add_own(float (&sums)[kDim / 2], Softmax& softma
   }
 }
 
-// Rows leave through their part of the query tile, which nobody reads any more.
-template <typename T, int kDim, Mode kMode, int kRows>
-__device__ __forceinline__ void store_rows(const float (&sums)[kDim / 2], const Softmax& softmax, const Work& work, const Call<T>& p,
-                                           T* tile, T* out, float* lse) {
-  int lane = threadIdx.x % 32, first = 16 * (int(threadIdx.x / 32) - 4), column0 = lane % 4 * 2, head = work.head, rows = work.rows;
+// 16 bytes: the compiler writes an array's pieces word by word.
+__device__ __forceinline__ void store_piece(void* to, uint4 x) {
+  asm volatile("st.global.v4.b32 [%0], {%1, %2, %3, %4};" ::"l"(to), "r"(x.x), "r"(x.y), "r"(x.z), "r"(x.w) : "memory");
+}
+// Rows leave through their part of the query tile, which nobody reads any more; leave() gives it back.
+template <typename T, int kDim, Mode kMode, int kRows, typename Leave>
+__device__ __forceinline__ void store_rows(const float (&sums)[kDim / 2], const Softmax& softmax, const Work& work, int strip,
+                                           const Call<T>& p, T* tile, T* out, float* lse, Leave&& leave) {
+  int lane = threadIdx.x % 32, first = 16 * strip, column0 = lane % 4 * 2, head = work.head, rows = work.rows;
   int64_t query = work.s.query + work.first;
   auto at = [&](int r, int d) { return reinterpret_cast<unsigned char*>(tile) + swizzled<T, kDim>(kRows, r, d); };
 #pragma unroll
@@ -154,11 +159,17 @@ __device__ __forceinline__ void store_rows(const float (&sums)[kDim / 2], const 
     }
   }
   __syncwarp();
-  for (int x = lane; x < 16 * (kDim / 8); x += 32) {
-    int r = first + x / (kDim / 8), d = x % (kDim / 8) * 8;
-    if (r < rows && d < p.value_dim)
-      *reinterpret_cast<uint4*>(out + ((query + r) * p.heads + head) * p.value_dim + d) = *reinterpret_cast<const uint4*>(at(r, d));
-  }
+  constexpr int kLanes = kDim / 8, kOnce = 32 / kLanes;  // lanes a row, rows at once
+  int r = first + lane / kLanes, d = lane % kLanes * 8, left = d < p.value_dim ? rows - r : 0;
+  int64_t row = int64_t(p.heads) * p.value_dim;
+  T* to = out + (query + r) * row + head * p.value_dim + d;
+  uint4 pieces[16 / kOnce];
+#pragma unroll
+  for (int x = 0; x < 16 / kOnce; ++x) pieces[x] = *reinterpret_cast<const uint4*>(at(r + x * kOnce, d));
+  leave();
+#pragma unroll
+  for (int x = 0; x < 16 / kOnce; ++x, to += kOnce * row)
+    if (x * kOnce < left) store_piece(to, pieces[x]);
 }
 
 }  // namespace forward_sm90

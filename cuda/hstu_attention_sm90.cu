@@ -10,11 +10,7 @@ namespace attention {
 namespace forward_sm90 {
 namespace {
 
-// A descriptor `by` times 16 bytes on, or from its lower half: the upper one is a constant, which takes fewer registers.
-template <int kBytes>
-__device__ __forceinline__ uint64_t moved(uint64_t descriptor, int by) {
-  return descriptor + by;
-}
+// A descriptor `by` times 16 bytes on, from its lower half: the upper one is a constant, which takes fewer registers.
 template <int kBytes>
 __device__ __forceinline__ uint64_t moved(uint32_t low, int by) {
   return by_rows<kBytes>(0) >> 32 << 32 | (low + by);
@@ -42,12 +38,13 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
   using C = Config<kDim, kMode, kFew>;
   constexpr int kRows = C::kRows, kKeys = C::kKeys, kRing = C::kRing, kGroups = C::kGroups;
   constexpr int kBytes = kRowBytes<T, kDim>, kColumns = kBytes / int(sizeof(T));
+  constexpr int kShort = 1536;
   constexpr bool kBias = C::kBias, kSoftmax = kMode == Mode::kSoftmax, kAhead = C::kAhead;
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<Shared<T, kDim, kMode, kFew>*>(memory);
   // What all lanes of a warp have, said so that the compiler keeps it in uniform registers.
   auto same = [](int x) { return __reduce_max_sync(kFullWarp, x); };
-  int warp = kBias ? same(threadIdx.x / 32) : threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4 - 1;
+  int warp = same(threadIdx.x / 32), lane = threadIdx.x % 32, group = warp / 4 - 1;
 
   if (threadIdx.x == 0) {
     prefetch(q_map), prefetch(k_map), prefetch(v_map);
@@ -59,6 +56,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
   __syncthreads();
   if (group < 0) {
     give_registers<C::kLoading>();
+    if (warp == 3) touch_pages(p);
     constexpr std::integral_constant<int, kKeyTiles> kOfKeys;
     constexpr std::integral_constant<int, kValueTiles> kOfValues;
     constexpr std::integral_constant<int, kKeyTiles | kValueTiles> kAll;
@@ -79,10 +77,8 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
   }
 
   take_registers<C::kComputing>();
-  int row0 = 16 * (warp - 4) + lane / 4, column0 = lane % 4 * 2;
-  Ring<kSlots> turn;
+  int column0 = lane % 4 * 2;
   Ring<kRing> ring;
-  Ring<C::kQueries> q_ring;
   if (C::kTurns && group == 0) sm90::announce(kTurn, 256);
   auto my_turn = [&] {
     if constexpr (C::kTurns) meet(kTurn + group, 256);
@@ -90,16 +86,18 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
   auto your_turn = [&] {
     if constexpr (C::kTurns) sm90::announce(kTurn + (group + 1) % kGroups, 256);
   };
-  auto release = [&](Barrier& barrier) {
-    if constexpr (kBias) barrier.arrive_once();
-    else barrier.arrive_for_warp(lane);
-  };
-  for (;; turn.next()) {
+  auto release = [&](Barrier& barrier) { barrier.arrive_once(); };
+  for (uint32_t item = 0;; ++item) {
+    Ring<kSlots> turn = Ring<kSlots>::after(item);
+    Ring<C::kQueries> q_ring = Ring<C::kQueries>::after(item);
     shared.work_full[turn.stage].wait(turn.parity);
     const Work& work = shared.work[turn.stage];
     const Sequence& s = work.s;
     if (work.rows <= 0) return;
-    const VisibleKeys &some = shared.some[turn.stage][group], &every = shared.every[turn.stage][warp - 4];
+    // Of a few tiles the last rows see noticeably more: groups take them in turns. Fragments of an item are added group by group.
+    auto part_of_item = [&] { return item % 2 && !meeting.sums && work.tiles.last * kKeys <= kShort ? kGroups - 1 - group : group; };
+    int part = part_of_item(), strip = 4 * part + warp % 4, row0 = 16 * strip + lane / 4;
+    const VisibleKeys &some = shared.some[turn.stage][part], &every = shared.every[turn.stage][strip];
 
     float sums[kDim / 2], w[kKeys / 2];
     uint32_t weights[kKeys / 4];
@@ -107,17 +105,17 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
     for (int x = 0; x < kDim / 2; ++x) sums[x] = 0.f;
     [[maybe_unused]] Softmax softmax{p.alpha * kLog2E};
 
-    using Descriptor = std::conditional_t<kBias, uint32_t, uint64_t>;
     auto scores = [&](float (&w)[kKeys / 2], int stage) {
-      Descriptor q_rows = by_rows<kBytes>(shared_address(shared.q[q_ring.stage]) + 64 * group * kBytes);
-      Descriptor k_rows = by_rows<kBytes>(shared_address(shared.k)) + stage * int(sizeof(shared.k[0]) / 16);
+      uint32_t q_rows = by_rows<kBytes>(shared_address(shared.q[q_ring.stage]) + 64 * part * kBytes);
+      if constexpr (kDim > 128 || (kBias && kDim > 64)) asm volatile("" : "+r"(q_rows));  // else all 16 of them are kept
+      uint32_t k_rows = by_rows<kBytes>(shared_address(shared.k)) + stage * int(sizeof(shared.k[0]) / 16);
 #pragma unroll
       for (int d = 0; d < kDim; d += 16)
         wgmma<T, false>(w, moved<kBytes>(q_rows, (d / kColumns * kRows * kBytes + d % kColumns * 2) / 16),
                         moved<kBytes>(k_rows, (d / kColumns * kKeys * kBytes + d % kColumns * 2) / 16), kBias || d > 0);
     };
     auto add_values = [&](int stage) {
-      Descriptor v_columns = by_columns<kBytes>(shared_address(shared.v), kKeys * kBytes) + stage * int(sizeof(shared.v[0]) / 16);
+      uint32_t v_columns = by_columns<kBytes>(shared_address(shared.v), kKeys * kBytes) + stage * int(sizeof(shared.v[0]) / 16);
 #pragma unroll
       for (int x = 0; x < kKeys; x += 16) wgmma<T, true>(sums, weights + x / 4, moved<kBytes>(v_columns, x * kBytes / 16), true);
     };
@@ -175,31 +173,42 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
       }
     };
     // w = factor s + the time's bias, so that a weight of 0 comes of hidden ones.
-    [[maybe_unused]] auto place = [&](const float (&scores)[kKeys / 2], int j0) {
+    [[maybe_unused]] auto add_time = [&](const float (&scores)[kKeys / 2], const Piece (&piece)[kKeys / 32], int j0) {
       if constexpr (kBias) {
         auto& bias = shared.bias;
         float factor = p.unit * p.alpha;
-        const Piece* pieces = bias.piece[ring.stage][warp - 4];
         int flags = 0;
-        float first[kKeys / 32];
 #pragma unroll
-        for (int c = 0; c < kKeys / 32; ++c) flags |= pieces[c].flags, first[c] = pieces[c].first;
-        if (flags == 0) {  // one bucket each, all seen
+        for (int c = 0; c < kKeys / 32; ++c) flags |= piece[c].flags;
+        if (flags == 0) {
 #pragma unroll
-          for (int x = 0; x < kKeys / 2; ++x) w[x] = fmaf(factor, scores[x], first[x / 16]);
+          for (int x = 0; x < kKeys / 2; ++x) w[x] = fmaf(factor, scores[x], piece[x / 16].first);
           return;
         }
-        if ((pieces[0].flags & Piece::kKind) == Piece::kFar) add_far_time(scores, s, j0);
+        unsigned lane = lane_id(), row = 16 * strip + lane / 4;
+        int fixed[2] = {bias.row_near[turn.stage][row], bias.row_near[turn.stage][row + 8]};
+        const int* near = &bias.near[ring.stage][lane % 4 * 2];
+        if (flags == Piece::kTwo) {
+#pragma unroll
+          for (int c = 0; c < kKeys / 32; ++c)
+            bias.template add_time<true>(w + 16 * c, scores + 16 * c, factor, piece[c], turn.stage, fixed, near + 32 * c);
+          return;
+        }
+        if (flags & Piece::kFar) {
+          add_far_time(scores, s, j0);
+#pragma unroll
+          for (int c = 0; c < kKeys / 32; ++c) hide(w + 16 * c, j0 + 32 * c);
+          return;
+        }
 #pragma unroll
         for (int c = 0; c < kKeys / 32; ++c) {
-          Piece piece = pieces[c];
-          if (piece.flags & Piece::kHidden) {
+          if (piece[c].flags & Piece::kHidden) {
 #pragma unroll
             for (int x = 16 * c; x < 16 * c + 16; ++x) w[x] = 0.f;
             continue;
           }
-          bias.add_time(w + 16 * c, scores + 16 * c, factor, piece, turn.stage, row0, &bias.near[ring.stage][32 * c + column0]);
-          if (piece.flags & Piece::kPartly) hide(w + 16 * c, j0 + 32 * c);
+          bias.template add_time<false>(w + 16 * c, scores + 16 * c, factor, piece[c], turn.stage, fixed, near + 32 * c);
+          if (piece[c].flags & Piece::kPartly) hide(w + 16 * c, j0 + 32 * c);
         }
       }
     };
@@ -211,6 +220,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
     auto clear_tail = [&](int stage, int valid) {
       if (valid >= kKeys) return;
       unsigned char* tile = reinterpret_cast<unsigned char*>(shared.v[stage]);
+#pragma unroll 1
       for (int x = valid * (kDim / 8) + 32 * (warp % 4) + lane_id(); x < kKeys * (kDim / 8); x += 128)
         *reinterpret_cast<uint4*>(tile + swizzled<T, kDim>(kKeys, x / (kDim / 8), x % (kDim / 8) * 8)) = uint4{0, 0, 0, 0};
       fence_async();
@@ -236,9 +246,8 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
       KeyTiles mine = KeyTiles::of({same(some.prefix), same(some.begin), same(some.end), 0}, kKeys);
       mine.last = min(mine.last, tiles.last), mine.gap = min(mine.gap, tiles.last);
       int history = same(s.history), i = s.shift + work.first + row0, n = same(first_tile(shared, turn.stage));
-      // Bytes to the position differences of key 0.
-      int low = 8 * (column0 - min(i, history)), high = 8 * (column0 - min(i + 8, history));
-      asm volatile("" : "+r"(low), "+r"(high));  // else made anew for each tile
+      // Times 16: the position difference of key 0 and a thread's second row. Below: how far behind the first one's that is.
+      int place = (column0 - min(i + 8, history)) * 16 | (min(i + 8, history) - min(i, history));
       // Tiles that only others see are given back.
       auto pass = [&](int until) {
         for (; n < until; n = tiles.from(n + 1), ring.next()) {
@@ -260,10 +269,22 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
         auto begin = [&](int n) {
           constexpr int kPair = int(sizeof(float2)), kMask = kPair * (std::remove_reference_t<decltype(bias)>::kPositions - 1);
           auto row = [&](int first) { return reinterpret_cast<const float2*>(positions + (first + n * kKeys * kPair & kMask)); };
-          const float2 *a = row(low), *b = row(high);
+          // A thread's second row, 8 on, has the first one's pairs a fragment later, unless targets are among them.
+          int now = place;
+          asm volatile("" : "+r"(now));
+          int behind = now & 15;
+          bool apart = behind == 8;
+          const float2 *a = row((now >> 1) + behind * kPair), *b = row(now >> 1);
+          float2 first[kKeys / 8 + 1];
 #pragma unroll
-          for (int x = 0; x < kKeys / 8; ++x)
-            s[4 * x] = a[8 * x].x, s[4 * x + 1] = a[8 * x].y, s[4 * x + 2] = b[8 * x].x, s[4 * x + 3] = b[8 * x].y;
+          for (int x = 0; x <= kKeys / 8; ++x) first[x] = b[8 * x];
+#pragma unroll
+          for (int x = 0; x < kKeys / 8; ++x) {
+            s[4 * x + 2] = first[x].x, s[4 * x + 3] = first[x].y;
+            float2 pair = first[x + 1];
+            if (!apart) pair = a[8 * x];
+            s[4 * x] = pair.x, s[4 * x + 1] = pair.y;
+          }
           wgmma_fence();
           scores(s, ring.stage);
           wgmma_commit();
@@ -280,28 +301,58 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
           add_values(stage);
           wgmma_commit();
         };
+        Piece pieces[kKeys / 32];
+        auto look = [&] {
+#pragma unroll
+          for (int c = 0; c < kKeys / 32; ++c) pieces[c] = bias.piece[ring.stage][strip][c];
+        };
         begin(n);
+        look();
         wgmma_wait<0>(s);
         for (Ring<kRing> now;; ++n) {
-          place(s, n * kKeys);
+          add_time(s, pieces, n * kKeys);
           __syncwarp();
-          release(shared.k_empty[ring.stage]);
-          if constexpr (!kAhead) weigh(), shared.v_full[ring.stage].wait(ring.parity);
-          wgmma_wait<0>(sums);
-          if (n > from) release(shared.v_empty[now.stage]);
-          if constexpr (!kAhead) round(0, kKeys / 32);
-          if (n + 1 == end) break;
-          now = ring;
-          ring.next();
-          shared.k_full[ring.stage].wait(ring.parity);
-          begin(n + 1);
-          if constexpr (kAhead) shared.v_full[now.stage].wait(now.parity), weigh();
-          clear_tail(now.stage, history - n * kKeys);
-          if constexpr (kAhead) wgmma_wait<0>(s), round(0, kKeys / 32);
-          multiply(now.stage);
-          if constexpr (!kAhead) wgmma_wait<1>(s);
+          if constexpr (kAhead) {
+            wgmma_wait<0>(sums);
+            if (n + 1 == end) break;
+            Ring<kRing> before = now;
+            now = ring;
+            ring.next();
+            shared.k_full[ring.stage].wait(ring.parity);
+            begin(n + 1);
+            // Under the scores' products; only what they need stands before them.
+            release(shared.k_empty[now.stage]);
+            if (n > from) release(shared.v_empty[before.stage]);
+            shared.v_full[now.stage].wait(now.parity);
+            weigh();
+            clear_tail(now.stage, history - n * kKeys);
+            look();
+            wgmma_wait<0>(s);
+            round(0, kKeys / 32);
+            multiply(now.stage);
+          } else {
+            release(shared.k_empty[ring.stage]);
+            weigh();
+            shared.v_full[ring.stage].wait(ring.parity);
+            wgmma_wait<0>(sums);
+            if (n > from) release(shared.v_empty[now.stage]);
+            round(0, kKeys / 32);
+            if (n + 1 == end) break;
+            now = ring;
+            ring.next();
+            shared.k_full[ring.stage].wait(ring.parity);
+            begin(n + 1);
+            clear_tail(now.stage, history - n * kKeys);
+            multiply(now.stage);
+            look();
+            wgmma_wait<1>(s);
+          }
         }
-        if constexpr (kAhead) shared.v_full[ring.stage].wait(ring.parity), weigh(), round(0, kKeys / 32);
+        if constexpr (kAhead) {
+          release(shared.k_empty[ring.stage]);
+          if (n > from) release(shared.v_empty[ring.stage > 0 ? ring.stage - 1 : kRing - 1]);
+          shared.v_full[ring.stage].wait(ring.parity), weigh(), round(0, kKeys / 32);
+        }
         clear_tail(ring.stage, history - n * kKeys);
         multiply(ring.stage);
         wgmma_wait<0>(sums);
@@ -356,16 +407,17 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
     }
 
     T* tile = shared.q[q_ring.stage];
-    int others = others_of(shared, turn.stage);
+    auto give_back = [&] {
+      __syncwarp();
+      fence_async();
+      release(shared.q_empty[q_ring.stage]), release(shared.work_empty[turn.stage]);
+    };
+    int others = others_of(shared, turn.stage), own_strip = 4 * part_of_item() + warp % 4;  // anew: registers are short
     if (others > 0) gather<4 * kGroups>(sums, others, meeting);
-    add_own<T, kDim, kMode>(sums, softmax, shared, turn.stage, p, tile);
+    add_own<T, kDim, kMode>(sums, softmax, shared, turn.stage, own_strip, p, tile);
     meet(kGroup + group, 128);
-    if (others < 0) leave<4 * kGroups>(sums, meeting);
-    else store_rows<T, kDim, kMode, kRows>(sums, softmax, work, p, tile, out, lse);
-    __syncwarp();
-    fence_async();
-    release(shared.q_empty[q_ring.stage]), release(shared.work_empty[turn.stage]);
-    q_ring.next();
+    if (others < 0) leave<4 * kGroups>(sums, meeting), give_back();
+    else store_rows<T, kDim, kMode, kRows>(sums, softmax, work, own_strip, p, tile, out, lse, give_back);
   }
 #endif
 }
@@ -396,10 +448,11 @@ void run(const Call<T>& p, bool deterministic, T* out, float* lse, int64_t query
     k_map = tensor_map<T, kDim>(p.k, key_rows, p.heads, p.key_dim, box);
     v_map = tensor_map<T, kDim>(p.v, key_rows, p.heads, p.value_dim, box);
   }
-  bool ordered = !few && !split && most <= kFewItems * processors() && p.max_seq_len <= uint64_t(kLevels * C::kRows);
+  bool ordered = !few && !split && p.max_seq_len <= uint64_t(kLevels * C::kRows);
   Scratch<int> starts(p.sequences + 2 + (ordered ? most / p.heads : 0), stream);
   int* ticket = starts + p.sequences + 1;
-  Plan plan{few ? nullptr : starts.get(), ticket, ordered ? ticket + 1 : nullptr, p.sequences, p.heads};
+  int sorted = first_sorted(p.sequences, most, processors());
+  Plan plan{few ? nullptr : starts.get(), ticket, ordered ? ticket + 1 : nullptr, sorted, p.sequences, p.heads};
   auto kernel = hstu_attention_sm90_kernel<T, kDim, kMode, kFew>;
   constexpr size_t shared = sizeof(Shared<T, kDim, kMode, kFew>);
   if (!few && !split) launch(plan_kernel<T>, dim3(1), dim3(kLevels), 0, stream, p, starts.get(), plan, C::kRows);

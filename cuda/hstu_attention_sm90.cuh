@@ -15,18 +15,17 @@ struct Config {
   static constexpr int kGroups = kFew ? 2 : kDim <= 64 || (kBias && kDim <= 128) ? 3 : 2;  // warpgroups that compute; one more loads
   static constexpr int kRows = 64 * kGroups;
   static constexpr int kKeys = kBias || kDim > 128 ? 64 : 128;  // of a tile
-  static constexpr int kRing = !kBias || kDim > 128 ? 2 : kDim > 64 ? 3 : 4;  // tiles of K and of V in shared memory
+  static constexpr int kRing = !kBias || kDim > 128 ? 2 : kDim > 64 ? 3 : 6;  // tiles of K and of V in shared memory
   static constexpr int kQueries = kDim <= 128 ? 2 : 1;          // tiles of Q
-  static constexpr bool kAhead = kBias && kDim <= 64;           // scores of the next tile have registers of their own
+  static constexpr bool kAhead = kBias && (kDim <= 64 || (kDim <= 128 && kFew));  // scores of the next tile have registers of their own
   static constexpr bool kTurns = !kBias && kDim == 128;         // warpgroups start their products in turns
   static constexpr int kThreads = 128 * (kGroups + 1);
   static constexpr bool kSplits = kMode != Mode::kSoftmax && kDim <= 128;  // keys, where items are few and the caller allows it
   static constexpr int kItemCost = 128 / kKeys, kLeastFragment = 256 / kKeys, kLeastRange = 640 / kKeys;
   static_assert(kLeastRange >= kItemCost + 2 * kLeastFragment - 1);
-  static constexpr int kLoading = kBias || kDim == 128 ? 56 : kDim > 128 ? 24 : 32;  // registers a thread
-  static constexpr int kComputing = kDim > 128 && !kBias ? 240 : kGroups == 2 ? 224 : kBias ? 152 : 160;
+  static constexpr int kLoading = kBias || kDim == 128 ? 56 : kDim > 128 ? 40 : 32;  // registers a thread
+  static constexpr int kComputing = kDim > 128 && !kBias ? 232 : kGroups == 2 ? 224 : kBias ? 152 : 160;
 };
-enum NamedBarrier { kTurn = 1, kGroup = 4 };  // of one warpgroup each
 
 template <typename T, int kDim, Mode kMode, bool kFew = false>
 struct Shared {
@@ -63,29 +62,50 @@ __device__ __forceinline__ void stage_masks(Shared& shared, int slot, const Call
   Work& work = shared.work[slot];
   int lane = threadIdx.x % 32;
   VisibleKeys total{0, INT_MAX, 0, 0}, some = total;
+  if (p.max_attn_len <= 0 && !p.contextual_full) {  // keys from 0 on, the more the later a row is
+    const Sequence& s = work.s;
+    int i0 = s.shift + work.first;
+    auto end = [&](int r) { return p.causal ? min(i0 + r + 1, s.history) : s.history; };
+    auto any = [&](int r, int count) {  // of so many rows
+      int there = min(work.rows - r, count);
+      return there > 0 ? VisibleKeys{0, 0, end(r + there - 1), 0} : VisibleKeys{0, INT_MAX, 0, 0};
+    };
 #pragma unroll 1
-  for (int r0 = 0; r0 < kRows; r0 += 32) {
-    int r = r0 + lane, i = work.s.shift + work.first + r;
-    VisibleKeys keys{0, 0, 0, i + 1};
-    if (r < work.rows) keys = visible_keys(p, work.s, i);
-    shared.seen[slot][r] = keys;
-    bool empty = keys.begin >= keys.end;
-    int first = empty ? INT_MAX : keys.begin, last = empty ? 0 : keys.end;
-#pragma unroll
-    for (int half = 0; half < 2; ++half) {
-      bool here = lane / 16 == half;
-      auto least = [&](int x) { return __reduce_min_sync(kFullWarp, here ? x : INT_MAX); };
-      auto most = [&](int x) { return __reduce_max_sync(kFullWarp, here ? x : 0); };
-      VisibleKeys every{least(keys.prefix), most(keys.begin), least(keys.end), 0}, any{most(keys.prefix), least(first), most(last), 0};
-      if (lane == 0) shared.every[slot][r0 / 16 + half] = every;
-      if constexpr (Shared::C::kBias)
-        if (lane == 0) shared.bias.some[slot][r0 / 16 + half] = any;
-      some = {max(some.prefix, any.prefix), min(some.begin, any.begin), max(some.end, any.end), 0};
+    for (int r = lane; r < kRows; r += 32) {
+      int i = i0 + r, own = i < s.history ? i + 1 : i - (i - s.history) % p.group;
+      shared.seen[slot][r] = r < work.rows ? VisibleKeys{0, 0, end(r), own} : VisibleKeys{0, 0, 0, i + 1};
     }
-    if (r0 % 64 == 0) continue;
-    if (lane == 0) shared.some[slot][r0 / 64] = some;
-    total = {max(total.prefix, some.prefix), min(total.begin, some.begin), max(total.end, some.end), 0};
-    some = {0, INT_MAX, 0, 0};
+    if (lane < kRows / 16) {
+      shared.every[slot][lane] = {0, 0, work.rows >= 16 * lane + 16 ? end(16 * lane) : 0, 0};
+      if constexpr (Shared::C::kBias) shared.bias.some[slot][lane] = any(16 * lane, 16);
+    }
+    if (lane < kRows / 64) shared.some[slot][lane] = any(64 * lane, 64);
+    total = any(0, kRows);
+  } else {
+#pragma unroll 1
+    for (int r0 = 0; r0 < kRows; r0 += 32) {
+      int r = r0 + lane, i = work.s.shift + work.first + r;
+      VisibleKeys keys{0, 0, 0, i + 1};
+      if (r < work.rows) keys = visible_keys(p, work.s, i);
+      shared.seen[slot][r] = keys;
+      bool empty = keys.begin >= keys.end;
+      int first = empty ? INT_MAX : keys.begin, last = empty ? 0 : keys.end;
+#pragma unroll
+      for (int half = 0; half < 2; ++half) {
+        bool here = lane / 16 == half;
+        auto least = [&](int x) { return __reduce_min_sync(kFullWarp, here ? x : INT_MAX); };
+        auto most = [&](int x) { return __reduce_max_sync(kFullWarp, here ? x : 0); };
+        VisibleKeys every{least(keys.prefix), most(keys.begin), least(keys.end), 0}, any{most(keys.prefix), least(first), most(last), 0};
+        if (lane == 0) shared.every[slot][r0 / 16 + half] = every;
+        if constexpr (Shared::C::kBias)
+          if (lane == 0) shared.bias.some[slot][r0 / 16 + half] = any;
+        some = {max(some.prefix, any.prefix), min(some.begin, any.begin), max(some.end, any.end), 0};
+      }
+      if (r0 % 64 == 0) continue;
+      if (lane == 0) shared.some[slot][r0 / 64] = some;
+      total = {max(total.prefix, some.prefix), min(total.begin, some.begin), max(total.end, some.end), 0};
+      some = {0, INT_MAX, 0, 0};
+    }
   }
   KeyTiles tiles{(total.prefix + size - 1) / size, total.end > 0 ? total.begin / size : 0, (total.end + size - 1) / size};
   if (tiles.gap >= tiles.resume) tiles.gap = -1;
@@ -101,6 +121,17 @@ __device__ __forceinline__ void load(T* tile, const CUtensorMap& map, int head, 
   load_tile<T, kDim, kTileRows>(tile, map, head, row, full);
 }
 
+// A first access to a page takes thousands of cycles, so all are begun at once.
+template <typename T>
+__device__ __forceinline__ void touch_pages(const Call<T>& p) {
+  const void* pages[] = {p.seq_offsets, p.q_offsets, p.num_targets, p.query_time, p.key_time, p.pos_w.data, p.time_w.data};
+#pragma unroll
+  for (const void* page : pages) {
+    [[maybe_unused]] uint32_t byte;
+    if (page) asm volatile("ld.global.u8 %0, [%1];" : "=r"(byte) : "l"(page));
+  }
+}
+
 // Warp 1 of the loading warpgroup: draws items and finds what their rows see.
 template <typename T, int kDim, Mode kMode, bool kFew>
 __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode, kFew>& shared, const Call<T>& p, const Plan& plan, bool split) {
@@ -108,11 +139,6 @@ __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode, kFew>& shared,
   int lane = threadIdx.x % 32, starts, item = int(blockIdx.x), items;
   if (!C::kSplits || !split) starts = plan.own_starts(p, C::kRows), items = plan.items(starts);
   else if constexpr (C::kSplits) starts = item = 0, items = shared.shares.items();
-  if constexpr (C::kBias) {
-    for (int x = lane; x < int(sizeof(NearBuckets) / 8); x += 32)
-      reinterpret_cast<uint2*>(&shared.bias.buckets)[x] = reinterpret_cast<const uint2*>(&kNearBuckets)[x];
-    __syncwarp();
-  }
   int drawn = 0;
   for (Ring<kSlots> turn;; turn.next(), ++drawn) {
     Work work{};

@@ -51,6 +51,7 @@ struct Ring {
   __device__ __forceinline__ void next() {
     if (++stage == kStages) stage = 0, parity ^= 1;
   }
+  static __device__ __forceinline__ Ring after(uint32_t steps) { return {int(steps % kStages), int(steps / kStages & 1)}; }
 };
 
 // `threads` threads meet at barrier `id` (1 .. 15; 0 is __syncthreads), or arrive without waiting.
