@@ -1,5 +1,5 @@
-#include "gemm.cuh"
 #include "norm.cuh"
+#include "norm_linear_silu.cuh"
 
 namespace hstu::cuda {
 namespace {
@@ -67,12 +67,16 @@ void norm_linear_silu_backward(Tensor& dx, Tensor& dw, Tensor* dbias, Tensor* dn
     int64_t hv = du.shape[1] * du.shape[2], hd = dq.shape[1] * dq.shape[2];
     Scratch<T> dz(rows * columns, stream), norm(rows * d, stream);
     GemmOutput<const T> gradient = columns_of<const T>(du.as<T>(), dv.as<T>(), dq.as<T>(), dk.as<T>(), hv, hd, silu_all);
-    activation_backward<T>(dz, gradient, z.as<T>(), rows, stream);
     // dx holds the gradient at the norm's output until the norm's own backward replaces it.
-    GemmOutput<T> output;
-    output.parts[0] = {dx.as<T>(), 0, d};
-    output.n = d;
-    gemm<T>(output, {dz, columns}, {w.as<T>(), columns}, true, rows, d, columns, stream);
+    bool made = false;
+    if constexpr (sizeof(T) == 2) made = activation_product_on_hopper<T>(dx.as<T>(), dz, gradient, z.as<T>(), w.as<T>(), rows, d, stream);
+    if (!made) {
+      activation_backward<T>(dz, gradient, z.as<T>(), rows, stream);
+      GemmOutput<T> output;
+      output.parts[0] = {dx.as<T>(), 0, d};
+      output.n = d;
+      gemm<T>(output, {dz, columns}, {w.as<T>(), columns}, true, rows, d, columns, stream);
+    }
     if (dbias) column_sums<T>(dbias->as<T>(), dz, rows, columns, stream);
     const T *weight = data_or_null<T>(norm_weight), *shift = data_or_null<T>(norm_bias);
     NormGradient<T> source{{dx.as<T>(), d}, weight, shift, norm};

@@ -51,4 +51,13 @@ __device__ __forceinline__ void load_box_for_all(uint32_t to, const CUtensorMap&
       : "memory");
 }
 
+// `bytes` of this block's shared memory to the same place of block `rank`'s; completes on its barrier that stands where this one does.
+__device__ __forceinline__ void copy_to_block(uint32_t from, int bytes, Barrier& barrier, int rank) {
+  asm volatile(
+      "{\n.reg .b32 to, done;\nmapa.shared::cluster.u32 to, %0, %3;\nmapa.shared::cluster.u32 done, %2, %3;\n"
+      "cp.async.bulk.shared::cluster.shared::cta.mbarrier::complete_tx::bytes [to], [%0], %1, [done];\n}" ::"r"(from),
+      "r"(bytes), "r"(barrier.address()), "r"(rank)
+      : "memory");
+}
+
 }  // namespace hstu::cuda::sm90

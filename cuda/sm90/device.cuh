@@ -32,6 +32,24 @@ inline bool runs_hopper(const void* kernel) {
   return runs;
 }
 
+// How many clusters of `blocks` blocks the current device runs side by side.
+template <typename Kernel>
+int clusters_at_once(Kernel* kernel, int blocks, int threads, size_t shared) {
+  allow_shared(kernel, shared);
+  cudaLaunchAttribute attribute{};
+  attribute.id = cudaLaunchAttributeClusterDimension;
+  attribute.val.clusterDim = {unsigned(blocks), 1, 1};
+  cudaLaunchConfig_t config{};
+  config.gridDim = dim3(unsigned(blocks));
+  config.blockDim = dim3(unsigned(threads));
+  config.dynamicSmemBytes = shared;
+  config.attrs = &attribute;
+  config.numAttrs = 1;
+  int count = 0;
+  CUDA_CHECK(cudaOccupancyMaxActiveClusters(&count, kernel, &config));
+  return count;
+}
+
 // Clusters of `blocks` blocks, one block a processor, of which some may wait for others of their cluster.
 template <typename... P, typename... A>
 void launch_clusters(void (*kernel)(P...), int blocks, int64_t clusters, int threads, size_t shared, Stream stream, A&&... arguments) {

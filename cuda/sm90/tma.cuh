@@ -49,6 +49,12 @@ __device__ __forceinline__ void load_box(uint32_t to, const CUtensorMap& map, in
                "l"(reinterpret_cast<uint64_t>(&map)), "r"(d), "r"(head), "r"(row), "r"(barrier.address())
                : "memory");
 }
+// A box back, in this thread's bulk group (bulk.cuh).
+__device__ __forceinline__ void store_box(const CUtensorMap& map, int d, int head, int row, uint32_t from) {
+  asm volatile("cp.async.bulk.tensor.3d.global.shared::cta.tile.bulk_group [%0, {%1, %2, %3}], [%4];" ::"l"(reinterpret_cast<uint64_t>(&map)),
+               "r"(d), "r"(head), "r"(row), "r"(from)
+               : "memory");
+}
 // Asks for a box to be in L2 soon.
 __device__ __forceinline__ void prefetch_box(const CUtensorMap& map, int d, int head, int row) {
   asm volatile("cp.async.bulk.prefetch.tensor.3d.L2.global.tile [%0, {%1, %2, %3}];" ::"l"(reinterpret_cast<uint64_t>(&map)), "r"(d), "r"(head),

@@ -27,6 +27,7 @@ describeOp<Case>('norm_gate_linear', {
     // What Hopper's kernels take in 16-bit types: on chip up to H V = 512, by a pass before the product beyond.
     { name: 'aligned, on chip', T: 131, d: 72, H: 2, V: 40, bias: true, affine: true, dropout: 0.3 },
     { name: 'aligned, whole tiles', T: 129, d: 256, H: 2, V: 64 },
+    { name: 'aligned, two pieces', T: 131, d: 328, H: 2, V: 144, bias: true, affine: true },
     { name: 'aligned, concat', T: 67, d: 40, H: 1, V: 24, bias: true, concat: true },
     { name: 'aligned, past what fits on chip', T: 35, d: 64, H: 4, V: 144, affine: true },
     { name: 'concat, affine, dropout', T: 97, d: 17, H: 3, V: 7, bias: true, affine: true, concat: true, dropout: 0.5 },

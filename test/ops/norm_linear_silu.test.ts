@@ -36,6 +36,7 @@ describeOp<Case>('norm_linear_silu', {
     },
     { name: 'aligned, whole tiles', T: 129, d: 64, H: 4, D: 64, V: 64 },
     { name: 'aligned, dx past a tile', T: 131, d: 264, H: 1, D: 64, V: 128, bias: true, affine: true, siluAll: false },
+    { name: 'aligned, B held', T: 131, d: 264, H: 2, D: 64, V: 128, bias: true, affine: true, siluAll: false },
     { name: 'aligned, deep', T: 35, d: 576, H: 1, D: 32, V: 32, bias: true, affine: true },
     { name: 'tile and one', T: 97, d: 33, H: 1, D: 16, V: 16, bias: true },
   ],
