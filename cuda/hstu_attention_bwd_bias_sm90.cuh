@@ -44,30 +44,31 @@ struct TableItem {
   float *pos_sums, *time_sums;
 };
 struct TableTile {
-  int first, slot;           // its first query, -1: no more; its item's
-  unsigned pieces, several;  // of 16 keys by 32 queries, with more buckets than two; with few of them
+  int first, slot;     // its first query, -1: no more; its item's
+  unsigned pieces[3];  // of 16 keys by 32 queries, with more buckets than two: each warp's
+  int bucket;          // of all its pairs, so that the sum over its positions will do; -1: each piece by itself
   bool last;
 };
 
-// One warp brings the bias of a tile, three sum what the computing warps leave of dS. By time bucket: a lane adds to its own column, in the
-// order of its program; the last row is for pairs without a time.
+// One warp brings the bias of a tile, the others sum dS.
 template <typename T, int kDim>
 struct SharedWithBias : Shared<T, kDim, true> {
   using S = Shape<kDim, true>;
-  static constexpr int kQ = S::kQueries, kK = S::kKeys, kAhead = S::kAhead, kWarps = 3, kThreads = 32 * kWarps;
-  static constexpr int kChains = kDim <= 64 ? 2 : 1;  // of additions by time bucket, a warp's
-  static constexpr int kTimeWarps = kDim <= 64 ? 3 : 1, kFirst = kDim <= 64 ? 0 : 1;  // positions: warps from kFirst on
-  static constexpr int kPositionThreads = 32 * (kWarps - kFirst), kPitch = kQ + kK + 8;
+  static constexpr int kQ = S::kQueries, kK = S::kKeys, kAhead = S::kAhead, kPitch = kQ + kK + 8;
+  static constexpr int kWarps = 3, kThreads = 32 * kWarps, kCounts = kDim <= 64 ? 8 : 2;  // that sum; copies of counts
+  static constexpr bool kPairs = kDim <= 64;
   uint32_t threshold[kNearThresholds];
   float time[2][kNearThresholds + 1];  // of an item's head, 0 from kUntimed on
   int key_near[2][kK];
   TimeSpan key_span[kK / 16];
-  float4 cells[2][kCells];  // a threshold, the term below it, the term from there on
-  float pos[kAhead][kQ + kK];  // / alpha, by query - key + kK - 1
+  // A threshold, the term below it, the term from there on; bytes of `counts` before the bucket below and (upper half) before the other.
+  float4 cells[2][kCells];
+  // / alpha, by query - key + kK - 1; kPairs: again one further on, half a row of banks apart.
+  alignas(8) float pos[kAhead][kPairs ? 2 : 1][kQ + kK + (kPairs ? 16 : 0)];
   alignas(8) int query_near[kAhead][kQ];
   alignas(8) int path[kAhead][kK / 16][kQ / 32];  // of 16 keys by 32 queries: kind, high, low, a byte each
-  float sums[kTimeWarps][kChains][kUntimed + 1][32], far[kWarps][kTimeThresholds + 1];
-  float runs[2][8][kUntimed + 2];  // of an item, sums of the computing warps
+  alignas(16) int counts[kWarps][kUntimed + 1][kCounts];  // the last row is for pairs without a time
+  float far[kWarps][kTimeThresholds + 1], runs[2][8][kUntimed + 1];  // by time bucket; of an item's computing warps
   alignas(16) float blocks[8][kPitch];  // sums of blocks of 8 keys by 8 queries on one diagonal, one after the other from column 8 on
   alignas(16) uint32_t zero[4];
   float targets[kK];  // sums of dS over target rows, by key
@@ -103,36 +104,20 @@ struct SharedWithBias : Shared<T, kDim, true> {
 template <typename T, int kDim, bool kBias>
 using SharedOf = std::conditional_t<kBias, SharedWithBias<T, kDim>, Shared<T, kDim, false>>;
 
-// An item's times, read before what they replace is done with.
-template <int kKeys>
-struct ItemTimes {
-  int64_t base = 0, keys[kKeys / 32];
-  template <typename T>
-  __device__ __forceinline__ void read(const Call<T>& p, const Item& item) {
-    const Sequence& s = item.s;
-    base = first_time(p, s);
-#pragma unroll
-    for (int x = 0; x < kKeys / 32; ++x) {
-      int j = item.tile * kKeys + 32 * x + int(thread_index() % 32);
-      keys[x] = p.last_bucket >= 0 && j >= s.contextual && j < s.history ? p.key_time[s.time + j] : 0;
-    }
-  }
-};
-
 // An item's times and time table, before its first tile.
 template <typename T, int kDim>
-__device__ __forceinline__ void stage_item(SharedWithBias<T, kDim>& shared, int at, const ItemTimes<Shape<kDim, true>::kKeys>& times,
-                                           const Call<T>& p, const Gradients<T>& g, int positions) {
+__device__ __forceinline__ void stage_item(SharedWithBias<T, kDim>& shared, int at, const Call<T>& p, const Gradients<T>& g,
+                                           int positions) {
   const Item& item = shared.item[at];
   int lane = thread_index() % 32, slot = item.parity;
   const Sequence& s = item.s;
-  int64_t row = p.time_per_head ? item.head * p.time_width : 0;
-#pragma unroll
+  int64_t row = p.time_per_head ? item.head * p.time_width : 0, base = first_time(p, s);
+#pragma unroll 2
   for (int x = 0; x < Shape<kDim, true>::kKeys / 32; ++x) {
     int r = 32 * x + lane, j = item.tile * Shape<kDim, true>::kKeys + r;
     bool there = p.last_bucket >= 0 && j < s.history;
     NearTime time{kNoFixedTime, kSomeUntimed};
-    if (there && j >= s.contextual) time = near_time(times.keys[x], times.base);
+    if (there && j >= s.contextual) time = near_time(p.key_time[s.time + j], base);
     shared.key_near[slot][r] = time.at;
     TimeSpan low = TimeSpan::of_warp(time, there && lane < 16), high = TimeSpan::of_warp(time, there && lane >= 16);
     if (lane % 16 == 0) shared.key_span[r / 16] = lane ? high : low;
@@ -146,7 +131,9 @@ __device__ __forceinline__ void stage_item(SharedWithBias<T, kDim>& shared, int 
     uint32_t threshold = shared.threshold[bucket];
     while (next < kNearThresholds - 1 && shared.threshold[next] == threshold) ++next;
     if (threshold != ~0u) ++threshold;
-    shared.cells[slot][x] = float4{__uint_as_float(threshold), shared.time[slot][bucket], shared.time[slot][next], 0.f};
+    auto bytes = [&](int x) { return uint32_t(x < kUntimed ? min(x, p.last_bucket) : kUntimed) * uint32_t(sizeof(shared.counts[0][0])); };
+    shared.cells[slot][x] = float4{__uint_as_float(threshold), shared.time[slot][bucket], shared.time[slot][next],
+                                   __uint_as_float(bytes(bucket) | bytes(next) << 16)};
   }
   if (lane == 0) {
     int64_t copy = int64_t(item.head) * g.copies + shared.copy[at];
@@ -154,7 +141,7 @@ __device__ __forceinline__ void stage_item(SharedWithBias<T, kDim>& shared, int 
                             item.head,
                             item.tile,
                             item.unit * item.ds_unit,
-                            times.base,
+                            base,
                             g.pos_sums ? g.pos_sums + copy * positions : nullptr,
                             g.time_sums ? g.time_sums + copy * (p.last_bucket + 1) : nullptr};
   }
@@ -178,6 +165,7 @@ __device__ __forceinline__ void plan(SharedWithBias<T, kDim>& shared, const Call
     for (int m = first_seen<S>(p, g, item); m >= 0; ++count) {
       int stage = count % kAhead;
       shared.tile_empty[stage].wait(count / kAhead & 1 ^ 1);
+      shared.tile[stage].before = item.s.history - item.s.shift - m * S::kQueries;
       m = tell_tile<S>(p, g, item, turn, m, false, shared.tile[stage]);
       shared.told[stage].arrive();
     }
@@ -200,27 +188,24 @@ __device__ __forceinline__ void load_tiles(SharedWithBias<T, kDim>& shared, cons
     bool one = thread_index() % 32 == 0, last = tile.last;
     shared.q_empty[stage].wait(count / 2 & 1 ^ 1);
     if (one) {
-      shared.q_full[stage].expect(kTileBytes);
+      shared.q_full[stage].expect(2 * kTileBytes);
       load_tile<T, kDim, kQ>(shared.q[stage], q_map, item.head, item.s.query + tile.index * kQ, shared.q_full[stage]);
+      load_tile<T, kDim, kQ>(shared.dout[stage], dout_map, item.head, item.s.query + tile.index * kQ, shared.q_full[stage]);
+      if (begins) {
+        shared.v_empty.wait(item.parity ^ 1);
+        shared.v_full.expect(kK * kDim * int(sizeof(T)));
+        load_tile<T, kDim, kK>(shared.v, v_map, item.head, item.s.key + item.tile * kK, shared.v_full);
+        shared.k_empty.wait(item.parity ^ 1);
+        shared.k_full.expect(kK * kDim * int(sizeof(T)));
+        load_tile<T, kDim, kK>(shared.k, k_map, item.head, item.s.key + item.tile * kK, shared.k_full);
+      }
     }
-    auto load_dout = [&] {
-      shared.dout_empty[stage].wait(count / 2 & 1 ^ 1);
-      shared.dout_full[stage].expect(kTileBytes);
-      load_tile<T, kDim, kQ>(shared.dout[stage], dout_map, item.head, item.s.query + tile.index * kQ, shared.dout_full[stage]);
-    };
-    if (one && !begins) load_dout();
     tell_seen<T, kDim, true>(shared, p, g, stage, tile, item, false);
+    // All that a tile needs is there when its queries are.
+    if (begins) shared.k_full.wait(item.parity), shared.v_full.wait(item.parity);
+    shared.bias_full[count % kAhead].wait(count / kAhead & 1);
     __syncwarp();
     shared.q_full[stage].arrive_for_warp(thread_index() % 32);
-    if (one && begins) {
-      shared.v_empty.wait(item.parity ^ 1);
-      shared.v_full.expect(kK * kDim * int(sizeof(T)));
-      load_tile<T, kDim, kK>(shared.v, v_map, item.head, item.s.key + item.tile * kK, shared.v_full);
-      load_dout();
-      shared.k_empty.wait(item.parity ^ 1);
-      shared.k_full.expect(kK * kDim * int(sizeof(T)));
-      load_tile<T, kDim, kK>(shared.k, k_map, item.head, item.s.key + item.tile * kK, shared.k_full);
-    }
     begins = last;
     __syncwarp();
   }
@@ -251,6 +236,10 @@ __device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, cons
     int first = tile.index * S::kQueries, i0 = s.shift + first, slot = item.parity;
     int nearest = min(i0, s.history) - item.tile * S::kKeys - (S::kKeys - 1);
     int64_t row = p.pos_per_head ? int64_t(item.head) * p.positions : 0;
+    shared.bias_empty[stage].wait(count / kAhead & 1 ^ 1);
+    if (begins) shared.slot_empty[slot].wait(items++ / 2 & 1 ^ 1);
+    if (begins) stage_item<T, kDim>(shared, tile.item, p, g, positions);
+    begins = tile.last;
     uint32_t entries[kCount];
 #pragma unroll
     for (int x = 0; x < kCount; ++x) entries[x] = p.positions ? p.pos_w.bits(row + min(abs(nearest + lane + 32 * x), p.positions - 1)) : 0;
@@ -260,14 +249,12 @@ __device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, cons
       int r = lane + 32 * x;
       moving[x] = p.last_bucket >= 0 && r < tile.rows && i0 + r >= s.contextual ? p.query_time[s.query + first + r] : 0;
     }
-    ItemTimes<S::kKeys> times;
-    if (begins) times.read(p, item);
-    shared.bias_empty[stage].wait(count / kAhead & 1 ^ 1);
-    if (begins) shared.slot_empty[slot].wait(items++ / 2 & 1 ^ 1);
-    if (begins) stage_item<T, kDim>(shared, tile.item, times, p, g, positions);
-    begins = tile.last;
 #pragma unroll
-    for (int x = 0; x < kCount; ++x) shared.pos[stage][lane + 32 * x] = up * p.pos_w.value(entries[x]);
+    for (int x = 0; x < kCount; ++x) {
+      float value = up * p.pos_w.value(entries[x]);
+      shared.pos[stage][0][lane + 32 * x] = value;
+      if (SharedWithBias<T, kDim>::kPairs && lane + x > 0) shared.pos[stage][SharedWithBias<T, kDim>::kPairs][lane + 32 * x - 1] = value;
+    }
     TimeSpan spans[S::kQueries / 32];
 #pragma unroll
     for (int x = 0; x < S::kQueries / 32; ++x) {
@@ -279,18 +266,124 @@ __device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, cons
       spans[x] = TimeSpan::of_warp(time, there);
     }
     static_assert(S::kQueries == 64 && S::kKeys == 128);
-    auto kind = TimeKind::kOne;
+    int path = shared.kNothing;
     if (lane < 16) {
       bool none = p.causal && !p.contextual_full && i0 + lane % 2 * 32 + 31 < item.tile * S::kKeys + lane / 2 * 16;
-      int path = shared.path_of(shared.key_span[lane / 2], lane % 2 ? spans[1] : spans[0], p.last_bucket);
-      shared.path[stage][lane / 2][lane % 2] = none ? shared.kNothing : path;
-      if (!none) kind = TimeKind(path >> 16);
+      if (!none) path = shared.path_of(shared.key_span[lane / 2], lane % 2 ? spans[1] : spans[0], p.last_bucket);
+      shared.path[stage][lane / 2][lane % 2] = path;
     }
-    unsigned several = __ballot_sync(kFullWarp, kind == TimeKind::kFew);
-    unsigned pieces = several | __ballot_sync(kFullWarp, kind == TimeKind::kMany || kind == TimeKind::kFar);
-    if (lane == 0) shared.tile_of[stage] = {first, slot, pieces, several, tile.last};
+    // The warps take pieces in turns, those with many buckets from the other end.
+    using W = SharedWithBias<T, kDim>;
+    bool several = path >> 16 >= int(TimeKind::kFew), many = path >> 16 > int(TimeKind::kFew);
+    unsigned all[2] = {__ballot_sync(kFullWarp, several && !many), __ballot_sync(kFullWarp, many)}, before = (1u << lane) - 1;
+    int owner = many ? W::kWarps - 1 - __popc(all[1] & before) % W::kWarps : __popc(all[0] & before) % W::kWarps;
+    unsigned pieces[W::kWarps];
+#pragma unroll
+    for (int x = 0; x < W::kWarps; ++x) pieces[x] = __ballot_sync(kFullWarp, several && owner == x);
+    int low = __reduce_min_sync(kFullWarp, path == shared.kNothing ? INT_MAX : path);
+    bool one = __all_sync(kFullWarp, path == shared.kNothing || path == low) && low >> 16 == int(TimeKind::kOne);
+    int bucket = one && g.pos_sums && tile.before >= S::kQueries ? low & 255 : -1;
+    if (lane == 0) shared.tile_of[stage] = {first, slot, {pieces[0], pieces[1], pieces[2]}, bucket, tile.last};
     __syncwarp();
     shared.bias_full[stage].arrive_for_warp(lane);
+  }
+}
+
+// A computing thread's scores begin as the position's bias / alpha.
+template <typename T, int kDim>
+__device__ __forceinline__ void begin_scores(const SharedWithBias<T, kDim>& shared, int stage, float (&scores)[32]) {
+  using W = SharedWithBias<T, kDim>;
+  int last = shared.tile[stage].before;
+  uint32_t thread = thread_index() - 128, key = thread / 32 * 16 + thread % 32 / 4, query = thread % 4 * 2;
+  if (likely(last >= W::kQ - 1)) {
+    int odd = W::kPairs ? ~key & 1 : 0;  // pairs, from the copy in which they are aligned
+    const float* pos = &shared.pos[stage][odd][W::kK - 1 - key + query];
+#pragma unroll
+    for (int x = 0; x < W::kQ / 2; x += 2) {
+      const float* at = pos + x / 4 * 8 - x / 2 % 2 * 8;
+      float2 two;
+      if constexpr (W::kPairs)
+        two = *reinterpret_cast<const float2*>(at - odd);
+      else
+        two = float2{at[0], at[1]};
+      scores[x] = two.x, scores[x + 1] = two.y;
+    }
+  } else {  // targets stand at one position
+    const float* pos = &shared.pos[stage][0][W::kK - 1 - key];
+#pragma unroll
+    for (int x = 0; x < W::kQ / 2; ++x) scores[x] = pos[min(int(query) + x / 4 * 8 + x % 2, max(last, 0)) - x / 2 % 2 * 8];
+  }
+}
+
+// Its scores times `factor`, plus the time's bias, by pieces of 16 keys by 32 queries.
+template <typename T, int kDim>
+__device__ __forceinline__ void add_times(const SharedWithBias<T, kDim>& shared, const Call<T>& p, const Item& item, int stage,
+                                          float factor, float (&scores)[32]) {
+  using W = SharedWithBias<T, kDim>;
+  uint32_t thread = (kDim <= 64 ? threadIdx.x : thread_index()) - 128, key = thread / 32 * 16 + thread % 32 / 4;
+  const float* time = shared.time[item.parity];
+  const float4* cells = shared.cells[item.parity];
+  int fixed[2] = {shared.key_near[item.parity][key], shared.key_near[item.parity][key + 8]};
+#pragma unroll
+  for (int c = 0; c < W::kQ / 32; ++c) {
+    int code = shared.path[stage][key / 16][c], low = code & 255;
+    const int* near = &shared.query_near[stage][32 * c + thread % 4 * 2];
+    float first = time[low], *v = scores + 16 * c;
+    auto kind = TimeKind(code >> 16);
+    if (likely(kind == TimeKind::kOne)) {
+#pragma unroll
+      for (int x = 0; x < 16; ++x) v[x] = fmaf(factor, v[x], first);
+    } else if (kDim > 64 && likely(kind == TimeKind::kTwo)) {  // at once: registers are short
+      int least = int(shared.threshold[low]), from[2] = {fixed[0] + least, fixed[1] + least};
+      float second = time[low + 1];
+#pragma unroll
+      for (int x = 0; x < 4; ++x) {
+        int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
+#pragma unroll
+        for (int y = 0; y < 4; ++y)
+          v[4 * x + y] = fmaf(factor, v[4 * x + y], (y % 2 ? at.y : at.x) >= from[y / 2] ? second : first);
+      }
+    } else if (kDim <= 64 && likely(kind == TimeKind::kTwo || kind == TimeKind::kFew)) {
+      float term[16];
+#pragma unroll
+      for (int x = 0; x < 16; ++x) term[x] = first;
+#pragma unroll 1
+      for (int high = code >> 8 & 255; low < high;) {
+        int least = int(shared.threshold[low]), from[2] = {fixed[0] + least, fixed[1] + least};
+        float next = time[++low];
+#pragma unroll
+        for (int x = 0; x < 4; ++x) {
+          int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
+#pragma unroll
+          for (int y = 0; y < 4; ++y)
+            if ((y % 2 ? at.y : at.x) >= from[y / 2]) term[4 * x + y] = next;
+        }
+      }
+#pragma unroll
+      for (int x = 0; x < 16; ++x) v[x] = fmaf(factor, v[x], term[x]);
+    } else if (kind != TimeKind::kFar) {
+#pragma unroll 1
+      for (int x = 0; x < 4; ++x) {  // four at a time, those that are done go to the end
+        int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
+        float done[4];
+#pragma unroll
+        for (int y = 0; y < 4; ++y) {
+          uint32_t apart;
+          float4 cell = cells[cell_of(y % 2 ? at.y : at.x, fixed[y / 2], apart)];
+          done[y] = fmaf(factor, v[y], apart >= __float_as_uint(cell.x) ? cell.z : cell.y);
+        }
+#pragma unroll
+        for (int y = 0; y < 16; ++y) v[y] = y < 12 ? v[y + 4] : done[y - 12];
+      }
+    } else {
+#pragma unroll 1
+      for (int y = 0; y < 16; ++y) {
+        int i = item.s.shift + shared.tile[stage].index * W::kQ + 32 * c + y / 4 * 8 + int(thread) % 4 * 2 + y % 2;
+        float value = time_term(p, item.head, exact_bucket(p, item.s, i, item.tile * W::kK + int(key) + y / 2 % 2 * 8));
+#pragma unroll
+        for (int x = 0; x < 16; ++x) v[x] = x == y ? fmaf(factor, v[x], value) : v[x];
+      }
+    }
   }
 }
 

@@ -80,7 +80,9 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
         meet(1, 256);
       }
       float scores[kQ / 2], gradient[kQ / 2], dq[S::kPart / 128];
-      uint32_t weights[kQ / 4], slopes[kQ / 4], ds[kQ / 4];
+      constexpr bool kWide = kBias && kDim <= 64;  // slopes wait as they are
+      uint32_t weights[kQ / 4], ds[kQ / 4];
+      std::conditional_t<kWide, float, uint32_t> slopes[kWide ? kQ / 2 : kQ / 4];
       [[maybe_unused]] std::conditional_t<kBias, TimeRun, int> run{};
       auto multiply = [&](float(&c)[kQ / 2], const T* keys_tile, const T* tile, bool add) {
         uint64_t keys = by_rows<kBytes>(shared_address(keys_tile) + 64 * group * kBytes), queries = by_rows<kBytes>(shared_address(tile));
@@ -96,38 +98,18 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
         for (int x = 0; x < kQ; x += 16) wgmma<T, true>(c, a + x / 4, moved(queries, x * kBytes), true);
         wgmma_commit();
       };
-      // Scores begin as the position's bias / alpha.
-      auto begin = [&] {
-        if constexpr (kBias) {
-          int stage = count % S::kAhead;
-          shared.bias_full[stage].wait(count / S::kAhead & 1);
-          int last = item.s.history - item.s.shift - shared.tile[stage].index * kQ;
-          uint32_t thread = thread_index() - 128, key = thread / 32 * 16 + thread % 32 / 4, query = thread % 4 * 2;
-          const float* pos = &shared.pos[stage][kK - 1 - key];
-          if (last >= kQ - 1) {
-#pragma unroll
-            for (int x = 0; x < kQ / 8; ++x)
-#pragma unroll
-              for (int e = 0; e < 2; ++e) {
-                scores[4 * x + e] = pos[query + 8 * x + e];
-                scores[4 * x + 2 + e] = x > 0 ? scores[4 * x - 4 + e] : pos[int(query) + e - 8];
-              }
-          } else {  // targets stand at one position
-#pragma unroll
-            for (int x = 0; x < kQ / 2; ++x) scores[x] = pos[min(int(query) + x / 4 * 8 + x % 2, max(last, 0)) - x / 2 % 2 * 8];
-          }
-        }
-      };
+      // Here there are registers for it.
+      auto own_thread = [&] { return kBias && kDim <= 64 ? uint32_t(threadIdx.x) : thread_index(); };
       auto multiply_scores = [&] {
-        begin();
         shared.q_full[count % 2].wait(count / 2 & 1);
+        if constexpr (kBias) begin_scores<T, kDim>(shared, count % S::kAhead, scores);
         wgmma_fence();
         multiply(scores, shared.k, shared.q[count % 2], kBias);
       };
       auto multiply_gradient = [&] {
         int stage = count % 2;
-        shared.dout_full[stage].wait(count / 2 & 1);
-        if (int rows = shared.tile[count % S::kAhead].rows; rows < kQ) {
+        if (!kBias) shared.dout_full[stage].wait(count / 2 & 1);
+        if (int rows = shared.tile[count % S::kAhead].rows; !likely(rows >= kQ)) {
           clear_tail<T, kDim, kQ>(shared.q[stage], rows), clear_tail<T, kDim, kQ>(shared.dout[stage], rows);
           fence_async();
           meet(1, 256);
@@ -137,7 +119,7 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
       };
       constexpr float kHidden = kSoftmax ? -1e30f : -128.f;  // a score where P and dsilu are 0 in float32
       auto hide = [&](float factor) {
-        uint32_t thread = thread_index(), key = thread / 4 % 8 + thread / 32 % 2 * 16;
+        uint32_t thread = own_thread(), key = thread / 4 % 8 + thread / 32 % 2 * 16;
         const uint32_t* seen = &shared.seen[count % 2][thread / 64 - 2][thread % 4 * 2];
 #pragma unroll
         for (int x = 0; x < kQ / 8; ++x) {
@@ -147,60 +129,13 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
             scores[4 * x + e] = (e % 2 ? bits.y : bits.x) >> (key + e / 2 * 8) & 1 ? factor * scores[4 * x + e] : kHidden;
         }
       };
-      // Scores times `factor`, plus the time's bias.
-      auto add_time = [&](float factor) {
-        if constexpr (kBias) {
-          uint32_t thread = thread_index() - 128, key = thread / 32 * 16 + thread % 32 / 4;
-          int stage = count % S::kAhead;
-          const float* time = shared.time[item.parity];
-          const float4* cells = shared.cells[item.parity];
-          int fixed[2] = {shared.key_near[item.parity][key], shared.key_near[item.parity][key + 8]};
-#pragma unroll
-          for (int c = 0; c < kQ / 32; ++c) {
-            int code = shared.path[stage][key / 16][c], low = code & 255;
-            const int* near = &shared.query_near[stage][32 * c + thread % 4 * 2];
-            float first = time[low], *v = scores + 16 * c;
-            auto kind = TimeKind(code >> 16);
-            if (kind == TimeKind::kOne || kind == TimeKind::kTwo) {  // one copy: code is what is short
-              int least = int(shared.threshold[low]), from[2] = {fixed[0] + least, fixed[1] + least};
-              float second = time[low + int(kind)];
-#pragma unroll
-              for (int x = 0; x < 4; ++x) {
-                int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
-#pragma unroll
-                for (int y = 0; y < 4; ++y)
-                  v[4 * x + y] = fmaf(factor, v[4 * x + y], (y % 2 ? at.y : at.x) >= from[y / 2] ? second : first);
-              }
-            } else if (kind != TimeKind::kFar) {
-#pragma unroll
-              for (int x = 0; x < 4; ++x) {
-                int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
-#pragma unroll
-                for (int y = 0; y < 4; ++y) {
-                  uint32_t apart;
-                  float4 cell = cells[cell_of(y % 2 ? at.y : at.x, fixed[y / 2], apart)];
-                  v[4 * x + y] = fmaf(factor, v[4 * x + y], apart >= __float_as_uint(cell.x) ? cell.z : cell.y);
-                }
-              }
-            } else {
-#pragma unroll 1
-              for (int y = 0; y < 16; ++y) {
-                int i = item.s.shift + shared.tile[stage].index * kQ + 32 * c + y / 4 * 8 + int(thread) % 4 * 2 + y % 2;
-                float value = time_term(p, item.head, exact_bucket(p, item.s, i, item.tile * kK + int(key) + y / 2 % 2 * 8));
-#pragma unroll
-                for (int x = 0; x < 16; ++x) v[x] = x == y ? fmaf(factor, v[x], value) : v[x];
-              }
-            }
-          }
-        }
-      };
       auto weigh_tile = [&](float factor, auto scaled) {
 #pragma unroll
         for (int x = 0; x < kQ / 8; ++x) {
           if (x == 8) part(count);
           float weight[4], slope[4];
           if constexpr (kSoftmax) {
-            float2 lse = *reinterpret_cast<const float2*>(&shared.scale[count % 2][8 * x + thread_index() % 4 * 2]);
+            float2 lse = *reinterpret_cast<const float2*>(&shared.scale[count % 2][8 * x + own_thread() % 4 * 2]);
 #pragma unroll
             for (int e = 0; e < 4; ++e)
               weight[e] = exp2_approx(fmaf(factor, scores[4 * x + e], e % 2 ? -lse.y : -lse.x)), slope[e] = weight[e] * 16384.f;
@@ -212,9 +147,14 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
               slope[e] = fmaf(weight[e], 1.f - th, th);
             }
           }
-          slopes[2 * x] = pack_pair<__half>(slope[0], slope[1]), slopes[2 * x + 1] = pack_pair<__half>(slope[2], slope[3]);
+          if constexpr (kWide) {
+#pragma unroll
+            for (int e = 0; e < 4; ++e) slopes[4 * x + e] = slope[e];
+          } else {
+            slopes[2 * x] = pack_pair<__half>(slope[0], slope[1]), slopes[2 * x + 1] = pack_pair<__half>(slope[2], slope[3]);
+          }
           if (scaled) {
-            float2 scale = *reinterpret_cast<const float2*>(&shared.scale[count % 2][8 * x + thread_index() % 4 * 2]);
+            float2 scale = *reinterpret_cast<const float2*>(&shared.scale[count % 2][8 * x + own_thread() % 4 * 2]);
             weight[0] *= scale.x, weight[1] *= scale.y, weight[2] *= scale.x, weight[3] *= scale.y;
           }
           weights[2 * x] = pack_pair<T>(weight[0], weight[1]), weights[2 * x + 1] = pack_pair<T>(weight[2], weight[3]);
@@ -223,9 +163,9 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
       auto weigh = [&] {
         bool all = shared.tile[count % S::kAhead].all;
         float whole = kSoftmax ? factor * kLog2E : factor, last = all ? whole : 1.f;
-        add_time(factor);
-        if (!all) hide(kBias ? 1.f : whole);
-        if (!kSoftmax && p.scales)
+        if constexpr (kBias) add_times<T, kDim>(shared, p, item, count % S::kAhead, factor, scores);
+        if (!likely(all)) hide(kBias ? 1.f : whole);
+        if (!kSoftmax && !likely(!p.scales))
           weigh_tile(last, std::true_type{});
         else
           weigh_tile(last, std::false_type{});
@@ -236,10 +176,14 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
         for (int x = 0; x < kQ / 8; ++x) {
           float value[4];
           float2 delta{0, 0};
-          if (kSoftmax) delta = *reinterpret_cast<const float2*>(&shared.delta[count % 2][8 * x + thread_index() % 4 * 2]);
+          if (kSoftmax) delta = *reinterpret_cast<const float2*>(&shared.delta[count % 2][8 * x + own_thread() % 4 * 2]);
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            float2 slope = __half22float2(*reinterpret_cast<const __half2*>(&slopes[2 * x + half]));
+            float2 slope;
+            if constexpr (kWide)
+              slope = float2{slopes[4 * x + 2 * half], slopes[4 * x + 2 * half + 1]};
+            else
+              slope = __half22float2(*reinterpret_cast<const __half2*>(&slopes[2 * x + half]));
             float* from = &gradient[4 * x + 2 * half];
             if (kSoftmax) {
               value[2 * half] = slope.x * fmaf(from[0], unit, -delta.x), value[2 * half + 1] = slope.y * fmaf(from[1], unit, -delta.y);
@@ -249,22 +193,23 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
             }
           }
           if (scaled) {
-            float2 scale = *reinterpret_cast<const float2*>(&shared.scale[count % 2][8 * x + thread_index() % 4 * 2]);
+            float2 scale = *reinterpret_cast<const float2*>(&shared.scale[count % 2][8 * x + own_thread() % 4 * 2]);
             value[0] *= scale.x, value[1] *= scale.y, value[2] *= scale.x, value[3] *= scale.y;
           }
           ds[2 * x] = pack_pair<T>(value[0], value[1]), ds[2 * x + 1] = pack_pair<T>(value[2], value[3]);
         }
       };
       auto differentiate = [&] {
-        if (!kSoftmax && p.scales)
+        if (!kSoftmax && !likely(!p.scales))
           differentiate_tile(std::true_type{});
         else
           differentiate_tile(std::false_type{});
         if constexpr (kBias) shared.ds_empty[count % 2].wait(count / 2 & 1 ^ 1);
         uint32_t thread = thread_index(), row = thread / 16 % 2 * 8 + thread % 8, unit = thread / 32 % 4 * 2 + thread / 8 % 2;
-        uint32_t to = shared_address(shared.ds[count % 2]) + (group * kQ + row) * 128 + (unit ^ row % 8) * 16;
+        uint32_t to = shared_address(shared.ds(count % 2));
+        to += kBias ? diagonal_block(row / 8, 8 * group + unit) + row % 8 * 16 : (group * kQ + row) * 128 + (unit ^ row % 8) * 16;
 #pragma unroll
-        for (int x = 0; x < kQ / 8; x += 2) store_matrices_transposed(to + x * 1024, ds + 2 * x);
+        for (int x = 0; x < kQ / 8; x += 2) store_matrices_transposed(to + x * (kBias ? -kQueryBlock : 1024), ds + 2 * x);
         fence_async();
         if constexpr (kBias) {
           __syncwarp();
@@ -273,23 +218,24 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
       };
       auto multiply_ds = [&] {
         constexpr bool kByColumns = kQ == 64;  // the warpgroups share dQ by columns, else by rows
-        uint64_t a = by_rows<128>(shared_address(shared.ds[count % 2]) + (kByColumns ? 0 : 64 * group * 128));
+        uint32_t from = shared_address(shared.ds(count % 2));
+        uint64_t a = kBias ? by_blocks(from, kKeyBlock, kQueryBlock) : by_rows<128>(from + (kByColumns ? 0 : 64 * group * 128));
         uint64_t b = by_columns<kBytes>(
             shared_address(shared.k) + (kByColumns ? group * kDim / 2 / kColumns * kK * kBytes + kDim / 2 % kColumns * 2 * group : 0),
             kK * kBytes);
 #pragma unroll
-        for (int x = 0; x < kK; x += 16) wgmma<T, true>(dq, moved(a, x / 64 * kQ * 128 + x % 64 * 2), moved(b, x * kBytes), x > 0);
+        for (int x = 0; x < kK; x += 16)
+          wgmma<T, true>(dq, moved(a, kBias ? x / 8 * kKeyBlock : x / 64 * kQ * 128 + x % 64 * 2), moved(b, x * kBytes), x > 0);
         wgmma_commit();
       };
-      // While dQ is made; a warp's pieces with one bucket or two.
+      // While dQ is made; a warp's pieces with one bucket or two, where the tile has several.
       auto sum_times = [&] {
         if constexpr (kBias) {
           int stage = count % S::kAhead, keys = int(thread_index() / 32) - 4;
           float* sums = shared.runs[item.parity][keys];
-          if (g.time_sums) {
-            run.template add<T>(shared, sums, stage, item.parity, keys, ds);
-            if (shared.tile[stage].last) run.move(sums, -1);
-          }
+          if (kDim > 64) run = {};  // registers are short: a run is of one tile
+          if (g.time_sums && shared.tile_of[stage].bucket < 0) run.template add_pieces<T>(shared, sums, stage, item.parity, keys, ds);
+          if (kDim > 64 || shared.tile[stage].last) run.finish(sums);
           __syncwarp();
           release(shared.bias_empty[stage]);
           if (shared.tile[stage].last) release(shared.runs_full[item.parity]);
@@ -312,7 +258,7 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
 
       auto make_weights = [&](bool first) {
         multiply_scores();
-        if (first) shared.v_full.wait(item.parity);
+        if (first && !kBias) shared.v_full.wait(item.parity);
         multiply_gradient();
         wgmma_wait<1>(scores);
         weigh();
@@ -320,8 +266,7 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
       };
 
       // With a bias one copy of the loop's first half: code is what the instruction cache is short of.
-      shared.k_full.wait(item.parity);
-      if (!kBias) make_weights(true);
+      if (!kBias) shared.k_full.wait(item.parity), make_weights(true);
       for (;;) {
         if (kBias) make_weights(true);
         int stage = count % 2;
@@ -335,10 +280,10 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
         sum_times();
         wgmma_fence();
         accumulate(dk, ds, shared.q[stage]);
-        wgmma_wait<1>(dq);
-        release(shared.dout_empty[stage]);
-        leave();
         bool last = shared.tile[count % S::kAhead].last;
+        wgmma_wait<1>(dq);
+        if (!kBias) release(shared.dout_empty[stage]);
+        leave();
         wgmma_wait<0>(dk);
         release(shared.q_empty[stage]);
         if constexpr (kBias) __syncwarp(), release(shared.tile_empty[count % S::kAhead]);
@@ -381,8 +326,15 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
         }
       }
       int64_t at = (s.key + j) * p.heads + head;
+      if (kBias) continue;
       store_row(g.dk + at * p.key_dim, dk, half, p.alpha * item.unit * item.ds_unit, 0, p.key_dim, j < s.length);
       store_row(g.dv + at * p.value_dim, dv, half, item.unit, 0, p.value_dim, j < s.length);
+    }
+    if constexpr (kBias) {
+      int64_t at = (s.key + j0 + row0) * p.heads + head;
+      int rows = s.length - j0 - row0;
+      store_rows(g.dk + at * p.key_dim, int64_t(8) * p.heads * p.key_dim, dk, p.alpha * item.unit * item.ds_unit, p.key_dim, rows);
+      store_rows(g.dv + at * p.value_dim, int64_t(8) * p.heads * p.value_dim, dv, item.unit, p.value_dim, rows);
     }
     __syncwarp();
     release(shared.item_empty[turn % 2]);

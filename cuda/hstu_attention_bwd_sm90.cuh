@@ -20,6 +20,10 @@ struct Shape {
   static constexpr int kLoading = kBias && kDim <= 64 ? 40 : 24, kTables = kDim <= 64 ? 88 : 40;  // registers a thread
   static constexpr int kComputing = kBias ? (512 - kLoading - kTables) / 2 : 240;
   static constexpr int kPart = kQueries * kDim / 2;  // floats of a tile of dQ that one warpgroup makes
+  // dS of a stage, bytes to the next one. With a bias by block diagonals; where memory is short the first of one stage stand among the last
+  // of the other.
+  static constexpr int kDsBytes = kBias ? (kKeys / 8 + kQueries / 8 - 1) * kQueries * 16 : kQueries * kKeys * 2;
+  static constexpr int kDsStep = kBias && kDim > 64 ? kQueries * kKeys * 2 : kDsBytes;
   static constexpr bool kWhole = kBias && kDim <= 64;  // a thread adds whole tiles of dQ, every other one; else a warpgroup's parts
 };
 
@@ -39,6 +43,7 @@ struct Tile {
   float* sums;  // of dQ; null: no more
   int* turns;
   int item, index, turn, rows;  // turn: tiles of keys before this one that these queries see
+  int before;                   // with a bias: its queries before the targets
   bool all, last;
 };
 
@@ -49,7 +54,8 @@ struct Shared {
   alignas(1024) T v[S::kKeys * kDim];
   alignas(1024) T q[S::kStages][S::kQueries * kDim];
   alignas(1024) T dout[S::kStages][S::kQueries * kDim];
-  alignas(1024) T ds[2][S::kQueries * S::kKeys];  // [64 keys a chunk][query][key], swizzled
+  // [64 keys a chunk][query][key], swizzled; with a bias [key block - query block][query block, descending][query][key], blocks of 8 x 8.
+  alignas(1024) T ds_data[(S::kDsStep + S::kDsBytes) / sizeof(T)];
   alignas(128) float dq[2][(S::kWhole ? 2 : 1) * S::kPart];  // of two tiles or two warpgroups: [warpgroup][four accumulators][thread]
   uint32_t seen[S::kStages][S::kKeys / 32][S::kQueries];
   float scale[S::kStages][S::kQueries], delta[S::kStages][kBias ? 1 : S::kQueries];  // softmax: lse log2(e); delta in units of 2^14 dS
@@ -58,7 +64,11 @@ struct Shared {
   Barrier dq_full[2], dq_empty[2], item_full[2], item_empty[2];
   Tile tile[S::kAhead], out[2];
   Item item[2];
+  __device__ __forceinline__ T* ds(int stage) { return ds_data + stage * (S::kDsStep / sizeof(T)); }
 };
+
+// Code of what is not so stands elsewhere: instructions are fetched in rows.
+__device__ __forceinline__ bool likely(bool x) { return __builtin_expect(x, true); }
 
 constexpr float kLog2E = 1.4426950408889634f;
 __device__ __forceinline__ float exp2_approx(float x) {
@@ -77,6 +87,7 @@ __device__ __forceinline__ uint32_t thread_index() {
 // Rows from `valid` on belong to others: they may be anything, and 0 times NaN is NaN. By `threads` threads.
 template <typename T, int kDim, int kRows>
 __device__ __forceinline__ void clear_tail(T* tile, int valid, int thread = threadIdx.x - 128, int threads = 256) {
+#pragma unroll 1
   for (int x = max(valid, 0) * (kDim / 8) + thread; x < kRows * (kDim / 8); x += threads)
     *reinterpret_cast<uint4*>(reinterpret_cast<unsigned char*>(tile) + swizzled<T, kDim>(kRows, x / (kDim / 8), x % (kDim / 8) * 8)) =
         uint4{0, 0, 0, 0};
@@ -109,6 +120,24 @@ __device__ __forceinline__ void store_row(T* row, const float (&c)[kCount], int 
     transpose_quad(words);
     int d = first + 8 * (x + thread_index() % 4);
     if (there && d < dim) *reinterpret_cast<uint4*>(row + d) = uint4{words[0], words[1], words[2], words[3]};
+  }
+}
+// Two rows of accumulators, `step` elements apart, those of them that come before `rows`, by eights: in a loop, for where code is short.
+template <typename T, int kCount>
+__device__ __forceinline__ void store_rows(T* row, int64_t step, float (&c)[kCount], float factor, int dim, int rows) {
+#pragma unroll 1
+  for (int first = 0; first < 2 * kCount; first += 32) {
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      uint32_t words[4];
+#pragma unroll
+      for (int y = 0; y < 4; ++y) words[y] = pack_pair<T>(factor * c[4 * y + 2 * half], factor * c[4 * y + 2 * half + 1]);
+      transpose_quad(words);
+      int d = first + 8 * (thread_index() % 4);
+      if (8 * half < rows && d < dim) *reinterpret_cast<uint4*>(row + half * step + d) = uint4{words[0], words[1], words[2], words[3]};
+    }
+#pragma unroll
+    for (int x = 0; x + 16 < kCount; ++x) c[x] = c[x + 16];
   }
 }
 // The row of two, columns first + 8 x + e, += factor * x.
@@ -312,6 +341,10 @@ __device__ __forceinline__ void add_parts(Shared<T, kDim, kBias>& shared, int sl
 // A branch that is never taken. Instructions stay on their side of it: with fewer of them interleaved fewer registers are needed.
 __device__ __forceinline__ void part(uint32_t x) { asm volatile("{\n.reg .pred p;\nsetp.eq.u32 p, %0, 0xffffffff;\n@p trap;\n}" ::"r"(x)); }
 
+// Where a block of 8 queries by 8 keys of dS stands by block diagonals, in bytes: blocks on one diagonal are neighbours.
+constexpr int kKeyBlock = 1024, kQueryBlock = 1152;
+__device__ __forceinline__ uint32_t diagonal_block(int queries, int keys) { return keys * kKeyBlock + (7 - queries) * kQueryBlock; }
+
 // `descriptor` of what stands `bytes` further on.
 __device__ __forceinline__ uint64_t moved(uint64_t descriptor, int bytes) {
   return (descriptor & 0xffffffff00000000) | uint32_t(uint32_t(descriptor) + uint32_t(bytes) / 16);
@@ -357,9 +390,10 @@ __global__ void __launch_bounds__(256, 2) dq_sm90_kernel(const Call<T> p, const 
     c[4 * x] = four.x, c[4 * x + 1] = four.y, c[4 * x + 2] = four.z, c[4 * x + 3] = four.w;
   }
   int column = kByColumns ? kDim / 2 * group : 0, row0 = (kByColumns ? 0 : 64 * group) + thread / 32 * 16 + lane / 4;
+  if (kBias) row0 ^= S::kQueries - 8;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    int r = row0 + 8 * half, i = s.shift + first + r, count = 0;
+    int r = row0 ^ 8 * half, i = s.shift + first + r, count = 0;
     if (r < rows && i >= s.history) count = (i - s.history) % p.group + 1;
     int64_t row = s.query + first + (r < rows ? r : 0), at = row * p.heads + head;
     float scale = !kSoftmax && p.scales ? p.scales[row] / unit : 1.f;

@@ -9,7 +9,7 @@ constexpr int kTablesBarrier = 2, kPositionsBarrier = 3;  // of all warps that s
 
 __device__ __forceinline__ void add_to(float* to, float x) { asm volatile("red.global.add.f32 [%0], %1;" ::"l"(to), "f"(x) : "memory"); }
 
-// A computing warp's sums of dS over pieces with one bucket or two neighbouring ones, by lane: of `low` and of the next.
+// A warp's sums of dS by time bucket, by lane: of `low` and of the next. Of others in `sums`.
 struct TimeRun {
   float below = 0, above = 0;
   int low = -2;  // none
@@ -21,10 +21,16 @@ struct TimeRun {
       below = above, above = 0, ++low;
     }
     low = to;
+    __syncwarp();
   }
-  // `ds`: of 16 keys by 64 queries, as the accumulators stand; two pieces.
+  __device__ __forceinline__ void finish(float* sums) { move(sums, -2); }
+  __device__ __forceinline__ void add(float* sums, int bucket, float value) {
+    if (bucket != low && bucket != low + 1) move(sums, bucket);
+    (bucket == low ? below : above) += value;
+  }
+  // A computing warp's `ds`, of 16 keys by 64 queries, as the accumulators stand: its two pieces, where they have one bucket or two.
   template <typename T, typename Memory>
-  __device__ __forceinline__ void add(const Memory& shared, float* sums, int stage, int slot, int keys, const uint32_t* ds) {
+  __device__ __forceinline__ void add_pieces(const Memory& shared, float* sums, int stage, int slot, int keys, const uint32_t* ds) {
     int2 codes = *reinterpret_cast<const int2*>(shared.path[stage][keys]);
     uint32_t quarter = pack_pair<T>(.25f, .25f);  // four lanes have the same sum
     float all[2][4] = {};
@@ -32,13 +38,13 @@ struct TimeRun {
     for (int x = 0; x < 16; x += 4) mma_m16n8k16<T>(all[x / 8], {ds[x], ds[x + 1], ds[x + 2], ds[x + 3]}, quarter, quarter);
     int lane = thread_index() % 32;
     const int *key = &shared.key_near[slot][16 * keys + lane / 4], *query = &shared.query_near[stage][lane % 4 * 2];
-#pragma unroll
+#pragma unroll 1
     for (int c = 0; c < 2; ++c) {
       int code = c ? codes.y : codes.x, first = code & 255;
       auto kind = TimeKind(code >> 16);
       if (kind != TimeKind::kOne && kind != TimeKind::kTwo || code == Memory::kNothing) continue;
       if (first != low && !(kind == TimeKind::kOne && first == low + 1)) move(sums, first);
-      float sum = all[c][0] + all[c][2], up[4] = {};
+      float sum = c ? all[1][0] + all[1][2] : all[0][0] + all[0][2], up[4] = {};
       if (kind == TimeKind::kOne) {
         (first == low ? below : above) += sum;
         continue;
@@ -49,7 +55,7 @@ struct TimeRun {
         int2 at = *reinterpret_cast<const int2*>(query + 32 * c + 8 * x);
 #pragma unroll
         for (int y = 0; y < 2; ++y) {
-          uint32_t pair = ds[8 * c + 2 * x + y];
+          uint32_t pair = c ? ds[8 + 2 * x + y] : ds[2 * x + y];
           if (at.x >= from[y]) up[y] += __uint_as_float(pair << 16);
           if (at.y >= from[y]) up[2 + y] += __uint_as_float(pair & 0xffff0000);
         }
@@ -60,33 +66,25 @@ struct TimeRun {
   }
 };
 
-// dS of a tile by time bucket, pieces of 16 keys by 32 queries with more buckets than two.
+// dS of a tile by time bucket: a warp's pieces of 16 keys by 32 queries.
 template <typename T, int kDim>
 __device__ __forceinline__ void sum_times(SharedWithBias<T, kDim>& shared, int stage, int ahead, int warp, const TableTile& tile,
                                           const Call<T>& p) {
   using S = Shape<kDim, true>;
+  using W = SharedWithBias<T, kDim>;
   static_assert(std::is_same_v<T, __nv_bfloat16>);
-  constexpr int kChains = SharedWithBias<T, kDim>::kChains;
   int lane = thread_index() % 32, quad = lane / 4, t = lane % 4;
-  // The first warps, which have columns, take the pieces in turns, and all warps those with few buckets.
-  constexpr int kWarps = SharedWithBias<T, kDim>::kWarps, kTimeWarps = SharedWithBias<T, kDim>::kTimeWarps;
-  int turn = 0;
+  float* sums = shared.far[warp];
+  TimeRun run;
 #pragma unroll 1
-  for (unsigned left = tile.pieces; left; left &= left - 1) {
-    int piece = __ffs(left) - 1, owner = 0;
-    if (kTimeWarps == kWarps || tile.several >> piece & 1) owner = turn, turn = turn == kWarps - 1 ? 0 : turn + 1;
-    if (owner != warp) continue;
+  for (unsigned left = shared.tile_of[ahead].pieces[warp]; left; left &= left - 1) {
+    int piece = __ffs(left) - 1;
     int keys = piece / 2, c0 = piece % 2 * 32, code = shared.path[ahead][keys][piece % 2];
+    int low = code & 255, high = code >> 8 & 255;
     auto kind = TimeKind(code >> 16);
     // Words of blocks [query block][key block]: query `quad`, keys 2 t, 2 t + 1.
-    uint32_t row = shared_address(shared.ds[stage]) + keys / 4 * S::kQueries * 128 + (c0 + lane / 16 * 8 + lane % 8) * 128;
-    uint32_t ds[2][4];
-    row += ((keys * 2 + lane / 8 % 2) % 8 ^ lane % 8) * 16;
-    load_matrices(ds[0], row), load_matrices(ds[1], row + 16 * 128);
-    uint32_t some = 0;
-#pragma unroll
-    for (int x = 0; x < 8; ++x) some |= ds[x / 4][x % 4];
-    if (__all_sync(kFullWarp, (some & 0x7fff7fff) == 0)) continue;
+    uint32_t ds[2][4], at = shared_address(shared.ds(stage)) + diagonal_block(c0 / 8 + lane / 16, 2 * keys + lane / 8 % 2) + lane % 8 * 16;
+    load_matrices(ds[0], at), load_matrices(ds[1], at - 2 * kQueryBlock);
     auto element = [&](int half, int x, int e) { return __uint_as_float(e ? ds[half][x] & 0xffff0000 : ds[half][x] << 16); };
     const int *key_near = &shared.key_near[tile.slot][16 * keys + 2 * t], *query_near = &shared.query_near[ahead][c0 + quad];
     if (kind == TimeKind::kFew) {
@@ -101,59 +99,62 @@ __device__ __forceinline__ void sum_times(SharedWithBias<T, kDim>& shared, int s
         }
         return (sum[0] + sum[1]) + (sum[2] + sum[3]);
       };
-      int low = code & 255, high = code >> 8 & 255;
-      float now = 0;
+      float all[4] = {};
+      uint32_t quarter = pack_pair<T>(.25f, .25f);  // four lanes have the same sum
+      mma_m16n8k16<T>(all, ds[0], quarter, quarter), mma_m16n8k16<T>(all, ds[1], quarter, quarter);
+      float now = all[0] + all[2];
 #pragma unroll 1
-      for (int bucket = low; bucket <= high + 1; ++bucket) {
-        float next = bucket <= high ? later(bucket > low ? int(shared.threshold[bucket - 1]) : 0) : 0.f;
-        if (bucket > low) {
-          if constexpr (kTimeWarps == kWarps) {
-            shared.sums[warp][0][bucket - 1][lane] += now - next;
-          } else {
-            float sum = warp_sum(now - next);
-            if (lane == 0) shared.far[warp][bucket - 1] += sum;
-          }
-        }
+      for (; low < high; ++low) {
+        float next = later(int(shared.threshold[low]));
+        run.add(sums, low, now - next);
         now = next;
       }
-    } else if (kind == TimeKind::kMany) {
-      // Two chains of additions, of the first and of the last 16 queries.
+      run.add(sums, low, now);
+      continue;
+    }
+    uint32_t most = 0;
+#pragma unroll
+    for (int x = 0; x < 8; ++x) most = __vmaxu2(most, ds[x / 4][x % 4] & 0x7fff7fff);
+    most = __reduce_max_sync(kFullWarp, max(most & 0xffff, most >> 16));
+    if (most == 0) continue;
+    if (kind == TimeKind::kMany && most < 0x7f80) {
+      // Whole numbers, in units of a power of two, may be added in any order.
+      uint32_t exponent = min(274 - (most >> 7), 253u);
+      float up = __uint_as_float(exponent << 23), down = __uint_as_float(254 - exponent << 23);
+      uint32_t row = shared_address(&shared.counts[warp][0][lane % W::kCounts]);
 #pragma unroll 1
       for (int y = 0; y < 4; y += 2) {
         uint32_t words[2][2] = {{y ? ds[0][2] : ds[0][0], y ? ds[0][3] : ds[0][1]}, {y ? ds[1][2] : ds[1][0], y ? ds[1][3] : ds[1][1]}};
-        float* to[2][2][2];
 #pragma unroll
-        for (int x = 0; x < 2; ++x)
+        for (int half = 0; half < 2; ++half)
 #pragma unroll
-          for (int half = 0; half < 2; ++half) {
+          for (int x = 0; x < 2; ++x) {
             int time = query_near[16 * half + 4 * y];
             int2 at = *reinterpret_cast<const int2*>(key_near + 8 * x);
 #pragma unroll
             for (int e = 0; e < 2; ++e) {
-              int bucket = shared.near_bucket(shared.apart(time, e ? at.y : at.x));
-              bucket = bucket < kUntimed ? min(bucket, p.last_bucket) : kUntimed;
-              to[x][half][e] = &shared.sums[warp][half % kChains][bucket][lane];
+              uint32_t apart;
+              const float4& cell = shared.cells[tile.slot][cell_of(time, e ? at.y : at.x, apart)];
+              uint32_t rows = __float_as_uint(cell.w), offset = apart >= __float_as_uint(cell.x) ? rows >> 16 : rows & 0xffff;
+              float value = __uint_as_float(e ? words[half][x] & 0xffff0000 : words[half][x] << 16);
+              constexpr float kWhole = 1.5f * (1 << 23);
+              int whole = __float_as_int(fmaf(value, up, kWhole)) - __float_as_int(kWhole);
+              asm volatile("red.shared.add.s32 [%0], %1;" ::"r"(row + offset), "r"(whole) : "memory");
             }
           }
-#pragma unroll
-        for (int x = 0; x < 2; ++x) {
-          float now[2][2];
-          auto load = [&](int half) {
-#pragma unroll
-            for (int e = 0; e < 2; ++e) now[half][e] = *to[x][half][e];
-          };
-          load(0);
-          if (kChains == 2) load(1);
-#pragma unroll
-          for (int half = 0; half < 2; ++half) {
-            if (half == 1 && kChains == 1) load(1);
-            bool same = to[x][half][0] == to[x][half][1];
-            float low = __uint_as_float(words[half][x] << 16), high = __uint_as_float(words[half][x] & 0xffff0000);
-            *to[x][half][0] = now[half][0] + (same ? low + high : low);
-            if (!same) *to[x][half][1] = now[half][1] + high;
-          }
-        }
       }
+      __syncwarp();
+#pragma unroll 1
+      for (int bucket = low + lane; bucket <= min(high, kUntimed - 1); bucket += 32) {
+        int all = 0;
+#pragma unroll
+        for (int x = 0; x < W::kCounts; ++x) all += shared.counts[warp][bucket][x], shared.counts[warp][bucket][x] = 0;
+        sums[bucket] += down * float(all);
+      }
+      __syncwarp();
+    } else if (kind == TimeKind::kMany) {
+      for (int bucket = lane; bucket <= p.last_bucket; bucket += 32) sums[bucket] = __int_as_float(0x7fffffff);
+      __syncwarp();
     } else {
       const TableItem& item = shared.item_of[tile.slot];
 #pragma unroll 1
@@ -163,49 +164,65 @@ __device__ __forceinline__ void sum_times(SharedWithBias<T, kDim>& shared, int s
         float value = 0;
 #pragma unroll
         for (int x = 0; x < 16; ++x) value += x == y ? element(x / 8, x / 2 % 4, x % 2) : 0.f;
-        add_by_bucket(shared.far[warp], exact_bucket(p, item.s, i, j), value);
+        add_by_bucket(sums, exact_bucket(p, item.s, i, j), value);
       }
     }
   }
+  run.finish(sums);
 }
 
-// dS of a tile along diagonals, added to the item's sums. `clamped`: what lies beyond the table.
+// dS of a tile along diagonals, added to the item's sums. `clamped`: what lies beyond the table. Returns a lane's part of all sums.
 template <typename T, int kDim>
-__device__ __forceinline__ void sum_positions(SharedWithBias<T, kDim>& shared, int stage, int warp, int first, const TableItem& item,
+__device__ __forceinline__ float sum_positions(SharedWithBias<T, kDim>& shared, int stage, int warp, int first, const TableItem& item,
                                               int positions, float& clamped) {
   using S = Shape<kDim, true>;
   using W = SharedWithBias<T, kDim>;
   constexpr int kQ = S::kQueries, kK = S::kKeys;
-  int lane = thread_index() % 32, thread = 32 * (warp - W::kFirst) + lane, g = lane / 4, t = lane % 4;
+  int lane = thread_index() % 32, thread = 32 * warp + lane, g = lane / 4, t = lane % 4;
   int i0 = item.s.shift + first, j0 = item.tile * kK;
   int before = item.s.history - i0;  // queries before the targets, which all stand at one position
-  // Blocks of 8 x 8 on diagonal d = query block - key block, -15 .. 7: up to eight, four a product with two unit matrices, whose rows
+  // Blocks of 8 x 8 on diagonal d = key block - query block + 7: up to eight and zeros, four a product with two unit matrices, whose rows
   // 0 .. 7 and 8 .. 15 are sums of two.
-  uint32_t unit = pack_pair<T>(2 * t == g ? 1.f : 0.f, 2 * t + 1 == g ? 1.f : 0.f), ds = shared_address(shared.ds[stage]);
-  constexpr int kBlocks = kK / 8;
+  constexpr bool kTight = S::kDsStep < S::kDsBytes;
+  uint32_t unit = pack_pair<T>(2 * t == g ? 1.f : 0.f, 2 * t + 1 == g ? 1.f : 0.f), ds = shared_address(shared.ds(stage));
+  uint32_t from[2] = {}, step[2], words[2][4];
+  float all = 0;
+  int d = warp;
+  auto load = [&](int y) {
+    uint32_t at = from[y];
+    if (kTight && uint32_t(d - lane / 8 - 4 * y) >= kK / 8) at = shared_address(shared.zero);
+    load_matrices(words[y], at);
+  };
+#pragma unroll
+  for (int y = 0; y < 2; ++y) {
+    bool there = kQ - 8 - 8 * (lane / 8 + 4 * y) + lane % 8 < before;
+    from[y] = there ? ds + d * kKeyBlock + y * 512 + lane * 16 : shared_address(shared.zero);
+    step[y] = there ? 3 * kKeyBlock : 0;
+    load(y);
+  }
 #pragma unroll 1
-  for (int d = warp - W::kFirst - (kBlocks - 1); d < kQ / 8; d += W::kWarps - W::kFirst) {
-    float sum[2][4] = {};
+  for (; d < (kQ + kK) / 8 - 1;) {
+    float sum[4] = {};
+    float2* to = reinterpret_cast<float2*>(&shared.blocks[g][8 * d + 8 + 2 * t]);
+    d += 3;
 #pragma unroll
     for (int y = 0; y < 2; ++y) {
-      int block = max(d, 0) + 4 * y + lane / 8, query = 8 * block + lane % 8, key = block - d;
-      bool there = block < kQ / 8 && key < kBlocks && query < before;
-      uint32_t words[4], at = ds + key / 8 * kQ * 128 + query * 128 + (key % 8 ^ lane % 8) * 16;
-      load_matrices_transposed(words, there ? at : shared_address(shared.zero));
-      mma_m16n8k16<T>(sum[y], words, unit, unit);
+      mma_m16n8k16<T>(sum, words[y], unit, unit);
+      from[y] += step[y];
+      load(y);
     }
-    *reinterpret_cast<float2*>(&shared.blocks[g][8 * d + kK + 2 * t]) =
-        float2{(sum[0][0] + sum[0][2]) + (sum[1][0] + sum[1][2]), (sum[0][1] + sum[0][3]) + (sum[1][1] + sum[1][3])};
+    float2 two{sum[0] + sum[2], sum[1] + sum[3]};
+    *to = two, all += two.x + two.y;
   }
   if (before < kQ)
-    for (int key = thread; key < kK; key += W::kPositionThreads) {
+    for (int key = thread; key < kK; key += W::kThreads) {
       float sum = 0;
       for (int r = max(before, 0); r < kQ; ++r)
-        sum += to_float(shared.ds[stage][key / 64 * kQ * 64 + r * 64 + (key % 64 / 8 ^ r % 8) * 8 + key % 8]);
+        sum += to_float(shared.ds(stage)[diagonal_block(r / 8, key / 8) / 2 + r % 8 * 8 + key % 8]);
       shared.targets[key] = sum;
     }
-  meet(kPositionsBarrier, W::kPositionThreads);
-  auto diagonal = [&](int x) {  // query - key + kK - 1 = x
+  meet(kPositionsBarrier, W::kThreads);
+  auto diagonal = [&](int x) {  // key - query + kQ - 1 = x
     float part[4];
 #pragma unroll
     for (int y = 0; y < 4; ++y) part[y] = shared.blocks[y][x + y + 1] + shared.blocks[y + 4][x + y + 5];
@@ -213,8 +230,8 @@ __device__ __forceinline__ void sum_positions(SharedWithBias<T, kDim>& shared, i
   };
   // Two diagonals that are as far from 0 come together; then targets.
 #pragma unroll 1
-  for (int x = thread; x < kQ + kK - 1; x += W::kPositionThreads) {
-    int distance = i0 - j0 + x - (kK - 1), opposite = x - 2 * distance;
+  for (int x = thread; x < kQ + kK - 1; x += W::kThreads) {
+    int distance = i0 - j0 + kQ - 1 - x, opposite = x + 2 * distance;
     float sum = diagonal(x);
     if (distance != 0 && opposite >= 0 && opposite < kQ + kK - 1) sum = distance > 0 ? sum + diagonal(opposite) : 0.f;
     if (abs(distance) >= positions - 1)
@@ -222,9 +239,9 @@ __device__ __forceinline__ void sum_positions(SharedWithBias<T, kDim>& shared, i
     else if (sum != 0)
       add_to(item.pos_sums + abs(distance), item.unit * sum);
   }
-  meet(kPositionsBarrier, W::kPositionThreads);  // one thread at a time adds to an entry
-  if (before >= kQ) return;
-  for (int key = thread; key < kK; key += W::kPositionThreads) {
+  meet(kPositionsBarrier, W::kThreads);  // one thread at a time adds to an entry
+  if (before >= kQ) return all;
+  for (int key = thread; key < kK; key += W::kThreads) {
     int distance = item.s.history - (j0 + key);
     if (distance <= 0) continue;
     if (distance >= positions - 1)
@@ -232,7 +249,8 @@ __device__ __forceinline__ void sum_positions(SharedWithBias<T, kDim>& shared, i
     else
       add_to(item.pos_sums + distance, item.unit * shared.targets[key]);
   }
-  meet(kPositionsBarrier, W::kPositionThreads);
+  meet(kPositionsBarrier, W::kThreads);
+  return all;
 }
 
 // The sums of an item by time bucket, and those beyond the position table, to memory.
@@ -242,20 +260,6 @@ __device__ __forceinline__ void finish_item(SharedWithBias<T, kDim>& shared, int
   using W = SharedWithBias<T, kDim>;
   const TableItem& item = shared.item_of[slot];
   int lane = thread_index() % 32;
-  if (item.time_sums && warp < W::kTimeWarps) {
-    __syncwarp();
-#pragma unroll 1
-    for (int bucket = lane; bucket <= min(p.last_bucket, kUntimed - 1); bucket += 32) {
-      float sum = 0;
-#pragma unroll 8
-      for (int x = 0; x < 32 * W::kChains; ++x) {
-        float& part = shared.sums[warp][x / 32][bucket][(x + lane) % 32];
-        sum += part, part = 0;
-      }
-      shared.far[warp][bucket] += sum;
-    }
-    __syncwarp();
-  }
   float beyond = warp_sum(clamped);
   clamped = 0;
   if (lane == 0) shared.clamped[warp] = beyond;
@@ -265,12 +269,12 @@ __device__ __forceinline__ void finish_item(SharedWithBias<T, kDim>& shared, int
     for (int bucket = 32 * warp + lane; bucket <= p.last_bucket; bucket += W::kThreads) {
       float sum = 0;
       for (int x = 0; x < W::kWarps; ++x) sum += shared.far[x][bucket], shared.far[x][bucket] = 0;
-      for (int x = 0; x < 8 && bucket < kUntimed + 2; ++x) sum += shared.runs[slot][x][bucket], shared.runs[slot][x][bucket] = 0;
+      for (int x = 0; x < 8 && bucket <= kUntimed; ++x) sum += shared.runs[slot][x][bucket], shared.runs[slot][x][bucket] = 0;
       item.time_sums[bucket] = item.unit * sum;
     }
-  if (item.pos_sums && warp == W::kFirst && lane == 0) {
+  if (item.pos_sums && warp == 0 && lane == 0) {
     float sum = 0;
-    for (int x = W::kFirst; x < W::kWarps; ++x) sum += shared.clamped[x];
+    for (int x = 0; x < 3; ++x) sum += shared.clamped[x];
     add_to(item.pos_sums + positions - 1, item.unit * sum);
   }
   meet(kTablesBarrier, W::kThreads);
@@ -278,20 +282,25 @@ __device__ __forceinline__ void finish_item(SharedWithBias<T, kDim>& shared, int
 
 // A warp that sums dS.
 template <typename T, int kDim>
-__device__ __forceinline__ void sum_tables(SharedWithBias<T, kDim>& shared, int warp, const Call<T>& p, int positions) {
-  using W = SharedWithBias<T, kDim>;
+__device__ __forceinline__ void sum_tables(SharedWithBias<T, kDim>& shared, const Call<T>& p, int positions) {
   float clamped = 0;
   int items = 0;
   for (uint32_t count = 0;; ++count) {
     constexpr int kAhead = Shape<kDim, true>::kAhead;
-    int stage = count % 2, ahead = count % kAhead;
+    int stage = count % 2, ahead = count % kAhead, warp = int(thread_index() / 32) - 12;
     shared.bias_full[ahead].wait(count / kAhead & 1);
-    TableTile tile = shared.tile_of[ahead];
+    const TableTile& tile = shared.tile_of[ahead];
     if (tile.first < 0) return;
     const TableItem& item = shared.item_of[tile.slot];
     shared.ds_full[stage].wait(count / 2 & 1);
-    if (item.time_sums && tile.pieces) sum_times<T, kDim>(shared, stage, ahead, warp, tile, p);
-    if (item.pos_sums && warp >= W::kFirst) sum_positions<T, kDim>(shared, stage, warp, tile.first, item, positions, clamped);
+    if (item.time_sums) sum_times<T, kDim>(shared, stage, ahead, warp, tile, p);
+    if (item.pos_sums) {
+      float all = sum_positions<T, kDim>(shared, stage, warp, tile.first, item, positions, clamped);
+      if (item.time_sums && tile.bucket >= 0) {
+        all = warp_sum(all);
+        if (thread_index() % 32 == 0) shared.far[warp][tile.bucket] += all;
+      }
+    }
     if (tile.last) {
       shared.runs_full[tile.slot].wait(items++ / 2 & 1);
       finish_item<T, kDim>(shared, warp, tile.slot, p, positions, clamped);
@@ -308,20 +317,20 @@ __device__ __forceinline__ void fill_thresholds(SharedWithBias<T, kDim>& shared,
   for (int x = thread; x < kNearThresholds; x += threads) shared.threshold[x] = uint32_t(min(kThresholds.at[x], int64_t(UINT32_MAX)));
 }
 
-// The warpgroup of the tables.
+// The warpgroup of the tables: three warps that sum, one that brings the bias.
 template <typename T, int kDim>
 __device__ __forceinline__ void keep_tables(SharedWithBias<T, kDim>& shared, const Call<T>& p, const Gradients<T>& g, int positions) {
   int thread = threadIdx.x % 128, warp = __shfl_sync(kFullWarp, thread / 32, 0);
   auto clear = [&](auto& x) {
     for (int at = thread; at < int(sizeof(x) / 4); at += 128) reinterpret_cast<uint32_t*>(&x)[at] = 0;
   };
-  clear(shared.sums), clear(shared.runs), clear(shared.far), clear(shared.blocks), clear(shared.zero);
+  clear(shared.counts), clear(shared.far), clear(shared.runs), clear(shared.blocks), clear(shared.zero), clear(shared.ds_data);
   if constexpr (kArrivalsOfWarp == 1) fill_thresholds<T, kDim>(shared, thread, 128);
   meet(kTablesBarrier, 128);
-  if (warp == SharedWithBias<T, kDim>::kWarps)
+  if (warp == 3)
     stage_bias<T, kDim>(shared, p, g, positions);
   else
-    sum_tables<T, kDim>(shared, warp, p, positions);
+    sum_tables<T, kDim>(shared, p, positions);
 }
 
 }  // namespace backward_sm90
