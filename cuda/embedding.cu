@@ -119,15 +119,16 @@ __global__ void __launch_bounds__(kWarps * 32, 8) sum_rows(T* dtable, const T* d
 void embedding(TensorList y, TensorList tables, const Tensor& ids, Stream stream) {
   size_t count = tables.items.size();
   HSTU_CHECK(count == y.items.size() && count > 0, kInvalidArgument, "embedding: ", count, " tables, ", y.items.size(), " outputs");
-  int64_t rows = tables.items[0].rows(), most = 0;
+  int64_t rows = tables.items[0].rows();
   check_ids("embedding", "ids", ids.as<int64_t>(), ids.size(), 0, rows - 1, stream);
   for (size_t first = 0; first < count; first += kMostTables) {
     Lookups p{};
     unsigned here = unsigned(std::min<size_t>(kMostTables, count - first));
     uintptr_t bits = 0;
+    int64_t most = 0;
     for (unsigned n = 0; n < here; ++n) {
       const Tensor &table = tables.items[first + n], &to = y.items[first + n];
-      p.tables[n] = table.as<char>(), p.y[n] = to.as<char>(), p.bytes[n] = table.cols() * size_of(table.dtype);
+      p.tables[n] = table.as<char>(), p.y[n] = to.as<char>(), p.bytes[n] = to.cols() * size_of(to.dtype);
       bits |= reinterpret_cast<uintptr_t>(table.data) | reinterpret_cast<uintptr_t>(to.data) | uintptr_t(p.bytes[n]);
       most = std::max(most, p.bytes[n]);
     }

@@ -216,7 +216,7 @@ bool gemm_dz_by(DzMaps& maps, T* da, T* dz, const GemmOutput<const T>& dy, const
                 Stream stream) {
   using S = DzShared<kAcross>;
   auto kernel = gemm_dz_sm90_kernel<T, kAcross>;
-  static const int at_once = clusters_at_once(kernel, S::kBlocks, kDzThreads, sizeof(S));
+  int at_once = clusters_at_once<gemm_dz_sm90_kernel<T, kAcross>>(S::kBlocks, kDzThreads, sizeof(S));
   if (at_once == 0) return false;
   for (int i = 0; i < kMostParts; ++i) {
     const ColumnPart<const T>& part = dy.parts[i];
@@ -233,7 +233,7 @@ bool gemm_dz_by(DzMaps& maps, T* da, T* dz, const GemmOutput<const T>& dy, const
 // False where dz is for a pass of its own, which gives the same bits.
 template <typename T>
 bool gemm_dz(T* da, T* dz, const GemmOutput<const T>& dy, const T* z, const T* w, int64_t m, int64_t n, int64_t k, Stream stream) {
-  bool fits = dy.activation == Activation::kSilu && n <= 2 * kColumns && n % 8 == 0 && m > 0 && m <= INT_MAX / 2;
+  bool fits = dy.activation == Activation::kSilu && n > 0 && k > 0 && n <= 2 * kColumns && n % 8 == 0 && m > 0 && m <= INT_MAX / 2;
   for (const ColumnPart<const T>& part : dy.parts)
     if (part.width > 0) fits = fits && part.column % kDepth == 0 && part.width % kDepth == 0;
   fits = fits && aligned(dy.parts) && aligned(z, k) && aligned(w, k) && aligned(da, n) && aligned(dz, k);

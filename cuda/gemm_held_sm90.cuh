@@ -255,7 +255,7 @@ __global__ void __launch_bounds__(kHeldThreads, 1)
 template <typename T, int kBlocks, int kPieces, typename Rows>
 bool gemm_held_by(const GemmOutput<T>& output, const Rows& rows, const T* b, int64_t m, int64_t n, Stream stream) {
   auto kernel = gemm_held_sm90_kernel<T, kBlocks, kPieces, Rows>;
-  static const int at_once = clusters_at_once(kernel, kBlocks, kHeldThreads, sizeof(HeldShared));
+  int at_once = clusters_at_once<gemm_held_sm90_kernel<T, kBlocks, kPieces, Rows>>(kBlocks, kHeldThreads, sizeof(HeldShared));
   int64_t k = rows.width();
   HeldWalk walk;
   walk.m = int(m), walk.n = int(n), walk.steps = int(ceil_div(k, kDepth));
@@ -274,7 +274,8 @@ template <typename T, typename Rows>
 bool gemm_held(const GemmOutput<T>& output, const Rows& rows, const T* b, int64_t m, int64_t n, Stream stream) {
   int64_t k = rows.width();
   auto fits = [&](const T* data, int64_t width) { return aligned(data, width); };
-  if (linear_asked_for_mma() || k > kMostDepth || k % 8 != 0 || n % 8 != 0 || m > INT_MAX / 2 || m == 0 || n > INT_MAX / 2) return false;
+  if (linear_asked_for_mma() || m == 0 || m > INT_MAX / 2) return false;
+  if (k == 0 || k > kMostDepth || k % 8 != 0 || n == 0 || n > INT_MAX / 2 || n % 8 != 0) return false;
   if (!aligned(output.parts) || !fits(output.bias, n) || !fits(output.residual, n) || !fits(b, n)) return false;
   if (!runs_hopper(reinterpret_cast<const void*>(gemm_held_sm90_kernel<T, 4, 2, Rows>))) return false;
   if (k > kPiece || n > 2 * kHeldColumns) return gemm_held_by<T, 4, 2>(output, rows, b, m, n, stream);

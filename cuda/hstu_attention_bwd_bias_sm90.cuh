@@ -82,7 +82,6 @@ struct SharedWithBias : Shared<T, kDim, true> {
     for (int x = 0; x < kAhead; ++x) tile_empty[x].init(0, 8), bias_full[x].init(0, 1), bias_empty[x].init(0, kWarps + 8);
     for (int x = 0; x < 2; ++x) ds_full[x].init(0, 8), ds_empty[x].init(0, kWarps), runs_full[x].init(0, 8), slot_empty[x].init(0, kWarps);
   }
-  static __device__ __forceinline__ uint32_t apart(int a, int b) { return a > b ? uint32_t(a) - uint32_t(b) : uint32_t(b) - uint32_t(a); }
   // Not limited to the table.
   __device__ __forceinline__ int near_bucket(uint32_t d) const {
     int guess = bucket_guess(fmaxf(__uint2float_rz(d), 1.f));

@@ -28,7 +28,7 @@ __device__ __forceinline__ auto& pick_scores(float (&next)[kNext], float (&w)[kC
 // and the values of the one before it are multiplied at the same time, and these values go on while the scores become weights; with a bias
 // the scores begin as the position's bias / alpha. Targets' own groups come last, in float32. A row's bits depend on the order of its keys
 // and the products of 16 keys, counted from key 0, alone: hidden keys and skipped tiles add exact zeros, all ways to a time bucket give the
-// same bucket.
+// same bucket. Where keys are split between blocks (hstu_attention_split_sm90.cuh) sums of runs of keys are added in their order.
 template <typename T, int kDim, Mode kMode, bool kFew>
 __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
     hstu_attention_sm90_kernel(const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap k_map,

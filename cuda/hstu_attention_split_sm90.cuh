@@ -128,7 +128,7 @@ struct Shares {
   template <typename C, typename T>
   __device__ void deal(const Call<T>& p) {
     int lane = threadIdx.x % 32, longest = 0;
-    auto sum_up = [&](auto* sums, int count, auto&& value) {
+    auto sum_up = [&](auto* sums, int count, int most, auto&& value) {
       int total = 0;
       if (lane == 0) sums[0] = 0;
 #pragma unroll 1
@@ -139,15 +139,15 @@ struct Shares {
           int before = __shfl_up_sync(kFullWarp, sum, d);
           if (lane >= d) sum += before;
         }
-        if (x < count) sums[x + 1] = total + sum;
+        if (x < count) sums[x + 1] = min(total + sum, most);
         total += __shfl_sync(kFullWarp, sum, 31);
       }
       __syncwarp();
-      return total;
+      return min(total, most);
     };
-    int known = sum_up(starts, p.sequences, [&](int b) { return (sequence_of(p, b).queries + C::kRows - 1) / C::kRows; });
+    int known = sum_up(starts, p.sequences, kMostTiles, [&](int b) { return (sequence_of(p, b).queries + C::kRows - 1) / C::kRows; });
     // By the keys that a tile's first and last row see. Where others see more, the last fragment is longer than it should be.
-    int cost = sum_up(costs, known, [&](int x) {
+    int cost = sum_up(costs, known, INT_MAX, [&](int x) {
       int b = sequence[x] = last_at_most(starts, p.sequences, x);
       Sequence s = sequence_of(p, b);
       TileRows rows = tile_rows<C>(s.queries, x - starts[b]);

@@ -1,4 +1,5 @@
-// norm_gate_linear on Hopper: the gated operand is made on chip (gemm_rows_sm90.cuh) where it is at most 512 wide.
+// norm_gate_linear on Hopper: the gated operand is made on chip where it is at most 512 wide: gemm_held_sm90.cuh without dropout,
+// gemm_rows_sm90.cuh with it.
 #include "gemm_held_sm90.cuh"
 #include "gemm_rows_sm90.cuh"
 #include "norm.cuh"

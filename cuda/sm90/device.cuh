@@ -32,10 +32,14 @@ inline bool runs_hopper(const void* kernel) {
   return runs;
 }
 
-// How many clusters of `blocks` blocks the current device runs side by side.
-template <typename Kernel>
-int clusters_at_once(Kernel* kernel, int blocks, int threads, size_t shared) {
-  allow_shared(kernel, shared);
+// How many clusters of `blocks` blocks, one block a processor, the current device runs side by side; 0 where it runs none.
+template <auto kKernel>
+int clusters_at_once(int blocks, int threads, size_t shared) {
+  static std::atomic<int> known[64];  // one more than counted
+  int device = 0;
+  CUDA_CHECK(cudaGetDevice(&device));
+  if (int told = device < 64 ? known[device].load() : 0) return told - 1;
+  allow_shared(kKernel, shared);
   cudaLaunchAttribute attribute{};
   attribute.id = cudaLaunchAttributeClusterDimension;
   attribute.val.clusterDim = {unsigned(blocks), 1, 1};
@@ -46,7 +50,9 @@ int clusters_at_once(Kernel* kernel, int blocks, int threads, size_t shared) {
   config.attrs = &attribute;
   config.numAttrs = 1;
   int count = 0;
-  CUDA_CHECK(cudaOccupancyMaxActiveClusters(&count, kernel, &config));
+  if (cudaOccupancyMaxActiveClusters(&count, kKernel, &config) != cudaSuccess) cudaGetLastError(), count = 0;
+  count = std::min(count, processors() / blocks);
+  if (device < 64) known[device] = count + 1;
   return count;
 }
 
