@@ -61,6 +61,9 @@ export class Admission {
   /** @throws HstuError ERR_HSTU_OVERLOADED with `retryAfterMs`, ERR_HSTU_ABORTED, ERR_HSTU_INVALID_ARGUMENT */
   check({ tokens, bytes }: Cost, options: SubmitOptions): void {
     const { signal, deadlineMs } = options ?? {}
+    check(signal == null || typeof signal.addEventListener === 'function', 'ERR_HSTU_INVALID_ARGUMENT', () => {
+      return `signal must be an AbortSignal, got ${typeof signal}`
+    })
     if (signal?.aborted) throw aborted(signal)
     if (deadlineMs !== undefined) {
       const valid = typeof deadlineMs === 'number' && !Number.isNaN(deadlineMs)
@@ -74,7 +77,9 @@ export class Admission {
     if (queued.tokens + tokens > limits.tokens) throw this.#full('tokens', tokens)
     if (queued.bytes + bytes > limits.bytes) throw this.#full('bytes', bytes)
     if (deadlineMs === undefined) return
-    if (this.expectedMs(tokens) > Math.min(DEADLINE_SHARE * deadlineMs, deadlineMs - this.marginMs))
+    // Never less than a share: what is learnt in a bad moment would else stop all that could teach better.
+    const room = Math.max((1 - DEADLINE_SHARE) * deadlineMs, deadlineMs - this.marginMs)
+    if (this.expectedMs(tokens) > Math.min(DEADLINE_SHARE * deadlineMs, room))
       throw this.#over(`the queue takes about ${Math.ceil(this.expectedMs(0))} ms, the deadline is ${deadlineMs} ms`)
   }
 
@@ -97,7 +102,10 @@ export class Admission {
   /** @param overMs how much longer than expected an answer took; Infinity where it was late */
   learn(overMs: number): void {
     const step = overMs > this.marginMs ? IN_TIME : IN_TIME - 1
-    this.marginMs = Math.min(MOST_MARGIN_MS, Math.max(0, this.marginMs + MARGIN_STEP_MS * step))
+    this.marginMs = Math.min(
+      MOST_MARGIN_MS,
+      Math.max(0, this.marginMs + Math.max(MARGIN_STEP_MS, this.marginMs / 100) * step),
+    )
   }
 
   /** @param sign 1 when a request is taken, -1 when it is settled */

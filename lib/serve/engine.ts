@@ -228,7 +228,9 @@ export class Engine {
   #reject(id: number, error: HstuError, overMs = 0): void {
     const pending = this.#settle(id)
     if (!pending) return
-    if (overMs > 0) this.#admission.learn(overMs)
+    // Late before the answer was due says nothing: the deadline was too short for a request alone.
+    const over = Math.min(overMs, clock() - pending.expected)
+    if (over > this.#admission.marginMs) this.#admission.learn(over)
     this.#counts.failed++
     pending.reject(error)
   }
@@ -251,6 +253,7 @@ export class Engine {
       this.#reject(message.id, error, error.code === 'ERR_HSTU_ABORTED' ? Infinity : 0)
       this.#calls.get(message.id)?.reject(error)
       this.#calls.delete(message.id)
+      this.#holdOpen()
     } else if (message.type === 'called') {
       this.#calls.get(message.id)?.resolve(message.result as never)
       this.#calls.delete(message.id)
@@ -268,5 +271,6 @@ export class Engine {
     for (const id of [...this.#pending.keys()]) this.#reject(id, error)
     for (const { reject } of this.#calls.values()) reject(error)
     this.#calls.clear()
+    this.#holdOpen()
   }
 }

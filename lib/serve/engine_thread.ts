@@ -23,6 +23,7 @@ export class EngineThread {
     return this.#open
   })
   #open = true
+  #closing = false
   #idleSince = 0
 
   constructor(job: Omit<EngineJob, 'port'>) {
@@ -32,7 +33,6 @@ export class EngineThread {
     port1.on('message', (message: FromWorker) => this.receive(message))
     this.#worker.on('error', error => this.#end(`: ${error}`, error))
     this.#worker.on('exit', () => this.#end(''))
-    this.#worker.unref()
   }
 
   post(message: ToWorker, transfer: ArrayBuffer[] = []): void {
@@ -43,7 +43,13 @@ export class EngineThread {
   hold(open: boolean): void {
     if (open === this.#open) return
     this.#open = open
-    if (open) return void this.#port.ref()
+    // Of both: where the thread dies its port goes first, and the process would end before it is told.
+    if (open) {
+      this.#worker.ref()
+      this.#port.ref()
+      return
+    }
+    if (!this.#closing) this.#worker.unref()
     this.#port.unref()
     this.#idleSince = clock()
   }
@@ -61,6 +67,7 @@ export class EngineThread {
   /** Lets it end when it has come to the end of what it does. */
   async close(): Promise<void> {
     const exited = new Promise(resolve => this.#worker.once('exit', resolve))
+    this.#closing = true
     this.#worker.ref()
     this.post({ type: 'close' })
     const timer = setTimeout(() => void this.#worker.terminate(), END_MS)

@@ -14,7 +14,12 @@ import { ownerText, sameHistory, type WireRequest } from './request.js'
 const MOST_ROWS = 1 << 19
 const ROWS_BESIDE = 32
 
-const costOf = ({ series }: KnownHistory['wire']) => series.length + ROWS_BESIDE
+const ROW_BYTES = 128
+/** By their texts, where these are long. */
+const costOf = ({ series, items }: KnownHistory['wire']) => {
+  const bytes = 'ends' in items ? items.units.byteLength : 0
+  return Math.max(series.length, Math.ceil(bytes / ROW_BYTES)) + ROWS_BESIDE
+}
 const begins = (all: NodeJS.TypedArray, first: NodeJS.TypedArray) =>
   first.length <= all.length && sameValues(all.subarray(0, first.length), first)
 

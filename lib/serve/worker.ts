@@ -202,15 +202,21 @@ class Scheduler {
   }
 
   #answer(): void {
-    for (const { id, name, argument } of this.#calls.splice(0))
-      try {
-        if (name === 'stats') post({ type: 'called', id, result: this.#stats() })
-        else if (name === 'forget')
-          post({ type: 'called', id, result: this.host.forget(argument as { tenant: string; user: string }) })
-        else this.#load(id, argument as string)
-      } catch (error) {
-        post({ type: 'refused', id, error: wireError(error) })
-      }
+    const { ownerOf } = this.host.rules
+    for (const call of this.#calls.splice(0)) {
+      const { id, name, argument } = call // of forgetUser: what was sent before would be cached again
+      const before = ({ id: own, wire }: Waiting) => own < id && ownerOf(wire) === ownerOf(argument)
+      if (name === 'forget' && this.#queue.some(before)) this.#calls.push(call)
+      else
+        try {
+          if (name === 'stats') post({ type: 'called', id, result: this.#stats() })
+          else if (name === 'forget')
+            post({ type: 'called', id, result: this.host.forget(argument as { tenant: string; user: string }) })
+          else this.#load(id, argument as string)
+        } catch (error) {
+          post({ type: 'refused', id, error: wireError(error) })
+        }
+    }
   }
 
   #stats(): WorkerStats {
