@@ -128,7 +128,7 @@ void embedding(TensorList y, TensorList tables, const Tensor& ids, Stream stream
     int64_t most = 0;
     for (unsigned n = 0; n < here; ++n) {
       const Tensor &table = tables.items[first + n], &to = y.items[first + n];
-      p.tables[n] = table.as<char>(), p.y[n] = to.as<char>(), p.bytes[n] = to.cols() * size_of(to.dtype);
+      p.tables[n] = table.as<char>(), p.y[n] = to.as<char>(), p.bytes[n] = ids.size() > 0 ? to.size() / ids.size() * size_of(to.dtype) : 0;
       bits |= reinterpret_cast<uintptr_t>(table.data) | reinterpret_cast<uintptr_t>(to.data) | uintptr_t(p.bytes[n]);
       most = std::max(most, p.bytes[n]);
     }
