@@ -8,7 +8,7 @@ import { mlShape, precisions } from './training_step.case.js'
 
 const kSamples = 20
 const kMiB = 2 ** 20
-/** Growth allowed from the end of the warm-up (the first half) to the end of the run. */
+/** Growth allowed over the last quarter of the steps. */
 const limits = { tensors: 0, used: kMiB / 16, reserved: 32 * kMiB, arrayBuffers: kMiB, heap: 4 * kMiB, rss: 32 * kMiB }
 type Watched = keyof typeof limits
 
@@ -28,13 +28,11 @@ function sample(step: number, device: Device): Sample {
   return { step, tensors, used, peak, reserved, heap, arrayBuffers, rss }
 }
 
-/** By the least-squares line through the samples of the second half: what it rises over them. */
+/** What is held however much garbage there is: the least of the last quarter's samples less the least of the quarter before. */
 function growth(samples: readonly Sample[], name: Watched): number {
-  const half = samples.slice(samples.length >> 1)
-  const mean = (of: (s: Sample) => number) => half.reduce((sum, s) => sum + of(s), 0) / half.length
-  const [x, y] = [mean(s => s.step), mean(s => s[name])]
-  const slope = mean(s => (s.step - x) * (s[name] - y)) / mean(s => (s.step - x) ** 2)
-  return Math.round(slope * (half.at(-1)!.step - half[0]!.step))
+  const quarter = samples.length >> 2
+  const least = (part: readonly Sample[]) => Math.min(...part.map(s => s[name]))
+  return least(samples.slice(-quarter)) - least(samples.slice(-2 * quarter, -quarter))
 }
 
 /** Trains for `steps` steps on batches of changing size, and reads the memory of device and host on the way. */
