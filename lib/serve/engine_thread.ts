@@ -29,7 +29,8 @@ export class EngineThread {
   constructor(job: Omit<EngineJob, 'port'>) {
     const { port1, port2 } = new MessageChannel()
     this.#port = port1
-    this.#worker = new Worker(WORKER, { workerData: { ...job, port: port2 }, transferList: [port2] })
+    // Flags such as --input-type are for the program's own file.
+    this.#worker = new Worker(WORKER, { workerData: { ...job, port: port2 }, transferList: [port2], execArgv: [] })
     port1.on('message', (message: FromWorker) => this.receive(message))
     this.#worker.on('error', error => this.#end(`: ${error}`, error))
     this.#worker.on('exit', () => this.#end(''))

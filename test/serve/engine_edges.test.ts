@@ -1,5 +1,4 @@
 import { spawnSync } from 'node:child_process'
-import { writeFileSync } from 'node:fs'
 import { join } from 'node:path'
 import { pathToFileURL } from 'node:url'
 import { describe, expect, it } from 'vitest'
@@ -9,19 +8,20 @@ import { Ranker } from '#lib/serve/ranker.js'
 import { error, rankerBundle, small } from './ranker_fixture.js'
 import { randomRequest } from './requests.js'
 
-const { folder, bundle } = rankerBundle()
+const { bundle } = rankerBundle()
 const dist = pathToFileURL(join(import.meta.dirname, '../../dist/index.js')).href
 
-/** Runs a module that has `Ranker` and `load()`, a ranker of the bundle; @returns its exit code (null: it hung) and what it printed */
-function runs(body: string, execArgv: string[] = []): { code: number | null; out: string } {
-  const source = `import { Ranker } from ${JSON.stringify(dist)}
+const PRELUDE = `import { Ranker } from ${JSON.stringify(dist)}
 const load = () => Ranker.load(${JSON.stringify(bundle)}, ${JSON.stringify(small)})
-${body}`
-  const file = join(folder, 'script.mjs')
-  writeFileSync(file, source)
-  const { status, stdout, stderr } = spawnSync(process.execPath, [...execArgv, file], {
+`
+
+/** Runs a program that has `Ranker` and `load()`, a ranker of the bundle; @returns its exit code (null: it hung) and what it printed */
+function runs(program: string, options = ''): { code: number | null; out: string } {
+  const env = { ...process.env, NODE_OPTIONS: options }
+  const { status, stdout, stderr } = spawnSync(process.execPath, ['--input-type=module', '-e', PRELUDE + program], {
     encoding: 'utf8',
     timeout: 30_000,
+    env,
   })
   return { code: status, out: status ? stdout + stderr : stdout }
 }
@@ -36,7 +36,7 @@ describe('edges of the engine', () => {
       `const ranker = await load()
 const ask = () => ranker.rank(${ask}).then(ask, error => { if (error.code === 'ERR_HSTU_DEVICE_LOST') console.log('told'); else ask() })
 ask()`,
-      ['--import', preload],
+      `--import ${preload}`,
     )
     expect({ code, out: out.trim() }).toEqual({ code: 0, out: 'told' })
   }, 40_000)
