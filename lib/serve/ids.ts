@@ -17,6 +17,7 @@ export const textsIn = (memory: ArrayBufferLike, count: number): TextIds => ({
 
 /** Texts that are put together and written at once: by the text, not by the unit, as far as a string may reach. */
 const AT_ONCE = 1 << 16
+const MOST_UNITS = 1 << 28
 
 /** Of the elements from `first` on; null where one is no text. */
 export function textIds(texts: readonly unknown[], first = 0): TextIds | null {
@@ -31,8 +32,9 @@ export function textIds(texts: readonly unknown[], first = 0): TextIds | null {
   const { ends, units } = textsIn(memory, count)
   for (let i = 0, at = 0; i < count; i++) ends[i] = at += (texts[i + first] as string).length
   const bytes = Buffer.from(memory, 4 * count)
-  for (let i = first, at = 0; i < texts.length; i += AT_ONCE) {
-    const part = i === 0 && count <= AT_ONCE ? texts : texts.slice(i, i + AT_ONCE)
+  const step = size < MOST_UNITS ? AT_ONCE : 1
+  for (let i = first, at = 0; i < texts.length; i += step) {
+    const part = i === 0 && count <= step ? texts : texts.slice(i, i + step)
     at += bytes.write(part.join(''), at, 'utf16le')
   }
   return { units, ends }
