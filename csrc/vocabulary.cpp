@@ -4,6 +4,7 @@
 #include <bit>
 #include <charconv>
 #include <cstring>
+#include <random>
 #include <vector>
 
 #include "boundary.h"
@@ -39,11 +40,17 @@ uint64_t word_at(const char16_t* units) {
   return word;
 }
 
+// Of this process: nobody can choose ids that share a hash.
+const uint64_t kSeed = [] {
+  std::random_device random;
+  return uint64_t(random()) << 32 | random();
+}();
+
 // Of four units at a time, the last four of a longer text whatever was taken of them before.
 constexpr size_t kWord = 4;
 
 uint32_t hash_of(std::u16string_view text) {
-  uint64_t h = 0x9e3779b97f4a7c15ULL + text.size(), last = 0;
+  uint64_t h = kSeed + text.size(), last = 0;
   for (size_t i = 0; i + kWord < text.size(); i += kWord) h = mixed(h ^ word_at(&text[i]), 0xa0761d6478bd642fULL);
   if (text.size() >= kWord)
     last = word_at(&text[text.size() - kWord]);
