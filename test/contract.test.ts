@@ -40,7 +40,9 @@ describe('places of an op', () => {
 
   it('has no file without an op', () => {
     const opFiles = under(/^(lib\/ops\/.*|test\/ops\/.*|bench\/.*\.bench\.ts)$/)
-    expect(opFiles.filter(file => !stems.includes(basename(file).replace(/(\.test|\.bench)?\.ts$/, '')))).toEqual([])
+    // What one test file of an op is too long for stands in a folder of its name.
+    const named = (file: string) => /^test\/ops\/(\w+)\//.exec(file)?.[1] ?? basename(file)
+    expect(opFiles.filter(file => !stems.includes(named(file).replace(/(\.test|\.bench)?\.ts$/, '')))).toEqual([])
     // Beside the ops, csrc/cpu implements its own headers and what storage.h declares of a backend.
     const support = (file: string) => /\/(memory|ceiling)\.cpp$/.test(file) || files.includes(file.replace(/cpp$/, 'h'))
     const strangers = under(/^csrc\/cpu\/.*\.cpp$/).filter(
@@ -200,10 +202,11 @@ describe('directions', () => {
       [/^test\/values\.ts$/, /^(#lib\/.*|node:.*)$/],
       [/^bench\/.*\.bench\.ts$/, /^(#lib\/.*|bench\/harness\.ts|test\/harness\.ts|node:.*)$/],
     ]
+    const opOf = (file: string) => /^test\/ops\/(\w+)/.exec(file)?.[1]
     const wrong = allowed.flatMap(([from, to]) =>
       under(from).flatMap(file =>
         importsOf(file)
-          .filter(edge => !to.test(edge.to))
+          .filter(edge => !to.test(edge.to) && !(opOf(file) && opOf(file) === opOf(edge.to)))
           .map(edge => `${file} -> ${edge.to}`),
       ),
     )
@@ -236,6 +239,7 @@ describe('budgets', () => {
     [/^lib\/ops\/.*\.ts$/, 120],
     [/^lib\/models\/.*\.ts$/, 330],
     [/^(csrc|cuda|lib|scripts|bench)\/.*\.(h|cpp|cu|cuh|ts|mjs|js)$/, 300],
+    [/^test\/.*\.(h|cpp|ts|mjs)$/, 330],
     [/^(CMakeLists\.txt|\.ci\/run|CONTRIBUTING\.md)$/, 300],
   ]
 
