@@ -202,11 +202,11 @@ describe('directions', () => {
       [/^test\/values\.ts$/, /^(#lib\/.*|node:.*)$/],
       [/^bench\/.*\.bench\.ts$/, /^(#lib\/.*|bench\/harness\.ts|test\/harness\.ts|node:.*)$/],
     ]
-    const opOf = (file: string) => /^test\/ops\/(\w+)/.exec(file)?.[1]
+    const tested = (file: string) => /^test\/ops\/(\w+)/.exec(file)?.[1]
     const wrong = allowed.flatMap(([from, to]) =>
       under(from).flatMap(file =>
         importsOf(file)
-          .filter(edge => !to.test(edge.to) && !(opOf(file) && opOf(file) === opOf(edge.to)))
+          .filter(edge => !to.test(edge.to) && !(tested(file) && tested(file) === tested(edge.to)))
           .map(edge => `${file} -> ${edge.to}`),
       ),
     )
