@@ -57,7 +57,7 @@ template <typename T, int kCount, int kPieces, typename Rows>
 __device__ __forceinline__ void make_two(uint32_t (&words)[kSide][kPieces][4], const RowBits<kCount, kPieces>& x,
                                          const RowBits<kCount, kPieces>& more, int at, const Rows& rows) {
   int n = rows.width(), lane = threadIdx.x % 32;
-  float v[kSide][kPieces][8], sum[kSide] = {}, squares[kSide] = {};
+  float v[kSide][kPieces][8], sum[kSide] = {};
 #pragma unroll
   for (int s = 0; s < kSide; ++s)
 #pragma unroll
@@ -66,19 +66,7 @@ __device__ __forceinline__ void make_two(uint32_t (&words)[kSide][kPieces][4], c
 #pragma unroll
       for (int e = 0; e < 8; ++e) sum[s] += v[s][p][e];
     }
-  float mean = warp_sums(sum[0], sum[1]) / float(n);
-#pragma unroll
-  for (int s = 0; s < kSide; ++s) {
-    float own = __shfl_sync(kFullWarp, mean, 16 * s);
-#pragma unroll
-    for (int p = 0; p < kPieces; ++p)
-#pragma unroll
-      for (int e = 0; e < 8; ++e) {
-        v[s][p][e] -= own;
-        if (8 * lane + kPiece * p < n) squares[s] += v[s][p][e] * v[s][p][e];
-      }
-  }
-  float rstd = 1.f / sqrtf(warp_sums(squares[0], squares[1]) / float(n) + rows.eps());
+  float rstd = center(v, sum, n, rows.eps(), [&](int p) { return 8 * lane + kPiece * p < n; });
 #pragma unroll
   for (int s = 0; s < kSide; ++s) {
     float own = __shfl_sync(kFullWarp, rstd, 16 * s);

@@ -43,6 +43,24 @@ __device__ __forceinline__ float warp_sums(float x, float y) {
   return sum;
 }
 
+// Takes their means from kSide rows of n, whose sums of a lane are `sum`; 1 / deviation of the row of a lane's half.
+template <int kPieces, typename There>
+__device__ __forceinline__ float center(float (&v)[kSide][kPieces][8], const float (&sum)[kSide], int n, float eps, There&& there) {
+  float squares[kSide] = {}, mean = warp_sums(sum[0], sum[1]) / float(n);
+#pragma unroll
+  for (int s = 0; s < kSide; ++s) {
+    float own = __shfl_sync(kFullWarp, mean, 16 * s);
+#pragma unroll
+    for (int p = 0; p < kPieces; ++p)
+#pragma unroll
+      for (int e = 0; e < 8; ++e) {
+        v[s][p][e] -= own;
+        if (there(p)) squares[s] += v[s][p][e] * v[s][p][e];
+      }
+  }
+  return 1.f / sqrtf(warp_sums(squares[0], squares[1]) / float(n) + eps);
+}
+
 // kSide rows of the tile whose row 0 is `first`, from r on. What is normed stands in the tile already, and is replaced; a lane has the
 // columns 8 lane .. 8 lane + 7 of every 256. The sums are those of row_statistics. What the rows from `next` on need comes to L2 meanwhile.
 template <typename T, typename Rows>
@@ -54,7 +72,7 @@ __device__ __forceinline__ void make_unit(uint32_t tile, const Rows& rows, int f
     int64_t at = int64_t(first + r) * n, then = int64_t(next + r) * n;
     asm volatile("" : "+r"(lane));  // what follows from it is made anew for each row: there are no registers to keep it in
     uint4 more[kSide][kPieces];
-    float v[kSide][kPieces][8], sum[kSide] = {}, squares[kSide] = {};
+    float v[kSide][kPieces][8], sum[kSide] = {};
     auto place = [&](int s, int p) { return tile + (p * 256 * 64 / kDepth + s) * kLine + ((lane ^ (r + s)) & 7) * 16; };
     auto whole = [&](int p) {
       asm volatile("" : "+r"(lane));  // nor predicates
@@ -81,19 +99,7 @@ __device__ __forceinline__ void make_unit(uint32_t tile, const Rows& rows, int f
 #pragma unroll
         for (int e = 0; e < 8; ++e) sum[s] += v[s][p][e];
       }
-    float mean = warp_sums(sum[0], sum[1]) / float(n);
-#pragma unroll
-    for (int s = 0; s < kSide; ++s) {
-      float own = __shfl_sync(kFullWarp, mean, 16 * s);
-#pragma unroll
-      for (int p = 0; p < kPieces; ++p)
-#pragma unroll
-        for (int e = 0; e < 8; ++e) {
-          v[s][p][e] -= own;
-          if (whole(p)) squares[s] += v[s][p][e] * v[s][p][e];
-        }
-    }
-    float rstd = 1.f / sqrtf(warp_sums(squares[0], squares[1]) / float(n) + rows.eps());
+    float rstd = center(v, sum, n, rows.eps(), whole);
 #pragma unroll
     for (int s = 0; s < kSide; ++s) {
       float own = __shfl_sync(kFullWarp, rstd, 16 * s);
