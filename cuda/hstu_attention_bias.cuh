@@ -79,6 +79,14 @@ struct TimePath {
   }
 };
 
+// What a thread brings for the next tile or stage: read from global memory before a tile's work, written to shared memory after it.
+template <int kSegment, int kThreads>
+struct BiasAhead {
+  uint32_t pos[(kSegment + kThreads - 1) / kThreads];  // bits of table entries
+  int64_t time;
+  bool there, timed;
+};
+
 // The bias of the backward's tiles: keys stand still (they are a warp's accumulator rows), queries move on (kMoving columns of the
 // accumulators, in kStages buffers). kSegment: rows plus columns of the block's tile, position differences that occur in it.
 template <int kMoving, int kSegment, int kStages>
@@ -89,13 +97,8 @@ struct BiasTile {
   alignas(8) int near[kStages][kMoving];
   TimeSpan spans[kStages][kMoving / 32];
 
-  // What a thread brings for the next stage: read from global memory before a tile's work, written to shared memory after it.
   template <int kThreads>
-  struct Ahead {
-    uint32_t pos[(kSegment + kThreads - 1) / kThreads];  // bits of table entries
-    int64_t time;
-    bool there, timed;
-  };
+  using Ahead = BiasAhead<kSegment, kThreads>;
 
   template <int kThreads, typename T>
   __device__ __forceinline__ void stage_table(const Call<T>& p, int head) {

@@ -58,13 +58,8 @@ struct BiasPieces {
   Strip strips[kStrips];
   int row_near[kRows];
 
-  // What a thread brings for the next tile: read from global memory before a tile's work, written to shared memory after it.
   template <int kThreads>
-  struct Ahead {
-    uint32_t pos[(kSegment + kThreads - 1) / kThreads];  // bits of table entries
-    int64_t time;
-    bool there, timed;
-  };
+  using Ahead = BiasAhead<kSegment, kThreads>;
 
   template <int kThreads, typename T>
   __device__ __forceinline__ void stage_tables(const Call<T>& p, int head) {
