@@ -22,6 +22,20 @@ __device__ __forceinline__ void load_rows(T* tile, const Rows<T>& rows, int j0, 
   copy_async_commit();
 }
 
+// As load_tile_rows; what comes leaves the L2 cache before all else does, for histories are larger than it, and each layer has its own.
+template <typename T, int kDim, int kTileRows>
+__device__ __forceinline__ void stream_tile_rows(T* tile, int first, const CUtensorMap& map, int head, int row, Barrier& full) {
+  constexpr int kBytes = kRowBytes<T, kDim>, kColumns = kBytes / int(sizeof(T));
+  constexpr uint64_t kEvictFirst = 0x12f0000000000000;
+#pragma unroll
+  for (int d = 0; d < kDim; d += kColumns)
+    asm volatile(
+        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3, %4}], [%5], "
+        "%6;" ::"r"(shared_address(tile) + (first + d / kColumns * kTileRows) * kBytes),
+        "l"(reinterpret_cast<uint64_t>(&map)), "r"(d), "r"(head), "r"(row), "r"(full.address()), "l"(kEvictFirst)
+        : "memory");
+}
+
 // Tiles of Q and K, of V, or all, where history stands in pages, by a warp. The copy engine brings boxes of kBox keys, each from one page
 // or from the rows of k and v; a tile of which some box would come from both, or of pages that are no whole boxes, comes row by row. What lies
 // behind the last key may be anything. There are 2000 cycles a tile, so where boxes stand is found for 32 of them at once.
@@ -32,11 +46,13 @@ __device__ __forceinline__ void load_paged_tiles(std::integral_constant<int, kWh
                                                  const PageMaps& pages, const Call<T>& p) {
   using C = Config<kDim, kMode, kFew>;
   constexpr int kBoxes = C::kKeys / kBox;  // of a tile
+  constexpr int kSoon = 512 / C::kKeys;    // tiles before an item's end
+  constexpr bool kAsks = C::kLoading > 32;  // else registers are too short
   int lane = threadIdx.x % 32;
   Ring<C::kRing> ring;
   Ring<C::kQueries> q_ring;
   for (Ring<kSlots> turn;; turn.next()) {
-    shared.work_full[turn.stage].wait(turn.parity);
+    shared.work_known[turn.stage].wait(turn.parity);
     const Work& work = shared.work[turn.stage];
     if (work.rows <= 0) return;
     const Rows<T>&keys = shared.keys[turn.stage], &values = shared.values[turn.stage];
@@ -75,8 +91,14 @@ __device__ __forceinline__ void load_paged_tiles(std::integral_constant<int, kWh
         int at = place_of(first + x);
         const CUtensorMap& map = at < 0 ? of_values ? v_map : k_map : of_values ? pages.v : pages.k;
         int row = at < 0 ? ~at : at + of_values * p.page_size;
-        if (lane == 0) load_tile_rows<T, kDim, C::kKeys>(tile, x * kBox, map, work.head, row, full);
+        if (lane == 0) stream_tile_rows<T, kDim, C::kKeys>(tile, x * kBox, map, work.head, row, full);
       }
+    };
+    // Targets' own keys and values, which come last, to L2.
+    auto ask_for_own = [&](const CUtensorMap& map, int dim) {
+      int begin = work.s.shift + work.first, j = max(begin, work.s.history) + kBox * lane;
+      if (others_of(shared, turn.stage) < 0 || j >= begin + work.rows) return;
+      for (int d = 0; d < dim; d += kRowBytes<T, kDim> / int(sizeof(T))) prefetch_box(map, d, work.head, int(work.s.key) + j - paged);
     };
     bool q_to_come = kWhat & kKeyTiles;
     auto bring_q = [&] {
@@ -88,6 +110,10 @@ __device__ __forceinline__ void load_paged_tiles(std::integral_constant<int, kWh
     if (C::kQueries > 1 && q_to_come) bring_q();
     for (int n = first_tile(shared, turn.stage); n < work.tiles.last; n = work.tiles.from(n + 1)) {
       turn_to(n * kBoxes);
+      if (kAsks && n == work.tiles.last - kSoon) {
+        if (kWhat & kKeyTiles) ask_for_own(k_map, p.key_dim);
+        if (kWhat & kValueTiles) ask_for_own(v_map, p.value_dim);
+      }
       if constexpr (kWhat & kKeyTiles) {
         shared.k_empty[ring.stage].wait(ring.parity ^ 1);
         bring(shared.k[ring.stage], std::false_type{}, n, shared.k_full[ring.stage]);

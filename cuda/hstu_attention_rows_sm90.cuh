@@ -6,6 +6,13 @@
 namespace hstu::cuda::attention {
 namespace forward_sm90 {
 
+// The scores that are multiplied: of the next tile, or those that become weights in their place.
+template <bool kAhead, int kNext, int kCount>
+__device__ __forceinline__ auto& pick_scores(float (&next)[kNext], float (&w)[kCount]) {
+  if constexpr (kAhead) return next;
+  else return w;
+}
+
 constexpr float kLog2E = 1.4426950408889634f;
 __device__ __forceinline__ float exponential2(float x) {
   float y;
@@ -81,49 +88,71 @@ __device__ __forceinline__ float dot8(float sum, const void* a, const void* b) {
   return sum;
 }
 
-// Targets' own groups, in float32, a quad a row: q from the item's tile, a key's pieces and value at once from memory.
+// Targets' own groups, in float32, a quad a row: q from the item's tile, a key's pieces and value at once from memory, for both rows of a
+// thread where registers allow.
 template <typename T, int kDim, Mode kMode, typename Shared>
 __device__ __forceinline__ void add_own(float (&sums)[kDim / 2], Softmax& softmax, const Shared& shared, int slot, int strip,
                                         const Call<T>& p, const T* tile) {
-  constexpr int kRows = Shared::C::kRows;
+  constexpr int kRows = Shared::C::kRows, kPieces = (kDim + 31) / 32;
+  constexpr int kAtOnce = kDim == 128 && (kMode != Mode::kSiluBias || Shared::C::kGroups == 2) ? 2 : 1;
   const Work& work = shared.work[slot];
   const Rows<T> &keys = shared.keys[slot], &values = shared.values[slot];
   const Sequence& s = work.s;
   int rows = others_of(shared, slot) < 0 ? 0 : work.rows;  // none where another block has the item's last keys
-  int lane = threadIdx.x % 32, row0 = 16 * strip + lane / 4, column0 = lane % 4 * 2;
+  int lane = threadIdx.x % 32, row0 = 16 * strip + lane / 4, column0 = lane % 4 * 2, piece0 = lane % 4 * 8;
   if constexpr (kMode == Mode::kSoftmax) softmax.total[0] = quad_sum(softmax.total[0]), softmax.total[1] = quad_sum(softmax.total[1]);
   if (s.shift + work.first + work.rows <= s.history) return;
 #pragma unroll
-  for (int half = 0; half < 2; ++half) {
-    int r = row0 + 8 * half, i = s.shift + work.first + r, own = shared.seen[slot][r].own, count = r < rows ? i + 1 - own : 0;
+  for (int half0 = 0; half0 < 2; half0 += kAtOnce) {
+    int own[kAtOnce], count[kAtOnce], most = 0;
+#pragma unroll
+    for (int y = 0; y < kAtOnce; ++y) {
+      int r = row0 + 8 * (half0 + y), i = s.shift + work.first + r;
+      own[y] = shared.seen[slot][r].own, count[y] = r < rows ? i + 1 - own[y] : 0, most = max(most, count[y]);
+    }
 #pragma unroll 1
-    for (int x = 0, longest = __reduce_max_sync(kFullWarp, count); x < longest; ++x) {
-      bool active = x < count;
-      int j = active ? own + x : 0;
-      const T *key = keys.at(j), *value = values.at(j) + column0;
-      uint32_t pairs[kDim / 8];
+    for (int x = 0, longest = __reduce_max_sync(kFullWarp, most); x < longest; ++x) {
+      uint4 pieces[kAtOnce][kAtOnce > 1 ? kPieces : 1];
+      const T* key = nullptr;  // of the last row
+      uint32_t pairs[kAtOnce][kDim / 8];
 #pragma unroll
-      for (int d = 0; d < kDim / 8; ++d) pairs[d] = active && 8 * d < p.value_dim ? *reinterpret_cast<const uint32_t*>(value + 8 * d) : 0;
-      float score = 0.f, weight;
+      for (int y = 0; y < kAtOnce; ++y) {
+        bool active = x < count[y];
+        int j = active ? own[y] + x : 0;
+        const T* value = values.at(j) + column0;
+        key = keys.at(j) + piece0;
 #pragma unroll
-      for (int d = lane % 4 * 8; d < kDim; d += 32)
-        if (active && d < p.key_dim)
-          score = dot8<T>(score, reinterpret_cast<const unsigned char*>(tile) + swizzled<T, kDim>(kRows, r, d), key + d);
-      score = quad_sum(score);
-      if (!active) continue;
-      if constexpr (kMode == Mode::kSoftmax) {
-        weight = softmax.add(half, score);
-        softmax.rescale(sums);
-      } else {
-        score *= p.unit * p.alpha;
-        if constexpr (kMode == Mode::kSiluBias) score += own_bias(p, s, work.head, s.query + work.first + r, j);
-        weight = weight_of<T>(score);
+        for (int d = 0; kAtOnce > 1 && d < kPieces; ++d)
+          pieces[y][d] = active && 32 * d + piece0 < p.key_dim ? *reinterpret_cast<const uint4*>(key + 32 * d) : uint4{0, 0, 0, 0};
+#pragma unroll
+        for (int d = 0; d < kDim / 8; ++d)
+          pairs[y][d] = active && 8 * d < p.value_dim ? *reinterpret_cast<const uint32_t*>(value + 8 * d) : 0;
       }
 #pragma unroll
-      for (int d = 0; d < kDim / 8; ++d) {
-        float2 pair = unpack_pair<T>(pairs[d]);
-        float* sum = sums + 4 * d + 2 * half;
-        sum[0] = fmaf(weight, pair.x, sum[0]), sum[1] = fmaf(weight, pair.y, sum[1]);
+      for (int y = 0; y < kAtOnce; ++y) {
+        int half = half0 + y, r = row0 + 8 * half;
+        float score = 0.f, weight;
+#pragma unroll
+        for (int d = 0; d < kPieces; ++d)
+          if (x < count[y] && 32 * d + piece0 < p.key_dim)
+            score = dot8<T>(score, reinterpret_cast<const unsigned char*>(tile) + swizzled<T, kDim>(kRows, r, 32 * d + piece0),
+                            kAtOnce > 1 ? static_cast<const void*>(&pieces[y][d]) : key + 32 * d);
+        score = quad_sum(score);
+        if (x >= count[y]) continue;
+        if constexpr (kMode == Mode::kSoftmax) {
+          weight = softmax.add(half, score);
+          softmax.rescale(sums);
+        } else {
+          score *= p.unit * p.alpha;
+          if constexpr (kMode == Mode::kSiluBias) score += own_bias(p, s, work.head, s.query + work.first + r, own[y] + x);
+          weight = weight_of<T>(score);
+        }
+#pragma unroll
+        for (int d = 0; d < kDim / 8; ++d) {
+          float2 pair = unpack_pair<T>(pairs[y][d]);
+          float* sum = sums + 4 * d + 2 * half;
+          sum[0] = fmaf(weight, pair.x, sum[0]), sum[1] = fmaf(weight, pair.y, sum[1]);
+        }
       }
     }
   }

@@ -16,13 +16,6 @@ __device__ __forceinline__ uint64_t moved(uint32_t low, int by) {
   return by_rows<kBytes>(0) >> 32 << 32 | (low + by);
 }
 
-// The scores that are multiplied: of the next tile, or those that become weights in their place.
-template <bool kAhead, int kNext, int kCount>
-__device__ __forceinline__ auto& pick_scores(float (&next)[kNext], float (&w)[kCount]) {
-  if constexpr (kAhead) return next;
-  else return w;
-}
-
 // A block is persistent: one warpgroup loads, the others own 64 query rows each of an item, a warp 16 of them, in the layout of the
 // accumulators. K and V arrive tile by tile; S = Q K^T from shared memory, the weights stay in registers for O += P V. The scores of a tile
 // and the values of the one before it are multiplied at the same time, and these values go on while the scores become weights; with a bias
@@ -431,6 +424,9 @@ void run(const Call<T>& p, bool deterministic, T* out, float* lse, int64_t query
       return run<T, kDim, kMode, true>(p, deterministic, out, lse, query_rows, key_rows, stream);
   int64_t most_tiles = query_rows / C::kRows + p.sequences, most = most_tiles * p.heads;
   bool split = C::kSplits && !deterministic && most_tiles <= kMostTiles && most <= kMostShares * processors() && p.max_seq_len <= kMostKeys;
+  if constexpr (kMode == Mode::kSilu && kDim == 128 && !kFew)
+    if (split && fits_better(query_rows, p.sequences, Config<kDim, kMode, true>::kRows, C::kRows))
+      return run<T, kDim, kMode, true>(p, deterministic, out, lse, query_rows, key_rows, stream);
   bool few = !split && p.sequences <= kFewSequences && most <= processors();
   HSTU_CHECK(most <= INT_MAX / 2, kInvalidArgument, "hstu_attention: ", query_rows, " rows of ", p.heads,
              " heads are too many for one call");

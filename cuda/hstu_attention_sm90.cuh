@@ -8,14 +8,14 @@ namespace forward_sm90 {
 
 using namespace sm90;
 
-// Tile sizes were measured (docs/hstu_attention.md). kFew: fewer rows an item, for calls that have few items.
+// Tile sizes were measured (docs/hstu_attention.md). kFew: for calls that have few items: with a bias fewer rows each, without one more.
 template <int kDim, Mode kMode, bool kFew = false>
 struct Config {
   static constexpr bool kBias = kMode == Mode::kSiluBias;
-  static constexpr int kGroups = kFew ? 2 : kDim <= 64 || (kBias && kDim <= 128) ? 3 : 2;  // warpgroups that compute; one more loads
+  static constexpr int kGroups = kFew ? (kBias ? 2 : 3) : kDim <= 64 || (kBias && kDim <= 128) ? 3 : 2;  // warpgroups that compute; one more loads
   static constexpr int kRows = 64 * kGroups;
-  static constexpr int kKeys = kBias || kDim > 128 ? 64 : 128;  // of a tile
-  static constexpr int kRing = !kBias || kDim > 128 ? 2 : kDim > 64 ? 3 : 6;  // tiles of K and of V in shared memory
+  static constexpr int kKeys = kBias || kFew || kDim > 128 ? 64 : 128;  // of a tile
+  static constexpr int kRing = !(kBias || kFew) || kDim > 128 ? 2 : kDim > 64 ? 3 : 6;  // tiles of K and of V in shared memory
   static constexpr int kQueries = kDim <= 128 ? 2 : 1;          // tiles of Q
   static constexpr bool kAhead = kBias && (kDim <= 64 || (kDim <= 128 && kFew));  // scores of the next tile have registers of their own
   static constexpr bool kTurns = !kBias && kDim == 128;         // warpgroups start their products in turns
@@ -24,7 +24,7 @@ struct Config {
   static constexpr int kItemCost = 128 / kKeys, kLeastFragment = 256 / kKeys, kLeastRange = 640 / kKeys;
   static_assert(kLeastRange >= kItemCost + 2 * kLeastFragment - 1);
   static constexpr int kLoading = kBias || kDim == 128 ? 56 : kDim > 128 ? 40 : 32;  // registers a thread
-  static constexpr int kComputing = kDim > 128 && !kBias ? 232 : kGroups == 2 ? 224 : kBias ? 152 : 160;
+  static constexpr int kComputing = kDim > 128 && !kBias ? 232 : kGroups == 2 ? 224 : kBias || kFew ? 152 : 160;
 };
 
 template <typename T, int kDim, Mode kMode, bool kFew = false>
@@ -35,7 +35,7 @@ struct Shared {
   alignas(1024) T k[C::kRing][C::kKeys * kDim];
   alignas(1024) T v[C::kRing][C::kKeys * kDim];
   Barrier q_full[C::kQueries], q_empty[C::kQueries], k_full[C::kRing], k_empty[C::kRing], v_full[C::kRing], v_empty[C::kRing],
-      work_full[kSlots], work_empty[kSlots];
+      work_known[kSlots], work_full[kSlots], work_empty[kSlots];  // known: what tiles it needs, full: what its rows see
   Work work[kSlots];
   Rows<T> keys[kSlots], values[kSlots];       // of an item's head: registers are short
   VisibleKeys seen[kSlots][C::kRows];         // of a row
@@ -50,18 +50,29 @@ struct Shared {
     for (int x = 0; x < C::kQueries; ++x) q_full[x].init(1, 0), q_empty[x].init(0, kWarps);
     for (int x = 0; x < C::kRing; ++x)
       k_full[x].init(0, C::kBias ? 2 : 1), v_full[x].init(0, 1), k_empty[x].init(0, kWarps), v_empty[x].init(0, kWarps);
-    for (int x = 0; x < kSlots; ++x) work_full[x].init(0, 1), work_empty[x].init(0, kWarps + loaders + (C::kBias ? 2 : 0));
+    for (int x = 0; x < kSlots; ++x) work_known[x].init(0, 1), work_full[x].init(0, 1);
+    for (int x = 0; x < kSlots; ++x) work_empty[x].init(0, kWarps + loaders + (C::kBias ? 2 : 0));
     fence_barriers();
   }
 };
 
-// By a warp: what the rows of an item see, each by itself and together, and the tiles that the item needs.
+// By a warp: what the rows of an item see, each by itself and together, and the tiles that the item needs, which are known first.
 template <typename Shared, typename T>
 __device__ __forceinline__ void stage_masks(Shared& shared, int slot, const Call<T>& p) {
   constexpr int kRows = Shared::C::kRows, size = Shared::C::kKeys;
   Work& work = shared.work[slot];
-  int lane = threadIdx.x % 32;
+  int lane = lane_id();  // anew: registers are short
   VisibleKeys total{0, INT_MAX, 0, 0}, some = total;
+  auto know = [&] {
+    KeyTiles tiles{(total.prefix + size - 1) / size, total.end > 0 ? total.begin / size : 0, (total.end + size - 1) / size};
+    if (tiles.gap >= tiles.resume) tiles.gap = -1;
+    if (lane == 0) {
+      if constexpr (Shared::C::kSplits) cut_out(tiles, shared.fragment[slot]);
+      work.tiles = tiles;
+    }
+    __syncwarp();
+    shared.work_known[slot].arrive_for_warp(lane);
+  };
   if (p.max_attn_len <= 0 && !p.contextual_full) {  // keys from 0 on, the more the later a row is
     const Sequence& s = work.s;
     int i0 = s.shift + work.first;
@@ -70,6 +81,7 @@ __device__ __forceinline__ void stage_masks(Shared& shared, int slot, const Call
       int there = min(work.rows - r, count);
       return there > 0 ? VisibleKeys{0, 0, end(r + there - 1), 0} : VisibleKeys{0, INT_MAX, 0, 0};
     };
+    total = any(0, kRows), know();
 #pragma unroll 1
     for (int r = lane; r < kRows; r += 32) {
       int i = i0 + r, own = i < s.history ? i + 1 : i - (i - s.history) % p.group;
@@ -80,7 +92,6 @@ __device__ __forceinline__ void stage_masks(Shared& shared, int slot, const Call
       if constexpr (Shared::C::kBias) shared.bias.some[slot][lane] = any(16 * lane, 16);
     }
     if (lane < kRows / 64) shared.some[slot][lane] = any(64 * lane, 64);
-    total = any(0, kRows);
   } else {
 #pragma unroll 1
     for (int r0 = 0; r0 < kRows; r0 += 32) {
@@ -106,12 +117,8 @@ __device__ __forceinline__ void stage_masks(Shared& shared, int slot, const Call
       total = {max(total.prefix, some.prefix), min(total.begin, some.begin), max(total.end, some.end), 0};
       some = {0, INT_MAX, 0, 0};
     }
+    know();
   }
-  KeyTiles tiles{(total.prefix + size - 1) / size, total.end > 0 ? total.begin / size : 0, (total.end + size - 1) / size};
-  if (tiles.gap >= tiles.resume) tiles.gap = -1;
-  if (lane > 0) return;
-  if constexpr (Shared::C::kSplits) cut_out(tiles, shared.fragment[slot]);
-  work.tiles = tiles;
 }
 
 // A tile of one head from row `row` on, by the copy engine; one thread.
@@ -157,23 +164,23 @@ __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode, kFew>& shared,
     }
     __syncwarp();
     const Work& here = shared.work[turn.stage];
-    bool some = here.rows > 0;
-    if (some) {
-      if constexpr (C::kBias) {
-        RowTimes<T, C::kRows> times(p, here);
-        stage_masks(shared, turn.stage, p);
-        stage_rows(shared, turn.stage, p, here, times, p.time_per_head || drawn < kSlots);
-      } else {
-        stage_masks(shared, turn.stage, p);
-      }
+    if (here.rows <= 0) {
+      shared.work_known[turn.stage].arrive_for_warp(lane), shared.work_full[turn.stage].arrive_for_warp(lane);
+      return;
     }
-    if (some && lane == 0) {
+    if (lane == 0) {
       shared.keys[turn.stage] = rows_of(p, here.s, here.head, p.k, p.key_dim, false);
       shared.values[turn.stage] = rows_of(p, here.s, here.head, p.v, p.value_dim, true);
     }
+    if constexpr (C::kBias) {
+      RowTimes<T, C::kRows> times(p, here);
+      stage_masks(shared, turn.stage, p);
+      stage_rows(shared, turn.stage, p, here, times, p.time_per_head || drawn < kSlots);
+    } else {
+      stage_masks(shared, turn.stage, p);
+    }
     __syncwarp();
     shared.work_full[turn.stage].arrive_for_warp(lane);
-    if (!some) return;
     item = split ? item + 1 : plan.draw();
   }
 }
@@ -187,7 +194,7 @@ __device__ __forceinline__ void load_tiles(Shared<T, kDim, kMode, kFew>& shared,
   Ring<C::kRing> ring;
   Ring<C::kQueries> q_ring;
   for (Ring<kSlots> turn;; turn.next()) {
-    shared.work_full[turn.stage].wait(turn.parity);
+    shared.work_known[turn.stage].wait(turn.parity);
     const Work& work = shared.work[turn.stage];
     if (work.rows <= 0) return;
     auto bring = [&](T* tile, const CUtensorMap& map, int n, Barrier& full) {

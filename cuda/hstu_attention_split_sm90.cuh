@@ -41,6 +41,12 @@ __device__ __forceinline__ int others_of(const Shared& shared, int slot) {
   else return 0;
 }
 
+// Whether sequences, if they are alike, leave no more rows of larger tiles empty, which read fewer keys, than of smaller ones.
+inline bool fits_better(int64_t rows, int sequences, int large, int small) {
+  int64_t each = ceil_div(rows, int64_t(sequences));
+  return ceil_div(each, int64_t(large)) * large <= ceil_div(each, int64_t(small)) * small;
+}
+
 // Rows of a sequence that are an item's tile. With a bias the first tile, which sees fewest keys, is the one that may not be full.
 struct TileRows {
   int first, count;
@@ -157,8 +163,10 @@ struct Shares {
       longest = max(longest, own);
       return own;
     });
-    int total = cost * p.heads, least_range = max(C::kLeastRange, __reduce_max_sync(kFullWarp, longest) / kMostFragments);
-    int count = max(min(int(gridDim.x), max(known * p.heads, total / least_range)), 1);
+    longest = __reduce_max_sync(kFullWarp, longest);
+    int total = cost * p.heads, items = known * p.heads, least_range = max(C::kLeastRange, longest / kMostFragments);
+    int count = max(min(int(gridDim.x), max(items, total / least_range)), 1), even = items > 0 ? count / items * items : 0;
+    if (longest * known == cost && 20 * even >= 19 * count) count = even;  // a fragment a block, where few are left without
     if (lane == 0) {
       tiles = known, all = cost, ranges = count, each = total / count, rest = total % count;
       least = each < C::kLeastRange ? kAllTiles : C::kLeastFragment;  // so that no range is empty where items are cut
