@@ -22,20 +22,6 @@ __device__ __forceinline__ void load_rows(T* tile, const Rows<T>& rows, int j0, 
   copy_async_commit();
 }
 
-// As load_tile_rows; what comes leaves the L2 cache before all else does, for histories are larger than it, and each layer has its own.
-template <typename T, int kDim, int kTileRows>
-__device__ __forceinline__ void stream_tile_rows(T* tile, int first, const CUtensorMap& map, int head, int row, Barrier& full) {
-  constexpr int kBytes = kRowBytes<T, kDim>, kColumns = kBytes / int(sizeof(T));
-  constexpr uint64_t kEvictFirst = 0x12f0000000000000;
-#pragma unroll
-  for (int d = 0; d < kDim; d += kColumns)
-    asm volatile(
-        "cp.async.bulk.tensor.3d.shared::cluster.global.tile.mbarrier::complete_tx::bytes.L2::cache_hint [%0], [%1, {%2, %3, %4}], [%5], "
-        "%6;" ::"r"(shared_address(tile) + (first + d / kColumns * kTileRows) * kBytes),
-        "l"(reinterpret_cast<uint64_t>(&map)), "r"(d), "r"(head), "r"(row), "r"(full.address()), "l"(kEvictFirst)
-        : "memory");
-}
-
 // Tiles of Q and K, of V, or all, where history stands in pages, by a warp. The copy engine brings boxes of kBox keys, each from one page
 // or from the rows of k and v; a tile of which some box would come from both, or of pages that are no whole boxes, comes row by row. What lies
 // behind the last key may be anything. There are 2000 cycles a tile, so where boxes stand is found for 32 of them at once.
@@ -91,7 +77,7 @@ __device__ __forceinline__ void load_paged_tiles(std::integral_constant<int, kWh
         int at = place_of(first + x);
         const CUtensorMap& map = at < 0 ? of_values ? v_map : k_map : of_values ? pages.v : pages.k;
         int row = at < 0 ? ~at : at + of_values * p.page_size;
-        if (lane == 0) stream_tile_rows<T, kDim, C::kKeys>(tile, x * kBox, map, work.head, row, full);
+        if (lane == 0) load_tile_rows<T, kDim, C::kKeys>(tile, x * kBox, map, work.head, row, full);
       }
     };
     // Targets' own keys and values, which come last, to L2.

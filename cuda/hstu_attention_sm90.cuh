@@ -12,7 +12,7 @@ using namespace sm90;
 template <int kDim, Mode kMode, bool kFew = false>
 struct Config {
   static constexpr bool kBias = kMode == Mode::kSiluBias;
-  static constexpr int kGroups = kFew ? (kBias ? 2 : 3) : kDim <= 64 || (kBias && kDim <= 128) ? 3 : 2;  // warpgroups that compute; one more loads
+  static constexpr int kGroups = kFew ? (kBias ? 2 : 3) : kDim <= 64 || (kBias && kDim <= 128) ? 3 : 2;  // and one loads
   static constexpr int kRows = 64 * kGroups;
   static constexpr int kKeys = kBias || kFew || kDim > 128 ? 64 : 128;  // of a tile
   static constexpr int kRing = !(kBias || kFew) || kDim > 128 ? 2 : kDim > 64 ? 3 : 6;  // tiles of K and of V in shared memory
