@@ -1,4 +1,5 @@
 import { check, HstuError } from '../errors.js'
+import { onceAborted } from './aborts.js'
 import { Admission, aborted, type Cost, late, type QueueLimits, type SubmitOptions } from './admission.js'
 import { EngineThread } from './engine_thread.js'
 import {
@@ -132,21 +133,20 @@ export class Engine {
     this.#admission.count(cost, 1)
     return new Promise((resolve, reject) => {
       let timer: NodeJS.Timeout | undefined
-      const onAbort = () => this.#cancel(id, aborted(signal))
+      const forget = signal && onceAborted(signal, () => this.#cancel(id, aborted(signal)))
       const pending: Pending = {
         cost,
         expected,
         resolve,
         reject,
         detach: () => {
-          signal?.removeEventListener('abort', onAbort)
+          forget?.()
           if (timer) clearTimeout(timer)
         },
       }
       this.#pending.set(id, pending)
       this.#holdOpen()
       if (this.#pending.size === 1) this.#thread.stayAwake()
-      signal?.addEventListener('abort', onAbort, { once: true })
       const deadline = deadlineMs === undefined ? null : enqueued + deadlineMs
       if (deadlineMs !== undefined && deadlineMs < 2 ** 31)
         timer = setTimeout(() => this.#cancel(id, late(deadlineMs), Infinity), Math.ceil(deadlineMs))

@@ -7,6 +7,8 @@ export interface TextIds {
 /** Ids as they cross threads: texts, or whole numbers of 64 bits. */
 export type WireIds = TextIds | BigInt64Array
 
+export const idBytes = (ids: WireIds): number =>
+  'ends' in ids ? ids.ends.byteLength + ids.units.byteLength : ids.byteLength
 export const idCount = (ids: WireIds): number => ('ends' in ids ? ids.ends.length : ids.length)
 
 /** Texts as they lie in a memory: where each ends, then the units of all. */

@@ -70,7 +70,7 @@ export interface RankResult {
   batch: number
 }
 
-/** Bytes of an id at most. */
+/** Bytes of an id as they are reckoned beforehand: what texts have is known when they are written. */
 const ID_BYTES = 40
 const DEFAULT_CANDIDATES = 16_384
 
@@ -190,7 +190,9 @@ export class Ranker {
     this.#engine.wake()
     const limits = { ...info.schema, maxHistory: info.maxHistory, maxCandidates: this.#maxCandidates }
     const { packed, memories } = packRequest(checkRequest(request, limits))
-    const answer = await this.#engine.submit(packed, cost, request, memories)
+    const sent = { ...cost, bytes: memories.reduce((sum, { byteLength }) => sum + byteLength, 0) }
+    if (sent.bytes > cost.bytes) this.#engine.admit(sent, request)
+    const answer = await this.#engine.submit(packed, sent, request, memories)
     return resultOf(answer.reply as RankReply, answer)
   }
 

@@ -1,5 +1,6 @@
 import type { SubmitOptions } from './admission.js'
 import { Engine, type EngineState, type EngineStats } from './engine.js'
+import { idBytes } from './ids.js'
 import type { ModelInfo, Timings } from './messages.js'
 import { type EngineOptions, engineSettings } from './ranker.js'
 import { checkRetrieval, type RetrieveRequest } from './request.js'
@@ -19,7 +20,7 @@ export interface RetrieveResult {
   batch: number
 }
 
-/** Of a row's id and time, at most. */
+/** Of a row's id and time, as they are reckoned beforehand. */
 const ROW_BYTES = 48
 
 /**
@@ -63,9 +64,12 @@ export class Retriever {
     const cost = { tokens: rows, bytes: ROW_BYTES * (rows + length(request?.exclude)) }
     this.#engine.admit(cost, request)
     const wire = checkRetrieval(request, maxHistory)
-    const { reply, timings } = await this.#engine.submit(wire, cost, request)
-    const { items, scores, model, unknown, batch } = reply as RetrieveReply
-    return { items, scores, model, unknownIds: unknown, timings, batch }
+    const { items, times, exclude } = wire
+    const sent = { ...cost, bytes: idBytes(items) + (times?.byteLength ?? 0) + (exclude ? idBytes(exclude) : 0) }
+    if (sent.bytes > cost.bytes) this.#engine.admit(sent, request)
+    const { reply, timings } = await this.#engine.submit(wire, sent, request)
+    const { items: best, scores, model, unknown, batch } = reply as RetrieveReply
+    return { items: best, scores, model, unknownIds: unknown, timings, batch }
   }
 
   /** As of `Ranker`. */

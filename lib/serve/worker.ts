@@ -17,6 +17,7 @@ import {
   type WorkerStats,
   wireError,
 } from './messages.js'
+import { Pace } from './pace.js'
 import { takeBatch, type Waiting } from './queue.js'
 import { RankHost } from './rank_host.js'
 import { RetrieveHost } from './retrieve_host.js'
@@ -37,10 +38,7 @@ class Scheduler {
   }
   readonly #counts = { batches: 0, requests: 0, groups: 0, expired: 0, cancelled: 0, swaps: 0 }
   readonly #tokens = { history: 0, cached: 0, candidates: 0 }
-  /** Smoothed over batches. */
-  #msPerToken = 0
-  /** When the last batch ended, if requests were waiting then. */
-  #busySince = Infinity
+  readonly #pace = new Pace()
   #working = false
   #closing = false
   /** Loaded beside, and how it is told of. */
@@ -129,9 +127,9 @@ class Scheduler {
     const { host } = this
     const batch = takeBatch(this.#queue, { budget: this.budget, ...host.rules }).filter(waiting => {
       // What cannot be in time any more is not begun, where another could use the time; the measure gives way, lest it stops all of them.
-      const takes = this.#queue.length > 0 ? waiting.tokens * this.#msPerToken : 0
+      const takes = this.#queue.length > 0 ? waiting.tokens * this.#pace.msPerToken : 0
       if (this.#wanted(waiting, takes)) return true
-      if (this.#wanted(waiting)) this.#msPerToken *= 0.98
+      if (this.#wanted(waiting)) this.#pace.giveWay()
       this.#refuse(waiting, late(Math.round((waiting.deadline ?? waiting.enqueued) - waiting.enqueued)))
       return false
     })
@@ -139,7 +137,8 @@ class Scheduler {
     const begin = clock()
     const open = new Set(batch)
     const results: Result[] = []
-    const settled = (waiting: Waiting) => open.delete(waiting)
+    const settled = (waiting: Waiting) => open.delete(waiting) && this.#pace.settle(waiting.tokens)
+    this.#pace.begin(begin)
     const hooks: BatchHooks = {
       wanted: waiting => {
         this.#drain()
@@ -165,27 +164,23 @@ class Scheduler {
     try {
       const left = await host.run(batch, hooks)
       this.#tell(results)
-      for (const waiting of left) settled(waiting)
+      for (const waiting of left) open.delete(waiting)
       this.#queue.unshift(...left)
       this.#counts.batches++
       this.#counts.requests += batch.length - left.length
-      const tokens = batch.reduce((sum, waiting) => sum + (left.includes(waiting) ? 0 : waiting.tokens), 0)
-      // With what it takes between two batches, where one follows another.
-      const now = clock()
-      const measured = (now - Math.min(begin, this.#busySince)) / Math.max(1, tokens)
-      this.#busySince = this.#queue.length > 0 ? now : Infinity
-      this.#msPerToken = this.#msPerToken === 0 ? measured : 0.8 * this.#msPerToken + 0.2 * measured
     } catch (error) {
       this.#tell(results)
       for (const waiting of [...open]) hooks.refuse(waiting, error as HstuError)
       if (error instanceof HstuError && error.code === 'ERR_HSTU_DEVICE_LOST')
         post({ type: 'failed', error: wireError(error) })
     }
+    this.#pace.end(this.#queue.length > 0)
   }
 
-  /** One message a batch: each wakes the caller's thread. */
+  /** One message a batch, for each wakes the caller's thread; with how long it took, which counts for the next request. */
   #tell(results: Result[]): void {
-    if (results.length > 0) post({ type: 'results', results: results.splice(0), msPerToken: this.#msPerToken })
+    this.#pace.measure(clock())
+    if (results.length > 0) post({ type: 'results', results: results.splice(0), msPerToken: this.#pace.msPerToken })
   }
 
   /** @param takes what is left to do, ms */
@@ -196,7 +191,7 @@ class Scheduler {
   #refuse(waiting: Waiting, error: unknown): void {
     this.#byId.delete(waiting.id)
     if (waiting.cancelled) this.#counts.cancelled++
-    else if (waiting.deadline !== null && !this.#wanted(waiting, waiting.tokens * this.#msPerToken))
+    else if (waiting.deadline !== null && !this.#wanted(waiting, waiting.tokens * this.#pace.msPerToken))
       this.#counts.expired++
     post({ type: 'refused', id: waiting.id, error: wireError(error) })
   }

@@ -1,6 +1,8 @@
 import { describe, expect, it, vi } from 'vitest'
+import { onceAborted } from '#lib/serve/aborts.js'
 import { Admission } from '#lib/serve/admission.js'
 import { Awake } from '#lib/serve/awake.js'
+import { Pace } from '#lib/serve/pace.js'
 import { Turns } from '#lib/serve/turns.js'
 
 const turn = () => new Promise(resolve => setImmediate(resolve))
@@ -36,6 +38,53 @@ describe('Admission', () => {
     expect(own.marginMs).toBeLessThan(100)
     for (let k = 0; k < 20_000; k++) own.learn(0)
     expect(own.marginMs).toBe(0)
+  })
+})
+
+describe('Pace', () => {
+  it('is known when a batch is told of, counts the time between batches that follow one another, and is smoothed', () => {
+    const pace = new Pace()
+    pace.begin(100)
+    pace.settle(4)
+    pace.settle(6)
+    pace.measure(120)
+    expect(pace.msPerToken).toBe(2)
+    pace.measure(130) // nothing more was done
+    expect(pace.msPerToken).toBe(2)
+    pace.end(true)
+    pace.begin(150)
+    pace.settle(10)
+    pace.measure(160)
+    expect(pace.msPerToken).toBeCloseTo(0.8 * 2 + 0.2 * 4)
+    pace.end(false)
+    pace.begin(1000)
+    pace.settle(10)
+    pace.measure(1010)
+    expect(pace.msPerToken).toBeCloseTo(0.8 * 2.4 + 0.2 * 1)
+    pace.giveWay()
+    expect(pace.msPerToken).toBeCloseTo(0.98 * 2.12)
+  })
+})
+
+describe('onceAborted', () => {
+  it('puts one listener on a signal, and calls all that were not taken back', () => {
+    const [own, other] = [new AbortController(), new AbortController()]
+    const [add, remove] = [vi.spyOn(own.signal, 'addEventListener'), vi.spyOn(own.signal, 'removeEventListener')]
+    const called: number[] = []
+    const forget = Array.from({ length: 30 }, (_, k) => onceAborted(own.signal, () => called.push(k)))
+    expect(add.mock.calls.length).toBe(1)
+    for (const k of [3, 3, 5]) forget[k]!()
+    own.abort()
+    expect(called).toEqual(Array.from({ length: 30 }, (_, k) => k).filter(k => k !== 3 && k !== 5))
+    forget[0]!()
+    expect(remove.mock.calls.length).toBe(0)
+    const taken = vi.spyOn(other.signal, 'removeEventListener')
+    const back = onceAborted(other.signal, () => called.push(-1))
+    back()
+    back()
+    other.abort()
+    expect(taken.mock.calls.length).toBe(1)
+    expect(called).not.toContain(-1)
   })
 })
 

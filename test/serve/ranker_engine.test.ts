@@ -102,6 +102,53 @@ describe('the engine of Ranker', () => {
     expect(await ranker.stats()).toMatchObject({ completed: 2, failed: 2, rejected: 2, cancelled: 2 })
   })
 
+  it('knows how long the queue takes from the first answer on', async () => {
+    await using ranker = await Ranker.load(bundle, { ...small, microbatch: 1 })
+    const random = new Random(22)
+    await ranker.rank(randomRequest(random, 10, 5))
+    const running = ranker.rank(randomRequest(random, 90, 100))
+    await expect(ranker.rank({ ...randomRequest(random, 10, 5), deadlineMs: 1e-3 })).rejects.toThrow(
+      error('ERR_HSTU_OVERLOADED', /the queue takes about \d+ ms/),
+    )
+    await running
+  })
+
+  it('takes many requests with one signal, and warns of nothing', async () => {
+    await using ranker = await Ranker.load(bundle, { ...small, microbatch: 1 })
+    const random = new Random(23)
+    const controller = new AbortController()
+    const { signal } = controller
+    const warnings: Error[] = []
+    const warned = (warning: Error) => warnings.push(warning)
+    process.on('warning', warned)
+    const first = randomRequest(random, 5, 2)
+    expectScores(await ranker.rank({ ...first, signal }), first)
+    const all = Promise.allSettled(
+      Array.from({ length: 30 }, () => ranker.rank({ ...randomRequest(random, 90, 100), signal })),
+    )
+    await new Promise(resolve => setTimeout(resolve, 5))
+    controller.abort()
+    const outcomes = await all
+    process.off('warning', warned)
+    expect(outcomes.filter(({ status }) => status === 'rejected').length).toBeGreaterThan(20)
+    expect(warnings).toEqual([])
+    expect(await ranker.stats()).toMatchObject({ queued: { requests: 0 } })
+  })
+
+  it('counts the bytes of ids as they are', async () => {
+    const text = (n: number) => 'x'.repeat(n)
+    await using ranker = await Ranker.load(bundle, { ...small, queue: { bytes: 50_000 } })
+    const request = (length: number) => ({ ...randomRequest(new Random(24), 10, 5), candidates: [text(length), 'b'] })
+    const running = ranker.rank(request(10_000)) // alone it is taken
+    const { queued } = await ranker.stats()
+    expect(queued.bytes).toBeGreaterThan(20_000)
+    expect(queued.bytes).toBeLessThan(22_000)
+    await running
+    const both = await Promise.allSettled([ranker.rank(request(10_000)), ranker.rank(request(20_000))])
+    expect(both.map(({ status }) => status)).toEqual(['fulfilled', 'rejected'])
+    expect(both[1]).toMatchObject({ reason: error('ERR_HSTU_OVERLOADED', /bytes are queued, the bound is 50000/) })
+  })
+
   it('swaps to another bundle between batches, and stays with the old one when that cannot be', async () => {
     const [other, wrong, damaged] = ['other', 'wrong', 'damaged'].map(name => join(folder, name)) as [
       string,
