@@ -179,6 +179,11 @@ struct Output {
     int width, end;  // end: first column behind it
     bool activated;
   };
+  // Asks for the bias to be in L2 soon: by thread i of `threads`.
+  __device__ __forceinline__ void prefetch_bias(int n, int i, int threads) const {
+    constexpr int kSector = 32 / sizeof(T);
+    for (int j = i * kSector; bias && j < n; j += threads * kSector) asm volatile("prefetch.global.L2 [%0];" ::"l"(bias + j));
+  }
   __device__ __forceinline__ Part at(int column, int n) const {
     Part part{data[0], width[0], n, activated[0]};
 #pragma unroll
@@ -275,6 +280,12 @@ __device__ __forceinline__ void finish_tile(const Output<T>& output, const typen
   bool inside[2] = {row < walk.m, row + 8 < walk.m};
   T *to = part.data + row * part.width + mine, *z = output.z + row * n + mine;
   const T *bias = output.bias + column + 2 * t, *residual = output.residual + row * n + mine;
+  uint32_t shifts[kGroups][4];
+  auto ask = [&](int group) {  // for the bias: a group's stores let nothing by that comes after them
+#pragma unroll
+    for (int y = 0; kBias && y < 4; ++y) shifts[group][y] = *reinterpret_cast<const uint32_t*>(bias + kGroup * group + 8 * y);
+  };
+  ask(0), ask(1);
   uint4 more[kGroups][2];
   auto read = [&](int group) {
 #pragma unroll
@@ -290,10 +301,11 @@ __device__ __forceinline__ void finish_tile(const Output<T>& output, const typen
 #pragma unroll
   for (int group = 0; group < kGroups; ++group) {
     float v[2][8];
+    if (group + 2 < kGroups) ask(group + 2);
 #pragma unroll
     for (int y = 0; y < 4; ++y) {
       float2 shift{0.f, 0.f};
-      if constexpr (kBias) shift = load_pair(bias + kGroup * group + 8 * y);
+      if constexpr (kBias) shift = unpack_pair<T>(shifts[group][y]);
 #pragma unroll
       for (int e = 0; e < 4; ++e) {
         float sum = c[16 * group + 4 * y + e];
@@ -428,6 +440,8 @@ __global__ void __launch_bounds__(Shape<kTurns>::kThreads, 1)
   if (group < 0) {
     give_registers<S::kLoading>();
     if (threadIdx.x == 0) load_operands<T, kATransposed, kBTransposed>(shared, a_map, b_map, residual_map, output, walk);
+    if constexpr (Epilogue::kReads)
+      if (warp > 0) output.prefetch_bias(int(walk.n), threadIdx.x - 32, 96);
   } else {
     take_registers<S::kComputing>();
     Ring<S::kStages> ring;
