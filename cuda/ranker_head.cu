@@ -159,11 +159,18 @@ struct Tail {
 };
 constexpr int kMostTasks = 4, kMostHidden = 1024, kPieces = kMostHidden / 128;
 
-// A warp owns a row, a lane four columns of every 128.
+// A warp owns a row, a lane four columns of every 128. The parameters come to shared memory meanwhile: norm_weight, norm_bias, w by tasks.
 __global__ void __launch_bounds__(256) head_tail_kernel(const __grid_constant__ Tail p) {
+  extern __shared__ __align__(16) float parameters[];
   int lane = threadIdx.x % 32, n = p.hidden;
-  int64_t row = int64_t(blockIdx.x) * 8 + threadIdx.x / 32;
-  if (row >= p.rows) return;
+  for (int j = threadIdx.x * 4; j < n; j += 1024) {
+    copy_async<16>(shared_address(parameters + j), p.norm_weight + j);
+    copy_async<16>(shared_address(parameters + n + j), p.norm_bias + j);
+  }
+  for (int i = threadIdx.x; i < n * p.tasks; i += 256)
+    copy_async<4>(shared_address(parameters + (2 + i % p.tasks) * n + i / p.tasks), p.w + i);
+  copy_async_commit();
+  int64_t row = min(int64_t(blockIdx.x) * 8 + threadIdx.x / 32, p.rows - 1);
   RowTeam team{lane, 32, 8, 0};
   float x[kPieces][4], sum = 0.f, squares = 0.f;
 #pragma unroll
@@ -187,6 +194,8 @@ __global__ void __launch_bounds__(256) head_tail_kernel(const __grid_constant__ 
     for (int e = 0; e < 4; ++e) squares += (x[i][e] - mean) * (x[i][e] - mean);
   }
   float rstd = 1.f / sqrtf(row_sum(squares, team) / float(n) + p.eps), sums[kMostTasks] = {};
+  copy_async_wait<0>();
+  __syncthreads();
 #pragma unroll
   for (int i = 0; i < kPieces; ++i) {
     int j = lane * 4 + i * 128;
@@ -194,19 +203,21 @@ __global__ void __launch_bounds__(256) head_tail_kernel(const __grid_constant__ 
     float v[4];
 #pragma unroll
     for (int e = 0; e < 4; ++e) v[e] = (x[i][e] - mean) * rstd;
-    scale_and_shift(v, p.norm_weight, p.norm_bias, j);
+    scale_and_shift(v, parameters, parameters + n, j);
 #pragma unroll
-    for (int e = 0; e < 4; ++e) {
-      float gated = __fmul_rn(x[i][e], sigmoid(v[e]));
+    for (int e = 0; e < 4; ++e) x[i][e] = __fmul_rn(x[i][e], sigmoid(v[e]));
 #pragma unroll
-      for (int k = 0; k < kMostTasks; ++k)
-        if (k < p.tasks) sums[k] = fmaf(gated, p.w[(j + e) * p.tasks + k], sums[k]);
+    for (int k = 0; k < kMostTasks; ++k) {
+      if (k >= p.tasks) break;
+      load(v, parameters + (2 + k) * n + j);
+#pragma unroll
+      for (int e = 0; e < 4; ++e) sums[k] = fmaf(x[i][e], v[e], sums[k]);
     }
   }
 #pragma unroll
   for (int k = 0; k < kMostTasks; ++k) {
     float total = warp_sum(sums[k]);
-    if (lane == k && k < p.tasks) p.y[row * p.tasks + k] = total + p.bias[k];
+    if (lane == k && k < p.tasks && row == int64_t(blockIdx.x) * 8 + threadIdx.x / 32) p.y[row * p.tasks + k] = total + p.bias[k];
   }
 }
 
@@ -272,7 +283,8 @@ void ranker_head(Tensor& y, Tensor* states, const Tensor* known, const Tensor& x
   });
   Tail tail{z, state.as<float>(), norm_weight.as<float>(), norm_bias.as<float>(), w_out.as<float>(), bias_out.as<float>(),
             groups.as<int64_t>(), y.as<float>(), m, requests, int(hidden), int(tasks), float(eps)};
-  launch(head_tail_kernel, dim3(unsigned(ceil_div(m, 8))), dim3(256), 0, stream, tail);
+  size_t shared = size_t((2 + tasks) * hidden) * sizeof(float);
+  launch(head_tail_kernel, dim3(unsigned(ceil_div(m, 8))), dim3(256), shared, stream, tail);
 }
 
 }  // namespace hstu::cuda
