@@ -57,6 +57,7 @@ struct Gradients {
   int most_query_tiles, group;   // group: sequences whose tiles are worked on in turn
   int first_tile, copies;        // this launch has key_tiles[first_tile ..], at most `copies`, each with its own sums of the tables
   bool deterministic;
+  bool last_first = false;  // up to D 128 on Hopper: the order in which key tiles add to dQ
   __device__ __forceinline__ Units units_of(const Call<T>& p, int b, bool softmax) const {
     Units units{softmax ? 1.f : p.scale, 1.f, 1.f};
     if (!softmax && p.scales) {
@@ -118,31 +119,40 @@ __global__ void __launch_bounds__(256) delta_kernel(float* delta, const T* dout,
   if (threadIdx.x % 32 == 0) delta[row] = sum;
 }
 
-// A warp a tile of queries: what it sees, its turns set to 0, the largest scale of its rows. The last block lists the tiles of keys: of
-// `group` sequences all last tiles, then those before, ..., so that tiles of one sequence start some time after each other.
+// The tiles of keys in the order in which they are worked on: of `group` sequences all last tiles, then those before, ..., so that tiles of
+// one sequence start some time after each other. With last_first the sequences with the most tiles come first, of each 128.
+template <int kKeyTile, typename T>
+__device__ __forceinline__ void list_key_tiles(const Call<T>& p, const Gradients<T>& g) {
+  __shared__ int counts[128], sorted[128];
+  int thread = int(threadIdx.x), total = 0;
+  for (int b0 = 0; b0 < p.sequences; b0 += 128) {
+    int b = b0 + thread, own = b < p.sequences ? (sequence_of(p, b).length + kKeyTile - 1) / kKeyTile : 0, rank = thread;
+    __syncthreads();
+    counts[thread] = own;
+    __syncthreads();
+    if (g.last_first) {
+      rank = 0;
+      for (int x = 0; x < 128; ++x) rank += counts[x] > own || (counts[x] == own && x < thread);
+    }
+    sorted[rank] = own;
+    __syncthreads();
+    int first = rank / g.group * g.group, before = total;
+    for (int x = 0; x < first; ++x) before += sorted[x];
+    for (int n = 0; n < own; ++n) {
+      int at = before;
+      for (int x = first; x < first + g.group; ++x) at += min(sorted[x], n) + int(x < rank && sorted[x] > n);
+      g.key_tiles[at] = {b, own - 1 - n};
+    }
+    for (int x = 0; x < 128; ++x) total += counts[x];
+  }
+  if (thread == 0) *g.tiles = total, *g.ticket = 0;
+}
+
+// A warp a tile of queries: what it sees, its turns set to 0, the largest scale of its rows. The last block lists the tiles of keys.
 template <typename T, int kQueryTile, int kKeyTile>
 __global__ void __launch_bounds__(128) prepare_kernel(const Call<T> p, const Gradients<T> g) {
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  if (blockIdx.x == gridDim.x - 1) {
-    __shared__ int counts[128];
-    int total = 0;
-    for (int b0 = 0; b0 < p.sequences; b0 += 128) {
-      int b = b0 + int(threadIdx.x), own = int(threadIdx.x) / g.group * g.group;
-      __syncthreads();
-      counts[threadIdx.x] = b < p.sequences ? (sequence_of(p, b).length + kKeyTile - 1) / kKeyTile : 0;
-      __syncthreads();
-      int groups_before = total;
-      for (int x = 0; x < own; ++x) groups_before += counts[x];
-      for (int n = 0; n < counts[threadIdx.x]; ++n) {
-        int at = groups_before;
-        for (int x = own; x < own + g.group; ++x) at += min(counts[x], n) + int(x < int(threadIdx.x) && counts[x] > n);
-        g.key_tiles[at] = {b, counts[threadIdx.x] - 1 - n};
-      }
-      for (int x = 0; x < 128; ++x) total += counts[x];
-    }
-    if (threadIdx.x == 0) *g.tiles = total, *g.ticket = 0;
-    return;
-  }
+  if (blockIdx.x == gridDim.x - 1) return list_key_tiles<kKeyTile>(p, g);
   int64_t item = int64_t(blockIdx.x) * 4 + warp;
   if (item >= int64_t(p.sequences) * g.most_query_tiles) return;
   int b = int(item / g.most_query_tiles), tile = int(item % g.most_query_tiles), first = tile * kQueryTile;

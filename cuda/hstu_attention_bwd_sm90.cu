@@ -22,6 +22,7 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
   constexpr bool kSoftmax = kMode == Mode::kSoftmax, kBias = kMode == Mode::kSiluBias;
   using S = Shape<kDim, kBias>;
   constexpr int kQ = S::kQueries, kK = S::kKeys, kBytes = kRowBytes<T, kDim>, kColumns = kBytes / int(sizeof(T));
+  constexpr int kSteps = kBias ? 1 : kDim / 32;
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<SharedOf<T, kDim, kBias>*>(memory);
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4 - 1;
@@ -31,10 +32,12 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
     shared.k_full.init(1, 0), shared.k_empty.init(0, 8), shared.v_full.init(1, 0), shared.v_empty.init(0, 8);
     for (int x = 0; x < S::kAhead; ++x) shared.told[x].init(1, 0);
     for (int x = 0; x < S::kStages; ++x)
-      shared.q_full[x].init(1, 1), shared.q_empty[x].init(0, 8), shared.dout_full[x].init(1, 0), shared.dout_empty[x].init(0, 8);
+      shared.q_full[x].init(1, 1), shared.q_empty[x].init(kBias ? 0 : 2, 8), shared.dout_full[x].init(1, 0),
+          shared.dout_empty[x].init(0, 8);
     for (int x = 0; x < 2; ++x)
       shared.dq_full[x].init(0, S::kWhole ? 8 : 4), shared.dq_empty[x].init(1, 0), shared.item_full[x].init(1, 0),
           shared.item_empty[x].init(0, 8);
+    for (int x = 0; x < (kBias ? 0 : 2); ++x) shared.sums_full[x].init(1, 0);
     if constexpr (kBias) shared.init();
     fence_barriers();
   }
@@ -48,7 +51,7 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
       if (warp == 0 && lane == 0) return plan<T, kDim>(shared, p, g);
     } else {
       if (warp == 3) return tell<T, kDim>(shared, p, g);
-      if (warp == 0 && lane == 0) return produce<T, kDim, kBias>(shared, q_map, k_map, v_map, dout_map, p, g, kSoftmax, false);
+      if (warp == 0 && lane == 0) return produce<T, kDim, kBias>(shared, q_map, k_map, v_map, dout_map, p, g, kSoftmax, g.last_first);
     }
     if (warp > 0 && lane == 0) add_parts<T, kDim>(shared, warp - 1, g.deterministic);
     return;
@@ -250,10 +253,30 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
         for (int x = 0; x < S::kPart / 512; ++x)
           *reinterpret_cast<float4*>(&to[(x * 128 + thread) * 4]) =
               float4{dq[4 * x], dq[4 * x + 1], dq[4 * x + 2], dq[4 * x + 3]};
-        if (thread == 0) shared.out[slot] = shared.tile[count % S::kAhead];
+        if (kBias && thread == 0) shared.out[slot] = shared.tile[count % S::kAhead];
         fence_async();
         __syncwarp();
         release(shared.dq_full[slot]);
+      };
+      auto finish = [&] {  // the last part of dQ: dQ in its dtype
+        const Tile& tile = shared.tile[count % 2];
+        constexpr bool kByColumns = kQ == 64;
+        shared.dq_empty[group].wait(count & 1 ^ 1), shared.sums_full[group].wait(count & 1);
+        if (tile.turn > 0) {
+#pragma unroll
+          for (int x = 0; x < S::kPart / 512; ++x) {
+            float4 sums = *reinterpret_cast<const float4*>(&shared.dq[group][(x * 128 + thread_index() % 128) * 4]);
+            dq[4 * x] += sums.x, dq[4 * x + 1] += sums.y, dq[4 * x + 2] += sums.z, dq[4 * x + 3] += sums.w;
+          }
+        }
+        __syncwarp();
+        release(shared.dq_full[group]);
+        int row = (kByColumns ? 0 : 64 * group) + thread_index() / 32 % 4 * 16 + thread_index() % 32 / 4;
+        int64_t at = (item.s.query + tile.index * kQ + row) * p.heads + item.head;
+#pragma unroll
+        for (int half = 0; half < 2; ++half)
+          store_row(g.dq + (at + 8 * half * p.heads) * p.key_dim, dq, half, p.alpha * item.unit * item.ds_unit,
+                    kByColumns ? kDim / 2 * group : 0, p.key_dim, row + 8 * half < tile.rows);
       };
 
       auto make_weights = [&](bool first) {
@@ -283,7 +306,11 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
         bool last = shared.tile[count % S::kAhead].last;
         wgmma_wait<1>(dq);
         if (!kBias) release(shared.dout_empty[stage]);
-        leave();
+        if (!kBias && last) release(shared.k_empty);
+        if (kBias || likely(!shared.tile[count % 2].finishes))
+          leave();
+        else
+          finish();
         wgmma_wait<0>(dk);
         release(shared.q_empty[stage]);
         if constexpr (kBias) __syncwarp(), release(shared.tile_empty[count % S::kAhead]);
@@ -292,7 +319,7 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
         if (!kBias) make_weights(false);
       }
       wgmma_wait<0>(dv);
-      release(shared.k_empty);
+      if (kBias) release(shared.k_empty);
       ++count;
     }
 
@@ -312,8 +339,8 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
         bool active = x < own;
         int64_t row = s.query + (active ? from + x - s.shift : 0);
         const T *query = row_of(p.q, p, row, head, p.key_dim), *dout = row_of(g.dout, p, row, head, p.value_dim);
-        float score = factor * dot(query, row_of(p.k, p, s.key + j, head, p.key_dim), p.key_dim, active);
-        float dweight = dot(dout, row_of(p.v, p, s.key + j, head, p.value_dim), p.value_dim, active);
+        float score = factor * dot<kSteps>(query, row_of(p.k, p, s.key + j, head, p.key_dim), p.key_dim, active);
+        float dweight = dot<kSteps>(dout, row_of(p.v, p, s.key + j, head, p.value_dim), p.value_dim, active);
         if (active) {
           int64_t at = row * p.heads + head;
           float lse = kSoftmax ? g.lse[at] : 0.f, delta = kSoftmax ? g.delta[at] : 0.f;
@@ -339,17 +366,23 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
     __syncwarp();
     release(shared.item_empty[turn % 2]);
   }
-  for (int x = 0; x < (S::kWhole ? 2 : 1); ++x, ++count) {
-    int slot = S::kWhole ? count % 2 : group;
-    shared.dq_empty[slot].wait((S::kWhole ? count / 2 : count) & 1 ^ 1);
-    if (threadIdx.x % 128 == 0) shared.out[slot].sums = nullptr;
-    __syncwarp();
-    release(shared.dq_full[slot]);
-  }
+  if constexpr (!kBias)
+    shared.dq_empty[group].wait(count & 1 ^ 1);
+  else
+    for (int x = 0; x < (S::kWhole ? 2 : 1); ++x, ++count) {
+      int slot = S::kWhole ? count % 2 : group;
+      shared.dq_empty[slot].wait((S::kWhole ? count / 2 : count) & 1 ^ 1);
+      if (threadIdx.x % 128 == 0) shared.out[slot].sums = nullptr;
+      __syncwarp();
+      release(shared.dq_full[slot]);
+    }
 #endif
 }
 
 constexpr int64_t kTableScratch = 1 << 26;  // floats for private sums of the tables
+constexpr int64_t kTargetParts = 4;         // blocks for a sequence's tiles with targets
+constexpr int64_t kCached = 1 << 21;        // entries of Q, 8 bytes each with dO and sums of dQ, that stay in the L2 cache
+constexpr int64_t kGroupTokens = 1 << 14;   // where tiles of keys work on the same queries
 
 template <typename T, int kDim, Mode kMode>
 void run(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int64_t rows, int64_t keys, int64_t longest, Stream stream) {
@@ -377,7 +410,9 @@ void run(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int6
   if (!g.deterministic) dq_sums.zero();
   g.dq_sums = dq_sums, g.query_tiles = seen, g.turns = turns + 2, g.tiles = turns, g.ticket = turns + 1, g.key_tiles = key_list;
   g.largest = largest, g.most_query_tiles = int(tiles), g.pos_sums = pos_sums, g.time_sums = time_sums;
-  for (g.group = 32; g.group > 1 && g.group * int64_t(p.max_seq_len) > (1 << 14);) g.group /= 2;
+  g.last_first = S::kFinishes && g.deterministic;
+  int64_t most = g.last_first ? kCached / (p.heads * kDim) : kGroupTokens;
+  for (g.group = 32; g.group > 1 && g.group * int64_t(p.max_seq_len) > most;) g.group /= 2;
   CUtensorMap q_map = tensor_map<T, kDim>(p.q, rows, p.heads, p.key_dim, S::kQueries);
   CUtensorMap k_map = tensor_map<T, kDim>(p.k, keys, p.heads, p.key_dim, S::kKeys);
   CUtensorMap v_map = tensor_map<T, kDim>(p.v, keys, p.heads, p.value_dim, S::kKeys);
@@ -396,8 +431,11 @@ void run(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int6
   } while (g.first_tile < key_tiles);
   if (own_pos) own_pos.zero();
   if (own_time) own_time.zero();
-  launch(dq_sm90_kernel<T, kDim, kMode>, dim3(unsigned(query_tiles), unsigned(p.heads)), dim3(256), 0, stream, p, g, own_pos.get(),
-         own_time.get());
+  bool all = !S::kFinishes || !g.deterministic;  // or only tiles with targets
+  int64_t parts = all ? tiles : std::min<int64_t>(tiles, kTargetParts);
+  if (all || p.num_targets)
+    launch(dq_sm90_kernel<T, kDim, kMode>, dim3(unsigned(parts * p.sequences), unsigned(p.heads)), dim3(256), 0, stream, p, g, int(parts),
+           own_pos.get(), own_time.get());
   if (own_pos) reduce_table(*dpos_w, own_pos, query_tiles, p.heads, 1, true, stream);
   if (own_time) reduce_table(*dtime_w, own_time, query_tiles, p.heads, int(buckets), true, stream);
 }

@@ -19,6 +19,8 @@ struct Shape {
   static constexpr int kThreads = kDim <= 128 && !kBias ? 384 : 512;
   static constexpr int kLoading = kBias && kDim <= 64 ? 40 : 24, kTables = kDim <= 64 ? 88 : 40;  // registers a thread
   static constexpr int kComputing = kBias ? (512 - kLoading - kTables) / 2 : 240;
+  // Deterministic: the computing warps write dQ where no more is added to it.
+  static constexpr bool kFinishes = kDim <= 128 && !kBias;
   static constexpr int kPart = kQueries * kDim / 2;  // floats of a tile of dQ that one warpgroup makes
   // dS of a stage, bytes to the next one. With a bias by block diagonals; where memory is short the first of one stage stand among the last
   // of the other.
@@ -45,6 +47,7 @@ struct Tile {
   int item, index, turn, rows;  // turn: tiles of keys before this one that these queries see
   int before;                   // with a bias: its queries before the targets
   bool all, last;
+  bool finishes;  // no tile of keys after this one adds to these queries, none of which is a target: the computing warps write dQ
 };
 
 template <typename T, int kDim, bool kBias>
@@ -61,7 +64,7 @@ struct Shared {
   float scale[S::kStages][S::kQueries], delta[S::kStages][kBias ? 1 : S::kQueries];  // softmax: lse log2(e); delta in units of 2^14 dS
   Barrier k_full, k_empty, v_full, v_empty, told[S::kAhead], q_full[S::kStages], q_empty[S::kStages], dout_full[S::kStages],
       dout_empty[S::kStages];
-  Barrier dq_full[2], dq_empty[2], item_full[2], item_empty[2];
+  Barrier dq_full[2], dq_empty[2], sums_full[kBias ? 1 : 2], item_full[2], item_empty[2];
   Tile tile[S::kAhead], out[2];
   Item item[2];
   __device__ __forceinline__ T* ds(int stage) { return ds_data + stage * (S::kDsStep / sizeof(T)); }
@@ -93,17 +96,22 @@ __device__ __forceinline__ void clear_tail(T* tile, int valid, int thread = thre
         uint4{0, 0, 0, 0};
 }
 
-// <a, b> in float32 by the four lanes of a quad, as quad_dot, for rows of 16-byte pieces.
-template <typename T>
+// <a, b> in float32 by the four lanes of a quad, as quad_dot, for rows of 16-byte pieces, of which `kSteps` times four are asked for at
+// once.
+template <int kSteps = 1, typename T>
 __device__ __forceinline__ float dot(const T* a, const T* b, int n, bool active) {
   float sum = 0;
   if (active)
 #pragma unroll 1
-    for (int d = thread_index() % 4 * 8; d < n; d += 32) {
-      uint4 left = *reinterpret_cast<const uint4*>(a + d), right = *reinterpret_cast<const uint4*>(b + d);
+    for (int first = thread_index() % 4 * 8; first < n; first += 32 * kSteps) {
+      uint4 left[kSteps] = {}, right[kSteps] = {};
 #pragma unroll
-      for (int e = 0; e < 8; ++e)
-        sum = fmaf(to_float(reinterpret_cast<const T*>(&left)[e]), to_float(reinterpret_cast<const T*>(&right)[e]), sum);
+      for (int x = 0; x < kSteps; ++x)
+        if (int d = first + 32 * x; d < n)
+          left[x] = *reinterpret_cast<const uint4*>(a + d), right[x] = *reinterpret_cast<const uint4*>(b + d);
+#pragma unroll
+      for (int e = 0; e < 8 * kSteps; ++e)
+        sum = fmaf(to_float(reinterpret_cast<const T*>(left)[e]), to_float(reinterpret_cast<const T*>(right)[e]), sum);
     }
   sum += __shfl_xor_sync(kFullWarp, sum, 1);
   return sum + __shfl_xor_sync(kFullWarp, sum, 2);
@@ -145,9 +153,12 @@ template <typename T, int kCount>
 __device__ __forceinline__ void add_to_row(float (&c)[kCount], int half, float factor, const T* x, int first, int dim) {
 #pragma unroll
   for (int y = 0; y < kCount / 4; ++y)
+    if (int d = first + 8 * y; d < dim) {
+      uint32_t word = *reinterpret_cast<const uint32_t*>(x + d);
 #pragma unroll
-    for (int e = 0; e < 2; ++e)
-      if (int d = first + 8 * y + e; d < dim) c[4 * y + 2 * half + e] = fmaf(factor, to_float(x[d]), c[4 * y + 2 * half + e]);
+      for (int e = 0; e < 2; ++e)
+        c[4 * y + 2 * half + e] = fmaf(factor, to_float(reinterpret_cast<const T*>(&word)[e]), c[4 * y + 2 * half + e]);
+    }
 }
 
 // Sums of dQ: tiles of queries of a sequence begin where no other's end.
@@ -185,6 +196,10 @@ __device__ __forceinline__ int tell_tile(const Call<T>& p, const Gradients<T>& g
                                          Tile& tile) {
   const QueryTile& queries = g.query_tiles[int64_t(item.s.index) * g.most_query_tiles + m];
   sees<S>(queries, item.tile, tile.turn, last_first);
+  int behind;
+  sees<S>(queries, item.tile, behind, !last_first);
+  tile.finishes =
+      S::kFinishes && g.deterministic && behind == 0 && item.s.shift + min((m + 1) * S::kQueries, item.s.queries) <= item.s.history;
   tile.item = turn % 2, tile.index = m, tile.rows = item.s.queries - m * S::kQueries;
   tile.all = queries.all.all(item.tile * S::kKeys, (item.tile + 1) * S::kKeys) && tile.rows >= S::kQueries;
   tile.sums = sums_of<S>(p, g, item.s, m, item.head);
@@ -247,21 +262,19 @@ __device__ __forceinline__ void produce(Memory& shared, const CUtensorMap& q_map
       shared.q_empty[stage].wait(count / 2 & 1 ^ 1);
       shared.q_full[stage].expect(kTileBytes);
       load_tile<T, kDim, kQ>(shared.q[stage], q_map, item.head, item.s.query + m * kQ, shared.q_full[stage]);
+      shared.dout_empty[stage].wait(count / 2 & 1 ^ 1);
+      shared.dout_full[stage].expect(kTileBytes);
+      load_tile<T, kDim, kQ>(shared.dout[stage], dout_map, item.head, item.s.query + m * kQ, shared.dout_full[stage]);
+      m = tell_tile<S>(p, g, item, turn, m, last_first, shared.tile[stage]);
+      shared.told[stage].arrive();
       if (first) {
         shared.v_empty.wait(item.parity ^ 1);
         shared.v_full.expect(kK * kDim * int(sizeof(T)));
         load_tile<T, kDim, kK>(shared.v, v_map, item.head, item.s.key + item.tile * kK, shared.v_full);
-      }
-      shared.dout_empty[stage].wait(count / 2 & 1 ^ 1);
-      shared.dout_full[stage].expect(kTileBytes);
-      load_tile<T, kDim, kQ>(shared.dout[stage], dout_map, item.head, item.s.query + m * kQ, shared.dout_full[stage]);
-      if (first) {
         shared.k_empty.wait(item.parity ^ 1);
         shared.k_full.expect(kK * kDim * int(sizeof(T)));
         load_tile<T, kDim, kK>(shared.k, k_map, item.head, item.s.key + item.tile * kK, shared.k_full);
       }
-      m = tell_tile<S>(p, g, item, turn, m, last_first, shared.tile[stage]);
-      shared.told[stage].arrive();
     }
   }
 }
@@ -309,20 +322,43 @@ __device__ __forceinline__ void tell(Shared<T, kDim, kBias>& shared, const Call<
   }
 }
 
-// A thread that adds parts of dQ to their sums: one warpgroup's, or whole tiles, every other one.
+// A thread that adds parts of dQ to their sums, the first one stores: one warpgroup's, or whole tiles, every other one. Without a bias it
+// knows a tile before it is done, and brings the sums to which the computing warps add the last part.
 template <typename T, int kDim, bool kBias>
 __device__ __forceinline__ void add_parts(Shared<T, kDim, kBias>& shared, int slot, bool deterministic) {
   using S = Shape<kDim, kBias>;
   constexpr int kBytes = sizeof(shared.dq[0]);
   int shift = S::kWhole ? 0 : 16 * slot;
-  for (int parity = 0;; parity ^= 1) {
-    shared.dq_full[slot].wait(parity);
-    Tile out = shared.out[slot];
-    if (!out.sums) return;
+  for (uint32_t count = 0;; ++count) {
+    Tile out;
+    if constexpr (kBias) {
+      shared.dq_full[slot].wait(count & 1);
+      out = shared.out[slot];
+      if (!out.sums) return;
+    } else {
+      shared.told[count % 2].wait(count / 2 & 1);
+      out = shared.tile[count % 2];
+      if (out.item < 0) return;
+      shared.q_empty[count % 2].arrive();
+    }
     if (!S::kWhole) out.sums += slot * S::kPart;
     if (deterministic) {
       for (int done = 0; done < out.turn; done = done >> shift & 0xffff)
         asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(done) : "l"(out.turns) : "memory");
+    }
+    if constexpr (!kBias) {
+      if (out.finishes && out.turn > 0) {
+        shared.sums_full[slot].expect(kBytes);
+        asm volatile("fence.proxy.async;" ::: "memory");
+        load_bulk(shared_address(shared.dq[slot]), out.sums, kBytes, shared.sums_full[slot]);
+      } else {
+        shared.sums_full[slot].arrive();
+      }
+      shared.dq_full[slot].wait(count & 1);
+      if (out.finishes) {
+        shared.dq_empty[slot].arrive();
+        continue;
+      }
     }
     if (deterministic && out.turn == 0)
       store_bulk(out.sums, shared_address(shared.dq[slot]), kBytes);
@@ -361,27 +397,26 @@ __device__ __forceinline__ void add_by_bucket(float* sums, int bucket, float val
   __syncwarp();
 }
 
-// dQ from its sums, and targets' own groups: a block a tile of queries of one head. own_pos, own_time: what own groups add to the tables,
+// dQ of a tile of queries of one head from its sums, and targets' own groups. own_pos, own_time: what own groups add to the tables,
 // [H, tiles of queries] and [H, tiles of queries, last_bucket + 1]; null where nothing is wanted.
-template <typename T, int kDim, Mode kMode = Mode::kSilu>
-__global__ void __launch_bounds__(256, 2) dq_sm90_kernel(const Call<T> p, const Gradients<T> g, float* own_pos, float* own_time) {
+template <typename T, int kDim, Mode kMode>
+__device__ __forceinline__ void make_dq(const Call<T>& p, const Gradients<T>& g, const Sequence& s, int tile, int head, float* own_pos,
+                                        float* own_time) {
   constexpr bool kSoftmax = kMode == Mode::kSoftmax, kBias = kMode == Mode::kSiluBias;
   using S = Shape<kDim, kBias>;
   constexpr int kCount = S::kPart / 128;
   constexpr bool kByColumns = S::kQueries == 64;
-  int b = int(blockIdx.x) / g.most_query_tiles, tile = int(blockIdx.x) % g.most_query_tiles, first = tile * S::kQueries, head = blockIdx.y;
-  Sequence s = sequence_of(p, b);
-  int rows = s.queries - first, group = threadIdx.x / 128, thread = threadIdx.x % 128, lane = threadIdx.x % 32;
+  constexpr int kSteps = kBias ? 1 : std::min(kDim, 128) / 32;
+  int first = tile * S::kQueries, rows = s.queries - first, group = threadIdx.x / 128, thread = threadIdx.x % 128, lane = threadIdx.x % 32;
   __shared__ float time_sums[kBias ? 4 : 1][kBias ? kTimeThresholds + 1 : 1], pos_sums[4];
-  if (rows <= 0) return;
   bool own = kBias && (own_pos || own_time) && s.shift + min(first + S::kQueries, s.queries) > s.history;
   float own_sum = 0;
   if (own) {
     for (int x = threadIdx.x; x < 4 * (kTimeThresholds + 1); x += 256) (&time_sums[0][0])[x] = 0;
     __syncthreads();
   }
-  bool some = !g.deterministic || KeyTiles::of(g.query_tiles[blockIdx.x].any, S::kKeys).last > 0;
-  Units units = g.units_of(p, b, kSoftmax);
+  bool some = !g.deterministic || KeyTiles::of(g.query_tiles[int64_t(s.index) * g.most_query_tiles + tile].any, S::kKeys).last > 0;
+  Units units = g.units_of(p, s.index, kSoftmax);
   float unit = units.weight, ds_unit = (kSoftmax ? 1.f : 0.5f) * units.gradient, c[kCount];
   const float* sums = sums_of<S>(p, g, s, tile, head) + group * S::kPart;
 #pragma unroll
@@ -402,8 +437,8 @@ __global__ void __launch_bounds__(256, 2) dq_sm90_kernel(const Call<T> p, const 
       bool active = x < count;
       int64_t j = s.key + (active ? i - count + 1 + x : 0);
       const T *key = row_of(p.k, p, j, head, p.key_dim), *value = row_of(p.v, p, j, head, p.value_dim);
-      float score = p.unit * p.alpha * dot(p.q + at * p.key_dim, key, p.key_dim, active);
-      float dweight = dot(g.dout + at * p.value_dim, value, p.value_dim, active);
+      float score = p.unit * p.alpha * dot<kSteps>(p.q + at * p.key_dim, key, p.key_dim, active);
+      float dweight = dot<kSteps>(g.dout + at * p.value_dim, value, p.value_dim, active);
       int bucket = -1;
       float ds = 0;
       if (active) {
@@ -431,6 +466,20 @@ __global__ void __launch_bounds__(256, 2) dq_sm90_kernel(const Call<T> p, const 
     if (int x = threadIdx.x; own_time && x <= p.last_bucket)
       own_time[to * (p.last_bucket + 1) + x] = of_warps(time_sums[0][x], time_sums[1][x], time_sums[2][x], time_sums[3][x]);
   }
+}
+// A block has a tile of each sequence, the first or one after it, and each `parts`-th from there. Where the computing warps write dQ only
+// tiles with targets are left.
+template <typename T, int kDim, Mode kMode = Mode::kSilu>
+__global__ void __launch_bounds__(256, 2)
+    dq_sm90_kernel(const Call<T> p, const Gradients<T> g, int parts, float* own_pos, float* own_time) {
+  using S = Shape<kDim, kMode == Mode::kSiluBias>;
+  Sequence s = sequence_of(p, int(blockIdx.x) / parts);
+  int tile = int(blockIdx.x) % parts;
+  if (S::kFinishes && g.deterministic) {
+    if (s.history == s.length) return;
+    tile += max(s.history - s.shift, 0) / S::kQueries;
+  }
+  for (; tile * S::kQueries < s.queries; tile += parts) make_dq<T, kDim, kMode>(p, g, s, tile, int(blockIdx.y), own_pos, own_time);
 }
 
 }  // namespace backward_sm90

@@ -82,7 +82,7 @@ void run_wide(const Call<T>& p, Gradients<T> g, int64_t rows, int64_t keys, int6
   launch(prepare_kernel<T, S::kQueries, S::kKeys>, dim3(unsigned(ceil_div(query_tiles, 4) + 1)), dim3(128), 0, stream, p, g);
   launch(hstu_attention_backward_wide_sm90_kernel<T>, dim3(unsigned(blocks)), dim3(S::kThreads), sizeof(WideShared<T>), stream, q_map,
          k_map, v_map, dout_map, p, g, p.unit * p.alpha, last_first);
-  launch(dq_sm90_kernel<T, 256>, dim3(unsigned(query_tiles), unsigned(p.heads)), dim3(256), 0, stream, p, g, nullptr, nullptr);
+  launch(dq_sm90_kernel<T, 256>, dim3(unsigned(query_tiles), unsigned(p.heads)), dim3(256), 0, stream, p, g, int(tiles), nullptr, nullptr);
 }
 template void run_wide(const Call<__nv_bfloat16>&, Gradients<__nv_bfloat16>, int64_t, int64_t, int64_t, Stream);
 template void run_wide(const Call<__half>&, Gradients<__half>, int64_t, int64_t, int64_t, Stream);
