@@ -11,6 +11,7 @@ namespace forward_sm90 {
 using namespace sm90;
 
 constexpr int kSlots = 3;  // items under way
+constexpr int kLead = 8;   // tiles of an item to come when the next one is drawn
 enum NamedBarrier { kTurn = 1, kGroup = 4, kStaging = 7 };  // of one warpgroup each, and of the warps that bring the bias
 
 // One head of up to kRows rows of one sequence.
@@ -126,32 +127,29 @@ struct BiasStages {
   }
 };
 
-// By the same warp: what the bias needs of an item's rows. Their times are asked for first, for they take longest.
-template <typename T, int kRows>
-struct RowTimes {
-  int64_t base, at[kRows / 32];
-  __device__ __forceinline__ RowTimes(const Call<T>& p, const Work& work) {
-    base = first_time(p, work.s);
-#pragma unroll
-    for (int x = 0; x < kRows / 32; ++x) {
-      int r = 32 * x + threadIdx.x % 32;
-      at[x] = p.last_bucket >= 0 && r < work.rows ? p.query_time[work.s.query + work.first + r] : 0;
-    }
-  }
-};
-template <typename Shared, typename T, int kRows>
-__device__ __forceinline__ void stage_rows(Shared& shared, int slot, const Call<T>& p, const Work& work, const RowTimes<T, kRows>& times,
-                                           bool tables) {
+// By the warp that draws: the times of an item's rows are asked for first, for they take longest. They stand where masks will.
+template <typename Shared, typename T>
+__device__ __forceinline__ void ask_row_times(Shared& shared, int slot, const Call<T>& p, const Work& work) {
+  const int64_t* from = p.query_time + work.s.query + work.first;
+#pragma unroll 1
+  for (int r = threadIdx.x % 32; r < Shared::C::kRows; r += 32)
+    if (p.last_bucket >= 0 && r < work.rows) copy_async<8>(shared_address(&shared.seen[slot][r]), from + r);
+  copy_async_commit();
+}
+// By a warp: a head's table of times, for some slots.
+template <typename Shared, typename T>
+__device__ __forceinline__ void stage_times(Shared& shared, int from, int to, const Call<T>& p, int head) {
+  constexpr int kEach = kNearThresholds / 32 + 1;
   auto& bias = shared.bias;
-  int lane = threadIdx.x % 32, i0 = work.s.shift + work.first;
-  if (tables) {
-    constexpr int kEach = kNearThresholds / 32 + 1;
-    int64_t time_row = p.time_per_head ? work.head * p.time_width : 0;
-    uint32_t bits[kEach], first[kCells / 32 + 1];
+  int lane = threadIdx.x % 32;
+  int64_t time_row = p.time_per_head ? head * p.time_width : 0;
+  uint32_t bits[kEach], first[kCells / 32 + 1];
 #pragma unroll
-    for (int x = 0; x <= kCells / 32; ++x) first[x] = kNearTables.bucket[min(32 * x + lane, kCells)];
+  for (int x = 0; x <= kCells / 32; ++x) first[x] = kNearTables.bucket[min(32 * x + lane, kCells)];
 #pragma unroll
-    for (int x = 0; x < kEach; ++x) bits[x] = p.last_bucket >= 0 ? p.time_w.bits(time_row + min(32 * x + lane, p.last_bucket)) : 0;
+  for (int x = 0; x < kEach; ++x) bits[x] = p.last_bucket >= 0 ? p.time_w.bits(time_row + min(32 * x + lane, p.last_bucket)) : 0;
+#pragma unroll 1
+  for (int slot = from; slot < to; ++slot) {
 #pragma unroll
     for (int x = 0; x < kEach; ++x) {
       int bucket = 32 * x + lane;
@@ -163,16 +161,31 @@ __device__ __forceinline__ void stage_rows(Shared& shared, int slot, const Call<
     for (int x = 0; x <= kCells / 32; ++x)
       if (32 * x + lane <= kCells) bias.begins[slot][32 * x + lane] = bias.time[slot][first[x]];
   }
-#pragma unroll
-  for (int x = 0; x < kRows / 32; ++x) {
-    int r = 32 * x + lane;
-    bool there = p.last_bucket >= 0 && r < work.rows;
+}
+// By the same warp: what the bias needs of the rows. A loop of few instructions: they are in no cache when an item is drawn.
+template <typename Shared, typename T>
+__device__ __forceinline__ void stage_rows(Shared& shared, int slot, const Call<T>& p, const Work& work) {
+  auto& bias = shared.bias;
+  int lane = threadIdx.x % 32, untimed = work.s.contextual - work.s.shift - work.first;
+  int64_t base = first_time(p, work.s);
+  if (p.time_per_head) stage_times(shared, slot, slot + 1, p, work.head);
+  copy_async_wait<0>();
+  __syncwarp();
+#pragma unroll 1
+  for (int r = lane; r < Shared::C::kRows; r += 32) {
+    bool there = p.last_bucket >= 0 && r < work.rows, low = lane < 16;
     NearTime time{kNoFixedTime, kSomeUntimed};
-    if (there && i0 + r >= work.s.contextual) time = near_time(times.at[x], times.base);
+    if (there && r >= untimed) time = near_time(*reinterpret_cast<const int64_t*>(&shared.seen[slot][r]), base);
     bias.row_near[slot][r] = time.at;
-    TimeSpan low = TimeSpan::of_warp(time, there && lane < 16), high = TimeSpan::of_warp(time, there && lane >= 16);
-    if (lane % 16 == 0) bias.row_span[slot][r / 16] = lane ? high : low;
+    bool timed = there && !(time.kind & kSomeUntimed);
+    int least = timed ? time.at : INT_MAX, most = timed ? time.at : INT_MIN;
+    TimeSpan of_low{__reduce_min_sync(kFullWarp, low ? least : INT_MAX), __reduce_max_sync(kFullWarp, low ? most : INT_MIN)};
+    TimeSpan of_high{__reduce_min_sync(kFullWarp, low ? INT_MAX : least), __reduce_max_sync(kFullWarp, low ? INT_MIN : most)};
+    int kinds = __reduce_or_sync(kFullWarp, there ? unsigned(time.kind) << (low ? 0 : 4) : 0u);
+    of_low.kinds = kinds & 15, of_high.kinds = kinds >> 4;
+    if (lane % 16 == 0) bias.row_span[slot][r / 16] = low ? of_low : of_high;
   }
+  __syncwarp();
 }
 
 // Warps 2 and 3 of the loading warpgroup bring what the bias needs of a tile of keys, in turns.
@@ -184,7 +197,7 @@ __device__ __forceinline__ void stage_bias(Shared& shared, const Call<T>& p) {
   constexpr int kMod = std::remove_reference_t<decltype(bias)>::kPositions;
   int lane = threadIdx.x % 32, part = 0;
   float up = 1 / p.alpha;
-  bool mine = threadIdx.x / 32 == 2;
+  bool mine = threadIdx.x / 32 == 2, tells = mine;
   Ring<C::kRing> ring;
   if (mine) {
     constexpr int kWords = sizeof(NearBuckets) / 8, kEach = (kWords + 31) / 32;
@@ -195,6 +208,8 @@ __device__ __forceinline__ void stage_bias(Shared& shared, const Call<T>& p) {
 #pragma unroll
     for (int x = 0; x < kEach; ++x)
       if (32 * x + lane < kWords) reinterpret_cast<uint2*>(&bias.buckets)[32 * x + lane] = words[x];
+  } else if (!p.time_per_head) {
+    stage_times(shared, 0, kSlots, p, 0);
   }
   meet(kStaging, 64);
   for (Ring<kSlots> turn;; turn.next()) {
@@ -204,9 +219,15 @@ __device__ __forceinline__ void stage_bias(Shared& shared, const Call<T>& p) {
     int64_t base = first_time(p, work.s);
     int64_t position_row = p.pos_per_head ? int64_t(work.head) * p.positions : 0;
     int last = -2;  // the tile before
+    bool told = !tells || work.tiles.last <= kLead;
+    auto tell = [&] {  // the next item can be drawn
+      if (!told) shared.ending.arrive_for_warp(lane);
+      told = true;
+    };
     for (int n = first_tile(shared, turn.stage); n < work.tiles.last; last = n, n = work.tiles.from(n + 1), ring.next(), mine = !mine) {
       bool first = n != last + 1;
       if (first && ++part == C::kRing) part = 0;
+      if (n + kLead >= work.tiles.last) tell();
       if (!mine) continue;
       int j0 = n * kKeys, history = work.s.history, farthest = j0 - min(work.s.shift + work.first + kRows - 1, history);
       // Asked for before the wait, looked at behind it.
@@ -264,6 +285,7 @@ __device__ __forceinline__ void stage_bias(Shared& shared, const Call<T>& p) {
       __syncwarp();
       shared.k_full[ring.stage].arrive_for_warp(lane);
     }
+    tell();
     __syncwarp();
     shared.work_empty[turn.stage].arrive_for_warp(lane);
   }

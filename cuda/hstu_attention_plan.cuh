@@ -4,21 +4,27 @@
 // tiles of all sequences come first, for otherwise the longest item of the last sequence is what all wait for.
 #pragma once
 #include "hstu_attention.cuh"
+#include "sm90/dependent.cuh"
 
 namespace hstu::cuda::attention {
 
 constexpr int kFewSequences = 31;
 
+// A tile of rows of a sequence: its number, or -1 where the sequence's items go by head and tile.
+struct alignas(16) RowTile {
+  int sequence, tile;
+  int before, count;  // tiles of the sequences before, and of this one
+};
+
 struct Plan {
-  const int* starts;  // [B + 1] tiles of the sequences before; null: a warp counts for itself, see own_starts
-  int* ticket;
-  int* order;  // tiles of sequences from `sorted` on, the last ones of their sequences first; or null
-  int sorted, sequences, heads;
+  RowTile* order;  // or null: a warp counts for itself, see own_starts
+  int *tiles, *ticket;
+  int sorted, sequences, heads;  // from sequence `sorted` on the last tiles of all come first
 
   // Few sequences, and an item a block at most: no kernel before. Lane b has starts[b].
   template <typename T>
   __device__ __forceinline__ int own_starts(const Call<T>& p, int rows) const {
-    if (starts) return 0;
+    if (order) return 0;
     int lane = threadIdx.x % 32, tiles = lane < sequences ? (sequence_of(p, lane).queries + rows - 1) / rows : 0, sum = tiles;
 #pragma unroll
     for (int d = 1; d < 32; d *= 2) {
@@ -27,33 +33,33 @@ struct Plan {
     }
     return sum - tiles;
   }
+  // The tile of a block's first item is asked for at the same time.
   __device__ __forceinline__ int items(int own) const {
-    return (starts ? starts[sequences] : __shfl_sync(kFullWarp, own, sequences)) * heads;
+    [[maybe_unused]] int word;
+    if (order) asm volatile("ld.global.b32 %0, [%1];" : "=r"(word) : "l"(order + int(blockIdx.x) / heads) : "memory");
+    return (order ? *tiles : __shfl_sync(kFullWarp, own, sequences)) * heads;
   }
   __device__ __forceinline__ int draw() const {
-    if (!starts) return INT_MAX;
+    if (!order) return INT_MAX;
     int drawn = threadIdx.x % 32 == 0 ? atomicAdd(ticket, 1) : 0;
     return __shfl_sync(kFullWarp, drawn, 0) + int(gridDim.x);
   }
   struct Item {
     int sequence, head, tile;
   };
-  // By a warp: 32 sequences are looked at at a time.
+  // By a warp.
   __device__ __forceinline__ Item item(int x, int own) const {
-    int tile = x / heads, low = 0, from = sorted, count = sequences;  // starts[low] <= tile, and the sequence is one of `count`
-    asm volatile("" : "+r"(from), "+r"(count));  // else what follows from them is kept in registers, which are short
-    bool by_level = order && tile >= starts[from];
-    if (by_level) tile = order[tile];
-    if (!starts) low = __popc(__ballot_sync(kFullWarp, int(threadIdx.x % 32) < sequences && own <= tile)) - 1;
-    else do {
-      int step = (count + 31) / 32, at = min(low + (int(threadIdx.x % 32) + 1) * step, low + count);
-      int beyond = __popc(__ballot_sync(kFullWarp, at < low + count && starts[at] <= tile));
-      low += beyond * step, count = min(step, count - beyond * step);
-    } while (count > 1);
-    int first = starts ? starts[low] : __shfl_sync(kFullWarp, own, low);
-    int tiles = (starts ? starts[low + 1] : __shfl_sync(kFullWarp, own, low + 1)) - first, rest = x - first * heads;
-    if (by_level) return {low, x % heads, tile - first};
-    return {low, rest / tiles, tiles - 1 - rest % tiles};
+    RowTile at;
+    if (order) {
+      at = order[x / heads];
+    } else {
+      int low = __popc(__ballot_sync(kFullWarp, int(threadIdx.x % 32) < sequences && own <= x / heads)) - 1;
+      int before = __shfl_sync(kFullWarp, own, low);
+      at = {low, -1, before, __shfl_sync(kFullWarp, own, low + 1) - before};
+    }
+    int rest = x - at.before * heads;
+    if (at.tile >= 0) return {at.sequence, x % heads, at.tile};
+    return {at.sequence, rest / at.count, at.count - 1 - rest % at.count};
   }
 };
 
@@ -63,10 +69,13 @@ inline int first_sorted(int sequences, int64_t items, int blocks) {
   return items <= kFewItems * blocks ? 0 : sequences - int(std::min<int64_t>(sequences, kLastItems * blocks * int64_t(sequences) / items));
 }
 
-// starts [B + 1]; also zeroes the ticket. One block.
+// starts [B + 1] is for itself, where there are more than kLevels sequences; also zeroes the ticket. One block. The kernel that the plan is
+// for begins at the same time.
 template <typename T>
 __global__ void __launch_bounds__(kLevels) plan_kernel(const Call<T> p, int* starts, const Plan plan, int rows) {
-  __shared__ int sums[32], level[kLevels];
+  __shared__ int sums[32], level[kLevels], few_starts[kLevels + 1];
+  sm90::let_next_begin();
+  if (p.sequences <= kLevels) starts = few_starts;
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32, total = 0;
   // The sum over this thread and those before it, and over all.
   auto sum_up = [&](int x, int& all) {
@@ -94,18 +103,21 @@ __global__ void __launch_bounds__(kLevels) plan_kernel(const Call<T> p, int* sta
   for (int b0 = 0; b0 < p.sequences; b0 += kLevels) {
     int b = b0 + threadIdx.x, all;
     int tiles = b < p.sequences ? (sequence_of(p, b).queries + rows - 1) / rows : 0;
-    if (plan.order && b >= plan.sorted && tiles > 0) atomicAdd(&level[kLevels - tiles], 1);
+    if (b >= plan.sorted && tiles > 0) atomicAdd(&level[kLevels - tiles], 1);
     int sum = sum_up(tiles, all);
     if (b < p.sequences) starts[b + 1] = total + sum;
     total += all;
   }
-  if (!plan.order) return;
+  if (threadIdx.x == 0) *plan.tiles = total;
   int all, here = sum_up(level[threadIdx.x], all), place = sum_up(here, all) - here;  // of tile kLevels - 1 - threadIdx.x
   level[threadIdx.x] = starts[plan.sorted] + place;
   __syncthreads();
-  for (int b = plan.sorted + warp; b < p.sequences; b += kLevels / 32)
-    for (int tile = starts[b] + lane; tile < starts[b + 1]; tile += 32)
-      plan.order[atomicAdd(&level[kLevels - 1 - (tile - starts[b])], 1)] = tile;
+  for (int b = warp; b < p.sequences; b += kLevels / 32) {
+    int before = starts[b], count = starts[b + 1] - before;
+    for (int tile = lane; tile < count; tile += 32)
+      if (b < plan.sorted) plan.order[before + tile] = {b, -1, before, count};
+      else plan.order[atomicAdd(&level[kLevels - 1 - tile], 1)] = {b, tile, before, count};
+  }
 }
 
 }  // namespace hstu::cuda::attention

@@ -49,7 +49,8 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
   __syncthreads();
   if (group < 0) {
     give_registers<C::kLoading>();
-    if (warp == 3) touch_pages(p);
+    if (warp == 3) touch_pages(p, plan);
+    if (kBias && warp == 3) prefetch_bias(p);
     constexpr std::integral_constant<int, kKeyTiles> kOfKeys;
     constexpr std::integral_constant<int, kValueTiles> kOfValues;
     constexpr std::integral_constant<int, kKeyTiles | kValueTiles> kAll;
@@ -444,18 +445,18 @@ void run(const Call<T>& p, bool deterministic, T* out, float* lse, int64_t query
     k_map = tensor_map<T, kDim>(p.k, key_rows, p.heads, p.key_dim, box);
     v_map = tensor_map<T, kDim>(p.v, key_rows, p.heads, p.value_dim, box);
   }
-  bool ordered = !few && !split && p.max_seq_len <= uint64_t(kLevels * C::kRows);
-  Scratch<int> starts(p.sequences + 2 + (ordered ? most / p.heads : 0), stream);
-  int* ticket = starts + p.sequences + 1;
-  int sorted = first_sorted(p.sequences, most, processors());
-  Plan plan{few ? nullptr : starts.get(), ticket, ordered ? ticket + 1 : nullptr, sorted, p.sequences, p.heads};
+  bool planned = !few && !split, ordered = planned && p.max_seq_len <= uint64_t(kLevels * C::kRows);
+  Scratch<RowTile> order(planned ? most_tiles : 0, stream);
+  Scratch<int> counts(p.sequences + 3, stream);
+  int sorted = ordered ? first_sorted(p.sequences, most, processors()) : p.sequences;
+  Plan plan{planned ? order.get() : nullptr, counts, counts + 1, sorted, p.sequences, p.heads};
   auto kernel = hstu_attention_sm90_kernel<T, kDim, kMode, kFew>;
   constexpr size_t shared = sizeof(Shared<T, kDim, kMode, kFew>);
-  if (!few && !split) launch(plan_kernel<T>, dim3(1), dim3(kLevels), 0, stream, p, starts.get(), plan, C::kRows);
+  if (planned) launch(plan_kernel<T>, dim3(1), dim3(kLevels), 0, stream, p, counts + 2, plan, C::kRows);
   int64_t ranges = split ? most * ceil_div(int64_t(p.max_seq_len), C::kKeys) / C::kLeastRange : 0;
   dim3 blocks(unsigned(std::min<int64_t>(std::max(most, ranges), processors())));
   MeetingMemory memory(split ? blocks.x : 0, C::kRows * kDim / 4, 4 * C::kGroups, stream);
-  launch(kernel, blocks, dim3(C::kThreads), shared, stream, q_map, k_map, v_map, pages, p, plan, memory, out, lse);
+  launch_early(planned, kernel, blocks, dim3(C::kThreads), shared, stream, q_map, k_map, v_map, pages, p, plan, memory, out, lse);
 }
 
 }  // namespace

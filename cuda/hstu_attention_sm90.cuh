@@ -35,7 +35,7 @@ struct Shared {
   alignas(1024) T k[C::kRing][C::kKeys * kDim];
   alignas(1024) T v[C::kRing][C::kKeys * kDim];
   Barrier q_full[C::kQueries], q_empty[C::kQueries], k_full[C::kRing], k_empty[C::kRing], v_full[C::kRing], v_empty[C::kRing],
-      work_known[kSlots], work_full[kSlots], work_empty[kSlots];  // known: what tiles it needs, full: what its rows see
+      work_known[kSlots], work_full[kSlots], work_empty[kSlots], ending;  // known: what tiles it needs, full: what its rows see
   Work work[kSlots];
   Rows<T> keys[kSlots], values[kSlots];       // of an item's head: registers are short
   VisibleKeys seen[kSlots][C::kRows];         // of a row
@@ -52,6 +52,7 @@ struct Shared {
       k_full[x].init(0, C::kBias ? 2 : 1), v_full[x].init(0, 1), k_empty[x].init(0, kWarps), v_empty[x].init(0, kWarps);
     for (int x = 0; x < kSlots; ++x) work_known[x].init(0, 1), work_full[x].init(0, 1);
     for (int x = 0; x < kSlots; ++x) work_empty[x].init(0, kWarps + loaders + (C::kBias ? 2 : 0));
+    ending.init(0, 1);
     fence_barriers();
   }
 };
@@ -130,13 +131,28 @@ __device__ __forceinline__ void load(T* tile, const CUtensorMap& map, int head, 
 
 // A first access to a page takes thousands of cycles, so all are begun at once.
 template <typename T>
-__device__ __forceinline__ void touch_pages(const Call<T>& p) {
-  const void* pages[] = {p.seq_offsets, p.q_offsets, p.num_targets, p.query_time, p.key_time, p.pos_w.data, p.time_w.data};
+__device__ __forceinline__ void touch_pages(const Call<T>& p, const Plan& plan) {
+  const void* pages[] = {p.seq_offsets, p.q_offsets,   p.num_targets, p.query_time, p.key_time,
+                         p.pos_w.data,  p.time_w.data, plan.order,    plan.tiles};
 #pragma unroll
   for (const void* page : pages) {
     [[maybe_unused]] uint32_t byte;
-    if (page) asm volatile("ld.global.u8 %0, [%1];" : "=r"(byte) : "l"(page));
+    if (page) asm volatile("ld.global.cg.u8 %0, [%1];" : "=r"(byte) : "l"(page));
   }
+}
+
+// What the bias is made of is asked for into the L2 cache, a share by each block: later it would wait behind the first tiles of all blocks.
+template <typename T>
+__device__ __forceinline__ void prefetch_bias(const Call<T>& p) {
+  constexpr int64_t kMost = 16 << 20;
+  auto ask = [&](const void* data, int64_t bytes) {
+    for (int64_t x = (int64_t(blockIdx.x) * 32 + threadIdx.x % 32) * 128; x < min(bytes, kMost); x += int64_t(gridDim.x) * 32 * 128)
+      asm volatile("prefetch.global.L2 [%0];" ::"l"(static_cast<const char*>(data) + x));
+  };
+  if (p.positions) ask(p.pos_w.data, int64_t(p.positions) * (p.pos_per_head ? p.heads : 1) * (p.pos_w.wide ? 4 : int(sizeof(T))));
+  if (p.last_bucket < 0 || p.time_offsets || p.q_offsets) return;
+  int64_t bytes = p.seq_offsets[p.sequences] * int64_t(sizeof(int64_t));
+  ask(p.query_time, bytes), ask(p.key_time, bytes);
 }
 
 // Warp 1 of the loading warpgroup: draws items and finds what their rows see.
@@ -144,10 +160,11 @@ template <typename T, int kDim, Mode kMode, bool kFew>
 __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode, kFew>& shared, const Call<T>& p, const Plan& plan, bool split) {
   using C = Config<kDim, kMode, kFew>;
   int lane = threadIdx.x % 32, starts, item = int(blockIdx.x), items;
+  await_kernel_before();
   if (!C::kSplits || !split) starts = plan.own_starts(p, C::kRows), items = plan.items(starts);
   else if constexpr (C::kSplits) starts = item = 0, items = shared.shares.items();
-  int drawn = 0;
-  for (Ring<kSlots> turn;; turn.next(), ++drawn) {
+  Ring<1> ending;
+  for (Ring<kSlots> turn;; turn.next()) {
     Work work{};
     if (item < items) {
       Plan::Item found;
@@ -168,19 +185,16 @@ __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode, kFew>& shared,
       shared.work_known[turn.stage].arrive_for_warp(lane), shared.work_full[turn.stage].arrive_for_warp(lane);
       return;
     }
+    if constexpr (C::kBias) ask_row_times(shared, turn.stage, p, here);
     if (lane == 0) {
       shared.keys[turn.stage] = rows_of(p, here.s, here.head, p.k, p.key_dim, false);
       shared.values[turn.stage] = rows_of(p, here.s, here.head, p.v, p.value_dim, true);
     }
-    if constexpr (C::kBias) {
-      RowTimes<T, C::kRows> times(p, here);
-      stage_masks(shared, turn.stage, p);
-      stage_rows(shared, turn.stage, p, here, times, p.time_per_head || drawn < kSlots);
-    } else {
-      stage_masks(shared, turn.stage, p);
-    }
+    if constexpr (C::kBias) stage_rows(shared, turn.stage, p, here);
+    stage_masks(shared, turn.stage, p);
     __syncwarp();
     shared.work_full[turn.stage].arrive_for_warp(lane);
+    if (C::kBias && !split && here.tiles.last > kLead) shared.ending.wait(ending.parity), ending.next();
     item = split ? item + 1 : plan.draw();
   }
 }
@@ -191,6 +205,7 @@ __device__ __forceinline__ void load_tiles(Shared<T, kDim, kMode, kFew>& shared,
                                            const CUtensorMap& v_map, const Call<T>& p) {
   using C = Config<kDim, kMode, kFew>;
   int lane = threadIdx.x % 32;
+  bool early = true;  // the bias of the first tile would wait behind the tiles to come
   Ring<C::kRing> ring;
   Ring<C::kQueries> q_ring;
   for (Ring<kSlots> turn;; turn.next()) {
@@ -210,6 +225,7 @@ __device__ __forceinline__ void load_tiles(Shared<T, kDim, kMode, kFew>& shared,
     };
     if (C::kQueries > 1) bring_q();
     for (int n = first_tile(shared, turn.stage); n < work.tiles.last; n = work.tiles.from(n + 1)) {
+      if (C::kBias && early && ring.stage == 1) shared.k_full[0].wait(0), early = false;
       shared.k_empty[ring.stage].wait(ring.parity ^ 1);
       bring(shared.k[ring.stage], k_map, n, shared.k_full[ring.stage]);
       if (q_to_come) bring_q();
