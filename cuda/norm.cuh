@@ -106,12 +106,16 @@ __device__ __forceinline__ void prefetch_row(const T* row, int64_t n, const RowT
 
 // The gradient at the output of a layer norm, where it is simply dy. What norm_backward asks of a Source:
 // gradient<kFirst>(dnorm, past, row, j, x, xhat) gives dnorm, the gradient at the norm's output (after weight and bias), and past, what
-// reaches x by another way, for kCount columns from j on. It is called twice for each element, first with kFirst. prefetch(row, team), where
-// there is one, asks for what a row will read.
+// reaches x by another way, for kCount columns from j on. It is called twice for each element, first with kFirst. prefetch(row, team),
+// where there is one, asks for what a row will read. Where `past` is 0 and dnorm rows of a matrix [rows, n], the source may give that,
+// dnorms(), and what else is to be done for an element, once(row, j, xhat).
 template <typename T>
 struct PlainGradient {
   const T* dy;
   int64_t n;
+  __host__ __device__ const T* dnorms() const { return dy; }
+  template <int kCount>
+  __device__ __forceinline__ void once(int64_t, int64_t, const float (&)[kCount]) const {}
   __device__ __forceinline__ void prefetch(int64_t row, const RowTeam& team) const { prefetch_row(dy + row * n, n, team); }
   template <bool kFirst, int kCount>
   __device__ __forceinline__ void gradient(float (&dnorm)[kCount], float (&past)[kCount], int64_t row, int64_t j, const float (&)[kCount],
@@ -188,6 +192,100 @@ __global__ void __launch_bounds__(kRowThreads, 2)
   }
 }
 
+// The same for rows of at most 32 kPieces vectors where the source gives dnorm as a matrix: a lane reads a row once, and ahead.
+template <typename T, int kPieces, typename Source>
+__global__ void __launch_bounds__(kRowThreads, 3)
+    norm_backward_once_kernel(T* dx, float* partial, const __grid_constant__ Source source, const T* x, const T* weight, int rows,
+                              int rows_per_block, int n, float eps) {
+  constexpr int kCount = kVector<T>;
+  extern __shared__ __align__(16) float norm_shared[];
+  RowTeam team = row_team(n);
+  float* sums = norm_shared + team.index * 2 * n;
+  if (partial)
+    for (int j = team.lane; j < 2 * n; j += 32) sums[j] = 0.f;
+  __syncwarp();
+  auto column = [&](int p) { return (team.lane + 32 * p) * kCount; };
+  uint4 x_bits[kPieces], dy_bits[kPieces];
+  auto read = [&](int row) {
+#pragma unroll
+    for (int p = 0; p < kPieces; ++p) {
+      x_bits[p] = dy_bits[p] = uint4{0, 0, 0, 0};
+      if (column(p) >= n) continue;
+      x_bits[p] = *reinterpret_cast<const uint4*>(x + int64_t(row) * n + column(p));
+      dy_bits[p] = *reinterpret_cast<const uint4*>(source.dnorms() + int64_t(row) * n + column(p));
+    }
+  };
+  auto widen = [](float(&to)[kPieces][kCount], const uint4(&bits)[kPieces]) {
+#pragma unroll
+    for (int p = 0; p < kPieces; ++p) load(to[p], reinterpret_cast<const T*>(&bits[p]));
+  };
+  int row = blockIdx.x * rows_per_block + team.index, end = min(int(blockIdx.x + 1) * rows_per_block, rows);
+  if (row < end) read(row);
+  for (; row < end; row += team.teams) {
+    float v[kPieces][kCount], dnorm[kPieces][kCount], w[kCount], total = 0.f, squares = 0.f, sum = 0.f, along = 0.f;
+    auto weigh = [&](int j) {
+#pragma unroll
+      for (float& value : w) value = 1.f;
+      if (weight) load(w, weight + j);
+    };
+    widen(v, x_bits), widen(dnorm, dy_bits);
+    if (row + team.teams < end) read(row + team.teams);
+#pragma unroll
+    for (int p = 0; p < kPieces; ++p)
+#pragma unroll
+      for (float value : v[p]) total += value;
+    float mean = row_sum(total, team) / float(n);
+#pragma unroll
+    for (int p = 0; p < kPieces; ++p)
+#pragma unroll
+      for (float& value : v[p]) {
+        value -= mean;
+        if (column(p) < n) squares += value * value;
+      }
+    float rstd = 1.f / sqrtf(row_sum(squares, team) / float(n) + eps);
+#pragma unroll
+    for (int p = 0; p < kPieces; ++p) {
+      int j = column(p);
+#pragma unroll
+      for (float& value : v[p]) value *= rstd;
+      if (j >= n) continue;
+      source.once(row, j, v[p]);
+      if (partial) {
+        float own[kCount];
+        load(own, sums + j);
+#pragma unroll
+        for (int e = 0; e < kCount; ++e) own[e] += dnorm[p][e] * v[p][e];
+        store(sums + j, own);
+        load(own, sums + n + j);
+#pragma unroll
+        for (int e = 0; e < kCount; ++e) own[e] += dnorm[p][e];
+        store(sums + n + j, own);
+      }
+      weigh(j);
+#pragma unroll
+      for (int e = 0; e < kCount; ++e) sum += dnorm[p][e] * w[e], along += dnorm[p][e] * w[e] * v[p][e];
+    }
+    sum = row_sum(sum, team) / float(n);
+    along = row_sum(along, team) / float(n);
+#pragma unroll
+    for (int p = 0; p < kPieces; ++p) {
+      if (column(p) >= n) continue;
+      weigh(column(p));
+      float past[kCount] = {};
+#pragma unroll
+      for (int e = 0; e < kCount; ++e) past[e] += rstd * (dnorm[p][e] * w[e] - sum - v[p][e] * along);
+      store(dx + int64_t(row) * n + column(p), past);
+    }
+  }
+  if (!partial) return;
+  __syncthreads();
+  for (int j = threadIdx.x; j < 2 * n; j += kRowThreads) {
+    float total = 0.f;
+    for (int i = 0; i < team.teams; ++i) total += norm_shared[i * 2 * n + j];
+    partial[int64_t(blockIdx.x) * 2 * n + j] = total;
+  }
+}
+
 // dweight and dbias [n]: both or neither; weight may be null either way. `wide`: everything the source reads and writes is aligned.
 template <typename T, typename Source>
 void norm_backward(T* dx, T* dweight, T* dbias, const Source& source, bool wide, const T* x, const T* weight, int64_t rows, int64_t n,
@@ -197,6 +295,11 @@ void norm_backward(T* dx, T* dweight, T* dbias, const Source& source, bool wide,
   Scratch<float> partial(dweight ? blocks * 2 * n : 0, stream);
   size_t shared = dweight && n <= kWarpWidth ? size_t(kRowWarps) * 2 * n * sizeof(float) : 0;
   pick_vector<T>(wide && aligned(dx, n) && aligned(x, n) && aligned(weight, n), [&](auto kCount) {
+    if constexpr (sizeof(T) == 2 && kCount > 1 && requires { source.dnorms(); })
+      if (n <= 64 * kCount && rows <= INT_MAX / 2)
+        return launch(n <= 32 * kCount ? norm_backward_once_kernel<T, 1, Source> : norm_backward_once_kernel<T, 2, Source>,
+                      dim3(unsigned(blocks)), dim3(kRowThreads), shared, stream, dx, partial.get(), source, x, weight, int(rows),
+                      int(rows_per_block), int(n), float(eps));
     launch(norm_backward_kernel<T, kCount, Source>, dim3(unsigned(blocks)), dim3(kRowThreads), shared, stream, dx, partial.get(), source, x,
            weight, rows, rows_per_block, n, float(eps));
   });

@@ -23,18 +23,21 @@ struct NormGradient {
   PlainGradient<T> plain;
   const T *weight, *bias;
   T* norm;
+  __host__ __device__ const T* dnorms() const { return plain.dy; }
+  template <int kCount>
+  __device__ __forceinline__ void once(int64_t row, int64_t j, const float (&xhat)[kCount]) const {
+    float a[kCount];
+#pragma unroll
+    for (int e = 0; e < kCount; ++e) a[e] = xhat[e];
+    scale_and_shift(a, weight, bias, j);
+    store(norm + row * plain.n + j, a);
+  }
   __device__ __forceinline__ void prefetch(int64_t row, const RowTeam& team) const { plain.prefetch(row, team); }
   template <bool kFirst, int kCount>
   __device__ __forceinline__ void gradient(float (&dnorm)[kCount], float (&past)[kCount], int64_t row, int64_t j, const float (&x)[kCount],
                                            const float (&xhat)[kCount]) const {
     plain.template gradient<kFirst>(dnorm, past, row, j, x, xhat);
-    if constexpr (kFirst) {
-      float a[kCount];
-#pragma unroll
-      for (int e = 0; e < kCount; ++e) a[e] = xhat[e];
-      scale_and_shift(a, weight, bias, j);
-      store(norm + row * plain.n + j, a);
-    }
+    if constexpr (kFirst) once(row, j, xhat);
   }
 };
 
