@@ -37,6 +37,10 @@ struct Walk {
   }
 };
 
+// Both halves of a meeting of the cluster's blocks that comes without a fence: barriers are seen that were made known by fence_barriers.
+__device__ __forceinline__ void cluster_arrive() { asm volatile("barrier.cluster.arrive.relaxed;" ::: "memory"); }
+__device__ __forceinline__ void cluster_wait() { asm volatile("barrier.cluster.wait.acquire;" ::: "memory"); }
+
 constexpr int kDepth = 64, kColumns = 256, kLine = 128;  // of k and of n a step; bytes of a row in shared memory
 constexpr int kBlocks = 2;                               // of a cluster
 
@@ -436,7 +440,8 @@ __global__ void __launch_bounds__(Shape<kTurns>::kThreads, 1)
     for (int i = 0; i < S::kStages; ++i) shared.full[i].init(1, 0), shared.empty[i].init(0, (kTurns ? 4 : 8) * kBlocks);
     fence_barriers();
   }
-  cluster_sync();
+  cluster_arrive();
+  cluster_wait();
   if (group < 0) {
     give_registers<S::kLoading>();
     if (threadIdx.x == 0) load_operands<T, kATransposed, kBTransposed>(shared, a_map, b_map, residual_map, output, walk);
