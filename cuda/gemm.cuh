@@ -72,13 +72,21 @@ __device__ __forceinline__ void activate(float (&v)[kCount], Activation activati
     for (float& x : v) x = gelu(x);
 }
 
-// dy activation'(z); for 16-bit types by the quick exp and division.
+// 1 / (1 + exp(-x)) by the quick exp and reciprocal. Denormal numbers count as 0: exp's are lost in the sum anyway.
+__device__ __forceinline__ float sigmoid_fast(float x) {
+  float power, result;
+  asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(power) : "f"(__fmul_rn(-x, 1.4426950408889634f)));
+  asm("rcp.approx.ftz.f32 %0, %1;" : "=f"(result) : "f"(__fadd_rn(1.f, power)));
+  return result;
+}
+
+// dy activation'(z); for 16-bit types by the quick sigmoid.
 template <typename T>
 __device__ __forceinline__ float through_activation(float dy, float z, Activation activation) {
   if (activation == Activation::kRelu) return z > 0.f ? dy : 0.f;
   if (activation == Activation::kGelu) return dy * gelu_derivative(z);
   if constexpr (sizeof(T) == 4) return dy * silu_derivative(z);
-  float s = __fdividef(1.f, 1.f + __expf(-z));
+  float s = sigmoid_fast(z);
   return dy * (s * (1.f + z * (1.f - s)));
 }
 
