@@ -9,6 +9,7 @@ namespace backward_sm90 {
 
 // Time differences d by cells: the exponent and two bits of float(d + 1). At most one bucket begins within a cell.
 constexpr int kCells = 128;
+constexpr int kUntimedKey = INT_MIN, kUntimedQuery = INT_MAX - 1;  // d + 1 has 32 bits
 constexpr int64_t cell_start(int cell) { return ((4 + cell % 4) * (int64_t(1) << cell / 4) + 3) / 4 - 1; }
 struct CellBuckets {
   uint8_t at[kCells];
@@ -45,8 +46,10 @@ struct TableItem {
 };
 struct TableTile {
   int first, slot;     // its first query, -1: no more; its item's
-  unsigned pieces[3];  // of 16 keys by 32 queries, with more buckets than two: each warp's
-  int bucket;          // of all its pairs, so that the sum over its positions will do; -1: each piece by itself
+  unsigned pieces[3];  // of 16 keys by 32 queries, each by itself: each warp's
+  int ends[2];         // keys before this one, for each half of the queries, are summed by runs of keys in one bucket
+  int low, high;       // the buckets of those
+  int bucket;          // of all its pairs, so that the sum over its positions will do; -1: there are several
   bool last;
 };
 
@@ -68,7 +71,8 @@ struct SharedWithBias : Shared<T, kDim, true> {
   alignas(8) int query_near[kAhead][kQ];
   alignas(8) int path[kAhead][kK / 16][kQ / 32];  // of 16 keys by 32 queries: kind, high, low, a byte each
   alignas(16) int counts[kWarps][kUntimed + 1][kCounts];  // the last row is for pairs without a time
-  float far[kWarps][kTimeThresholds + 1], runs[2][8][kUntimed + 1];  // by time bucket; of an item's computing warps
+  float far[kWarps][kTimeThresholds + 1];                 // by time bucket
+  alignas(16) float before[kK / 8][kQ + 8];  // of each query, the sum of dS over the keys before a block of 8
   alignas(16) float blocks[8][kPitch];  // sums of blocks of 8 keys by 8 queries on one diagonal, one after the other from column 8 on
   alignas(16) uint32_t zero[4];
   float targets[kK];  // sums of dS over target rows, by key
@@ -76,11 +80,11 @@ struct SharedWithBias : Shared<T, kDim, true> {
   int copy[2];  // of the tables' sums, an item's
   TableItem item_of[2];
   TableTile tile_of[kAhead];
-  Barrier tile_empty[kAhead], bias_full[kAhead], bias_empty[kAhead], ds_full[2], ds_empty[2], runs_full[2], slot_empty[2];
+  Barrier tile_empty[kAhead], bias_full[kAhead], bias_empty[kAhead], ds_full[2], ds_empty[2], slot_empty[2];
 
   __device__ __forceinline__ void init() {
-    for (int x = 0; x < kAhead; ++x) tile_empty[x].init(0, 8), bias_full[x].init(0, 1), bias_empty[x].init(0, kWarps + 8);
-    for (int x = 0; x < 2; ++x) ds_full[x].init(0, 8), ds_empty[x].init(0, kWarps), runs_full[x].init(0, 8), slot_empty[x].init(0, kWarps);
+    for (int x = 0; x < kAhead; ++x) tile_empty[x].init(0, 8), bias_full[x].init(0, 1), bias_empty[x].init(0, kWarps);
+    for (int x = 0; x < 2; ++x) ds_full[x].init(0, 8), ds_empty[x].init(0, kWarps), slot_empty[x].init(0, kWarps);
   }
   // Not limited to the table.
   __device__ __forceinline__ int near_bucket(uint32_t d) const {
@@ -92,38 +96,42 @@ struct SharedWithBias : Shared<T, kDim, true> {
     auto coded = [](TimeKind kind, int low, int high) { return int(kind) << 16 | high << 8 | low; };
     if (last < 0) return coded(TimeKind::kOne, 0, 0);
     int kinds = queries.kinds | keys.kinds;
-    if (kinds || queries.least > queries.most || keys.least > keys.most)
-      return coded(kinds & kSomeFar ? TimeKind::kFar : TimeKind::kMany, 0, last);
+    if (kinds & kSomeFar) return coded(TimeKind::kFar, 0, last);
+    if (queries.least > queries.most || keys.least > keys.most) return coded(TimeKind::kMany, 0, 0);
     int low = min(near_bucket(max(max(queries.least - keys.most, keys.least - queries.most), 0)), last);
     int high = min(near_bucket(max(queries.most - keys.least, keys.most - queries.least)), last);
-    auto more = keys.most > queries.least || high - low >= 4 ? TimeKind::kMany : high - low > 1 ? TimeKind::kFew : TimeKind::kTwo;
-    return coded(low == high ? TimeKind::kOne : more, low, high);
+    if (kinds || keys.most > queries.least || high - low >= 4) return coded(TimeKind::kMany, low, high);
+    return coded(high - low > 1 ? TimeKind::kFew : low < high ? TimeKind::kTwo : TimeKind::kOne, low, high);
   }
 };
 template <typename T, int kDim, bool kBias>
 using SharedOf = std::conditional_t<kBias, SharedWithBias<T, kDim>, Shared<T, kDim, false>>;
 
-// An item's times and time table, before its first tile.
+// An item's times and time table, before its first tile. Whether its keys are sorted by time.
 template <typename T, int kDim>
-__device__ __forceinline__ void stage_item(SharedWithBias<T, kDim>& shared, int at, const Call<T>& p, const Gradients<T>& g,
+__device__ __forceinline__ bool stage_item(SharedWithBias<T, kDim>& shared, int at, const Call<T>& p, const Gradients<T>& g,
                                            int positions) {
   const Item& item = shared.item[at];
   int lane = thread_index() % 32, slot = item.parity;
   const Sequence& s = item.s;
   int64_t row = p.time_per_head ? item.head * p.time_width : 0, base = first_time(p, s);
+  bool sorted = true;
 #pragma unroll 2
   for (int x = 0; x < Shape<kDim, true>::kKeys / 32; ++x) {
     int r = 32 * x + lane, j = item.tile * Shape<kDim, true>::kKeys + r;
     bool there = p.last_bucket >= 0 && j < s.history;
-    NearTime time{kNoFixedTime, kSomeUntimed};
+    NearTime time{j < s.contextual ? kUntimedKey : kNoFixedTime, kSomeUntimed};
     if (there && j >= s.contextual) time = near_time(p.key_time[s.time + j], base);
-    shared.key_near[slot][r] = time.at;
+    shared.key_near[slot][r] = time.at, sorted = sorted && !(time.kind & kSomeFar);
     TimeSpan low = TimeSpan::of_warp(time, there && lane < 16), high = TimeSpan::of_warp(time, there && lane >= 16);
     if (lane % 16 == 0) shared.key_span[r / 16] = lane ? high : low;
   }
   for (int x = lane; x <= kNearThresholds; x += 32)
     shared.time[slot][x] = p.last_bucket >= 0 && x < kUntimed ? p.unit * p.time_w.at(row + min(x, p.last_bucket)) : 0.f;
   __syncwarp();
+#pragma unroll 1
+  for (int r = lane; r < Shape<kDim, true>::kKeys - 1; r += 32)
+    sorted = sorted && shared.key_near[slot][r] <= shared.key_near[slot][r + 1];
 #pragma unroll
   for (int x = lane; x < kCells; x += 32) {
     int bucket = min(int(kCellBuckets.at[x]), kNearThresholds - 1), next = bucket;
@@ -144,7 +152,7 @@ __device__ __forceinline__ void stage_item(SharedWithBias<T, kDim>& shared, int 
                             g.pos_sums ? g.pos_sums + copy * positions : nullptr,
                             g.time_sums ? g.time_sums + copy * (p.last_bucket + 1) : nullptr};
   }
-  __syncwarp();
+  return __all_sync(kFullWarp, sorted);
 }
 
 // The thread that finds the items and tiles that come, up to kAhead tiles before they are done.
@@ -217,7 +225,7 @@ __device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, cons
   using S = Shape<kDim, true>;
   constexpr int kCount = (S::kQueries + S::kKeys) / 32;
   float up = 1 / p.alpha;
-  bool begins = true;
+  bool begins = true, sorted = false;
   int items = 0;
   for (uint32_t count = 0;; ++count) {
     constexpr int kAhead = S::kAhead;
@@ -237,7 +245,7 @@ __device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, cons
     int64_t row = p.pos_per_head ? int64_t(item.head) * p.positions : 0;
     shared.bias_empty[stage].wait(count / kAhead & 1 ^ 1);
     if (begins) shared.slot_empty[slot].wait(items++ / 2 & 1 ^ 1);
-    if (begins) stage_item<T, kDim>(shared, tile.item, p, g, positions);
+    if (begins) sorted = stage_item<T, kDim>(shared, tile.item, p, g, positions);
     begins = tile.last;
     uint32_t entries[kCount];
 #pragma unroll
@@ -255,12 +263,14 @@ __device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, cons
       if (SharedWithBias<T, kDim>::kPairs && lane + x > 0) shared.pos[stage][SharedWithBias<T, kDim>::kPairs][lane + 32 * x - 1] = value;
     }
     TimeSpan spans[S::kQueries / 32];
+    bool orderly = sorted;  // no query sees a later key
 #pragma unroll
     for (int x = 0; x < S::kQueries / 32; ++x) {
-      int r = lane + 32 * x;
+      int r = lane + 32 * x, newest = (p.causal ? min(i0 + r, s.history - 1) : s.history - 1) - item.tile * S::kKeys;
       bool there = p.last_bucket >= 0 && r < tile.rows;
-      NearTime time{kNoMovingTime + 1, kSomeUntimed};  // d + 1 has 32 bits
+      NearTime time{kUntimedQuery, kSomeUntimed};
       if (there && i0 + r >= s.contextual) time = near_time(moving[x], shared.item_of[slot].base);
+      orderly = orderly && !(time.kind & kSomeFar) && (newest < 0 || time.at >= shared.key_near[slot][min(newest, S::kKeys - 1)]);
       shared.query_near[stage][r] = time.at;
       spans[x] = TimeSpan::of_warp(time, there);
     }
@@ -271,18 +281,23 @@ __device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, cons
       if (!none) path = shared.path_of(shared.key_span[lane / 2], lane % 2 ? spans[1] : spans[0], p.last_bucket);
       shared.path[stage][lane / 2][lane % 2] = path;
     }
-    // The warps take pieces in turns, those with many buckets from the other end.
+    // Of an orderly tile the newest keys piece by piece where these have many buckets, all before them by runs; the warps take pieces in turns.
     using W = SharedWithBias<T, kDim>;
-    bool several = path >> 16 >= int(TimeKind::kFew), many = path >> 16 > int(TimeKind::kFew);
-    unsigned all[2] = {__ballot_sync(kFullWarp, several && !many), __ballot_sync(kFullWarp, many)}, before = (1u << lane) - 1;
-    int owner = many ? W::kWarps - 1 - __popc(all[1] & before) % W::kWarps : __popc(all[0] & before) % W::kWarps;
+    bool there = path != shared.kNothing, plain = __all_sync(kFullWarp, orderly) && there && path >> 16 < int(TimeKind::kMany);
+    unsigned mine = __ballot_sync(kFullWarp, plain) & 0x5555u << lane % 2;
+    int end = mine ? (31 - __clz(mine)) / 2 + 1 : 0;
+    bool runs = there && lane / 2 < end, alone = there && !runs;
+    int low = __reduce_min_sync(kFullWarp, runs ? path & 255 : 255), high = __reduce_max_sync(kFullWarp, runs ? path >> 8 & 255 : -1);
+    int owner = __popc(__ballot_sync(kFullWarp, alone) & ((1u << lane) - 1)) % W::kWarps;
     unsigned pieces[W::kWarps];
 #pragma unroll
-    for (int x = 0; x < W::kWarps; ++x) pieces[x] = __ballot_sync(kFullWarp, several && owner == x);
-    int low = __reduce_min_sync(kFullWarp, path == shared.kNothing ? INT_MAX : path);
-    bool one = __all_sync(kFullWarp, path == shared.kNothing || path == low) && low >> 16 == int(TimeKind::kOne);
-    int bucket = one && g.pos_sums && tile.before >= S::kQueries ? low & 255 : -1;
-    if (lane == 0) shared.tile_of[stage] = {first, slot, {pieces[0], pieces[1], pieces[2]}, bucket, tile.last};
+    for (int x = 0; x < W::kWarps; ++x) pieces[x] = __ballot_sync(kFullWarp, alone && owner == x);
+    int least = __reduce_min_sync(kFullWarp, there ? path : INT_MAX);
+    bool one = __all_sync(kFullWarp, !there || path == least) && least >> 16 == int(TimeKind::kOne);
+    int bucket = one && g.pos_sums && tile.before >= S::kQueries ? least & 255 : -1;
+    int ends[2] = {16 * __shfl_sync(kFullWarp, end, 0), 16 * __shfl_sync(kFullWarp, end, 1)};
+    if (lane == 0)
+      shared.tile_of[stage] = {first, slot, {pieces[0], pieces[1], pieces[2]}, {ends[0], ends[1]}, low, high, bucket, tile.last};
     __syncwarp();
     shared.bias_full[stage].arrive_for_warp(lane);
   }

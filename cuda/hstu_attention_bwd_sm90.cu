@@ -86,7 +86,6 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
       constexpr bool kWide = kBias && kDim <= 64;  // slopes wait as they are
       uint32_t weights[kQ / 4], ds[kQ / 4];
       std::conditional_t<kWide, float, uint32_t> slopes[kWide ? kQ / 2 : kQ / 4];
-      [[maybe_unused]] std::conditional_t<kBias, TimeRun, int> run{};
       auto multiply = [&](float(&c)[kQ / 2], const T* keys_tile, const T* tile, bool add) {
         uint64_t keys = by_rows<kBytes>(shared_address(keys_tile) + 64 * group * kBytes), queries = by_rows<kBytes>(shared_address(tile));
 #pragma unroll
@@ -231,19 +230,6 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
           wgmma<T, true>(dq, moved(a, kBias ? x / 8 * kKeyBlock : x / 64 * kQ * 128 + x % 64 * 2), moved(b, x * kBytes), x > 0);
         wgmma_commit();
       };
-      // While dQ is made; a warp's pieces with one bucket or two, where the tile has several.
-      auto sum_times = [&] {
-        if constexpr (kBias) {
-          int stage = count % S::kAhead, keys = int(thread_index() / 32) - 4;
-          float* sums = shared.runs[item.parity][keys];
-          if (kDim > 64) run = {};  // registers are short: a run is of one tile
-          if (g.time_sums && shared.tile_of[stage].bucket < 0) run.template add_pieces<T>(shared, sums, stage, item.parity, keys, ds);
-          if (kDim > 64 || shared.tile[stage].last) run.finish(sums);
-          __syncwarp();
-          release(shared.bias_empty[stage]);
-          if (shared.tile[stage].last) release(shared.runs_full[item.parity]);
-        }
-      };
       auto leave = [&] {  // dQ of a tile is added by another warp
         int slot = S::kWhole ? count % 2 : group;
         shared.dq_empty[slot].wait((S::kWhole ? count / 2 : count) & 1 ^ 1);
@@ -300,7 +286,6 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
         meet(1, 256);  // dS of all keys is there; that of the tile before is read no more
         wgmma_fence();
         multiply_ds();
-        sum_times();
         wgmma_fence();
         accumulate(dk, ds, shared.q[stage]);
         bool last = shared.tile[count % S::kAhead].last;

@@ -9,73 +9,87 @@ constexpr int kTablesBarrier = 2, kPositionsBarrier = 3;  // of all warps that s
 
 __device__ __forceinline__ void add_to(float* to, float x) { asm volatile("red.global.add.f32 [%0], %1;" ::"l"(to), "f"(x) : "memory"); }
 
-// A warp's sums of dS by time bucket, by lane: of `low` and of the next. Of others in `sums`.
-struct TimeRun {
-  float below = 0, above = 0;
-  int low = -2;  // none
-  __device__ __forceinline__ void move(float* sums, int to) {
-#pragma unroll 1
-    for (int x = 0; x < 2 && low != to && low >= 0; ++x) {
-      float sum = warp_sum(below);
-      if (thread_index() % 32 == 0) sums[low] += sum;
-      below = above, above = 0, ++low;
-    }
-    low = to;
-    __syncwarp();
-  }
-  __device__ __forceinline__ void finish(float* sums) { move(sums, -2); }
-  __device__ __forceinline__ void add(float* sums, int bucket, float value) {
-    if (bucket != low && bucket != low + 1) move(sums, bucket);
-    (bucket == low ? below : above) += value;
-  }
-  // A computing warp's `ds`, of 16 keys by 64 queries, as the accumulators stand: its two pieces, where they have one bucket or two.
-  template <typename T, typename Memory>
-  __device__ __forceinline__ void add_pieces(const Memory& shared, float* sums, int stage, int slot, int keys, const uint32_t* ds) {
-    int2 codes = *reinterpret_cast<const int2*>(shared.path[stage][keys]);
-    uint32_t quarter = pack_pair<T>(.25f, .25f);  // four lanes have the same sum
-    float all[2][4] = {};
-#pragma unroll
-    for (int x = 0; x < 16; x += 4) mma_m16n8k16<T>(all[x / 8], {ds[x], ds[x + 1], ds[x + 2], ds[x + 3]}, quarter, quarter);
-    int lane = thread_index() % 32;
-    const int *key = &shared.key_near[slot][16 * keys + lane / 4], *query = &shared.query_near[stage][lane % 4 * 2];
-#pragma unroll 1
-    for (int c = 0; c < 2; ++c) {
-      int code = c ? codes.y : codes.x, first = code & 255;
-      auto kind = TimeKind(code >> 16);
-      if (kind != TimeKind::kOne && kind != TimeKind::kTwo || code == Memory::kNothing) continue;
-      if (first != low && !(kind == TimeKind::kOne && first == low + 1)) move(sums, first);
-      float sum = c ? all[1][0] + all[1][2] : all[0][0] + all[0][2], up[4] = {};
-      if (kind == TimeKind::kOne) {
-        (first == low ? below : above) += sum;
-        continue;
-      }
-      int least = int(shared.threshold[first]), from[2] = {key[0] + least, key[8] + least};
-#pragma unroll
-      for (int x = 0; x < 4; ++x) {
-        int2 at = *reinterpret_cast<const int2*>(query + 32 * c + 8 * x);
-#pragma unroll
-        for (int y = 0; y < 2; ++y) {
-          uint32_t pair = c ? ds[8 + 2 * x + y] : ds[2 * x + y];
-          if (at.x >= from[y]) up[y] += __uint_as_float(pair << 16);
-          if (at.y >= from[y]) up[2 + y] += __uint_as_float(pair & 0xffff0000);
-        }
-      }
-      float more = (up[0] + up[1]) + (up[2] + up[3]);
-      above += more, below += sum - more;
-    }
-  }
-};
-
-// dS of a tile by time bucket: a warp's pieces of 16 keys by 32 queries.
+// A tile's sums of dS over the keys before each block of 8, by query: a warp's blocks of 8 queries.
 template <typename T, int kDim>
-__device__ __forceinline__ void sum_times(SharedWithBias<T, kDim>& shared, int stage, int ahead, int warp, const TableTile& tile,
+__device__ __forceinline__ void sum_before(SharedWithBias<T, kDim>& shared, int stage, int warp) {
+  using W = SharedWithBias<T, kDim>;
+  int lane = thread_index() % 32, g = lane / 4, t = lane % 4;
+  uint32_t ones = pack_pair<T>(1.f, 1.f), later[8];
+#pragma unroll
+  for (int x = 0; x < 8; ++x) later[x] = x < g ? ones : 0;
+#pragma unroll 1
+  for (int block = warp; block < W::kQ / 8; block += W::kWarps) {
+    float sum[2][4] = {};
+    uint32_t from = shared_address(shared.ds(stage)) + diagonal_block(block, lane / 8) + lane % 8 * 16;
+#pragma unroll
+    for (int x = 0; x < 4; ++x) {
+      uint32_t words[4];
+      load_matrices(words, from + 4 * x * kKeyBlock);
+#pragma unroll
+      for (int y = 0; y < 2; ++y) {
+        int keys = 4 * x + 2 * y;  // blocks
+        uint32_t first = later[keys % 8], second = later[keys % 8 + 1];
+        mma_m16n8k16<T>(sum[x / 2], {x < 2 ? first : 0, x < 2 ? ones : first, x < 2 ? second : 0, x < 2 ? ones : second}, words[2 * y],
+                        words[2 * y + 1]);
+      }
+    }
+    *reinterpret_cast<float2*>(&shared.before[g][8 * block + 2 * t]) = float2{sum[0][0], sum[0][1]};
+    *reinterpret_cast<float2*>(&shared.before[g + 8][8 * block + 2 * t]) = float2{sum[0][2] + sum[1][2], sum[0][3] + sum[1][3]};
+  }
+}
+
+// Where keys are sorted, those at least so much earlier than a query are the first ones: from their sums follow those of buckets. A warp's buckets.
+template <typename T, int kDim>
+__device__ __forceinline__ void sum_runs(SharedWithBias<T, kDim>& shared, int stage, int ahead, int warp, const TableTile& tile) {
+  using W = SharedWithBias<T, kDim>;
+  int lane = thread_index() % 32;
+  const int* keys = shared.key_near[tile.slot];
+  const unsigned char* ds = reinterpret_cast<const unsigned char*>(shared.ds(stage));
+  int low = tile.low, high = tile.high, last = high + int(keys[0] == kUntimedKey);
+#pragma unroll 1
+  for (int bucket = low + warp; bucket <= last; bucket += W::kWarps) {
+    int least = bucket == low ? 0 : int(shared.threshold[bucket - 1]);
+    float sum = 0;
+#pragma unroll
+    for (int c = 0; c < W::kQ / 32; ++c) {
+      int query = 32 * c + lane, time = shared.query_near[ahead][query], end = tile.ends[c] / 8, at = 0;
+      int limit = bucket > high ? kUntimedKey : time - least;
+#pragma unroll
+      for (int step = 8; step > 0; step /= 2)
+        if (keys[8 * (at + step)] <= limit) at += step;
+      bool whole = at >= end;
+      if (whole) at = end;
+      float part[2] = {shared.before[min(at, W::kK / 8 - 1)][query], 0.f};
+      uint4 words = *reinterpret_cast<const uint4*>(ds + diagonal_block(query / 8, at) + query % 8 * 16);
+      const uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
+      if (whole) limit = INT_MIN;
+#pragma unroll
+      for (int x = 0; x < 8; x += 4) {
+        int4 four = *reinterpret_cast<const int4*>(keys + 8 * at + x);
+        part[0] += four.x <= limit ? __uint_as_float(pairs[x / 2] << 16) : 0.f;
+        part[1] += four.y <= limit ? __uint_as_float(pairs[x / 2] & 0xffff0000) : 0.f;
+        part[0] += four.z <= limit ? __uint_as_float(pairs[x / 2 + 1] << 16) : 0.f;
+        part[1] += four.w <= limit ? __uint_as_float(pairs[x / 2 + 1] & 0xffff0000) : 0.f;
+      }
+      sum += time == kUntimedQuery ? 0.f : part[0] + part[1];
+    }
+    sum = warp_sum(sum);
+    if (lane == 0) {
+      if (bucket <= high) shared.far[warp][bucket] += sum;
+      if (bucket > low) shared.far[warp][bucket - 1] -= sum;
+    }
+  }
+}
+
+// dS by time bucket of a warp's pieces of 16 keys by 32 queries, each score by itself.
+template <typename T, int kDim>
+__device__ __forceinline__ void sum_pieces(SharedWithBias<T, kDim>& shared, int stage, int ahead, int warp, const TableTile& tile,
                                           const Call<T>& p) {
   using S = Shape<kDim, true>;
   using W = SharedWithBias<T, kDim>;
   static_assert(std::is_same_v<T, __nv_bfloat16>);
   int lane = thread_index() % 32, quad = lane / 4, t = lane % 4;
   float* sums = shared.far[warp];
-  TimeRun run;
 #pragma unroll 1
   for (unsigned left = shared.tile_of[ahead].pieces[warp]; left; left &= left - 1) {
     int piece = __ffs(left) - 1;
@@ -87,37 +101,12 @@ __device__ __forceinline__ void sum_times(SharedWithBias<T, kDim>& shared, int s
     load_matrices(ds[0], at), load_matrices(ds[1], at - 2 * kQueryBlock);
     auto element = [&](int half, int x, int e) { return __uint_as_float(e ? ds[half][x] & 0xffff0000 : ds[half][x] << 16); };
     const int *key_near = &shared.key_near[tile.slot][16 * keys + 2 * t], *query_near = &shared.query_near[ahead][c0 + quad];
-    if (kind == TimeKind::kFew) {
-      auto later = [&](int least) {  // the sum where the difference is at least this
-        float sum[4] = {};
-#pragma unroll
-        for (int x = 0; x < 8; ++x) {
-          int time = query_near[x / 2 * 8] - least;
-          int2 at = *reinterpret_cast<const int2*>(key_near + x % 2 * 8);
-          if (time >= at.x) sum[x % 4] += element(x / 4, x % 4, 0);
-          if (time >= at.y) sum[x % 4] += element(x / 4, x % 4, 1);
-        }
-        return (sum[0] + sum[1]) + (sum[2] + sum[3]);
-      };
-      float all[4] = {};
-      uint32_t quarter = pack_pair<T>(.25f, .25f);  // four lanes have the same sum
-      mma_m16n8k16<T>(all, ds[0], quarter, quarter), mma_m16n8k16<T>(all, ds[1], quarter, quarter);
-      float now = all[0] + all[2];
-#pragma unroll 1
-      for (; low < high; ++low) {
-        float next = later(int(shared.threshold[low]));
-        run.add(sums, low, now - next);
-        now = next;
-      }
-      run.add(sums, low, now);
-      continue;
-    }
     uint32_t most = 0;
 #pragma unroll
     for (int x = 0; x < 8; ++x) most = __vmaxu2(most, ds[x / 4][x % 4] & 0x7fff7fff);
     most = __reduce_max_sync(kFullWarp, max(most & 0xffff, most >> 16));
     if (most == 0) continue;
-    if (kind == TimeKind::kMany && most < 0x7f80) {
+    if (kind != TimeKind::kFar && most < 0x7f80) {
       // Whole numbers, in units of a power of two, may be added in any order.
       uint32_t exponent = min(274 - (most >> 7), 253u);
       float up = __uint_as_float(exponent << 23), down = __uint_as_float(254 - exponent << 23);
@@ -152,7 +141,7 @@ __device__ __forceinline__ void sum_times(SharedWithBias<T, kDim>& shared, int s
         sums[bucket] += down * float(all);
       }
       __syncwarp();
-    } else if (kind == TimeKind::kMany) {
+    } else if (kind != TimeKind::kFar) {
       for (int bucket = lane; bucket <= p.last_bucket; bucket += 32) sums[bucket] = __int_as_float(0x7fffffff);
       __syncwarp();
     } else {
@@ -168,19 +157,16 @@ __device__ __forceinline__ void sum_times(SharedWithBias<T, kDim>& shared, int s
       }
     }
   }
-  run.finish(sums);
 }
 
-// dS of a tile along diagonals, added to the item's sums. `clamped`: what lies beyond the table. Returns a lane's part of all sums.
+// dS of a tile along diagonals of blocks; target rows, which all stand at one position, by key. Returns a lane's part of all sums but these.
 template <typename T, int kDim>
-__device__ __forceinline__ float sum_positions(SharedWithBias<T, kDim>& shared, int stage, int warp, int first, const TableItem& item,
-                                              int positions, float& clamped) {
+__device__ __forceinline__ float sum_diagonals(SharedWithBias<T, kDim>& shared, int stage, int warp, int first, const TableItem& item) {
   using S = Shape<kDim, true>;
   using W = SharedWithBias<T, kDim>;
-  constexpr int kQ = S::kQueries, kK = S::kKeys;
+  constexpr int kQ = S::kQueries, kK = S::kKeys, kDiagonals = (kQ + kK) / 8 - 1;
   int lane = thread_index() % 32, thread = 32 * warp + lane, g = lane / 4, t = lane % 4;
-  int i0 = item.s.shift + first, j0 = item.tile * kK;
-  int before = item.s.history - i0;  // queries before the targets, which all stand at one position
+  int before = item.s.history - item.s.shift - first;  // queries before the targets
   // Blocks of 8 x 8 on diagonal d = key block - query block + 7: up to eight and zeros, four a product with two unit matrices, whose rows
   // 0 .. 7 and 8 .. 15 are sums of two.
   constexpr bool kTight = S::kDsStep < S::kDsBytes;
@@ -201,7 +187,7 @@ __device__ __forceinline__ float sum_positions(SharedWithBias<T, kDim>& shared, 
     load(y);
   }
 #pragma unroll 1
-  for (; d < (kQ + kK) / 8 - 1;) {
+  for (; d < kDiagonals;) {
     float sum[4] = {};
     float2* to = reinterpret_cast<float2*>(&shared.blocks[g][8 * d + 8 + 2 * t]);
     d += 3;
@@ -209,7 +195,7 @@ __device__ __forceinline__ float sum_positions(SharedWithBias<T, kDim>& shared, 
     for (int y = 0; y < 2; ++y) {
       mma_m16n8k16<T>(sum, words[y], unit, unit);
       from[y] += step[y];
-      load(y);
+      if (kTight || d < kDiagonals) load(y);  // what follows the last stage is not dS
     }
     float2 two{sum[0] + sum[2], sum[1] + sum[3]};
     *to = two, all += two.x + two.y;
@@ -221,7 +207,16 @@ __device__ __forceinline__ float sum_positions(SharedWithBias<T, kDim>& shared, 
         sum += to_float(shared.ds(stage)[diagonal_block(r / 8, key / 8) / 2 + r % 8 * 8 + key % 8]);
       shared.targets[key] = sum;
     }
-  meet(kPositionsBarrier, W::kThreads);
+  return all;
+}
+// These sums, added to the item's. `clamped`: what lies beyond the table.
+template <typename T, int kDim>
+__device__ __forceinline__ void add_positions(SharedWithBias<T, kDim>& shared, int warp, int first, const TableItem& item, int positions,
+                                             float& clamped) {
+  using S = Shape<kDim, true>;
+  using W = SharedWithBias<T, kDim>;
+  constexpr int kQ = S::kQueries, kK = S::kKeys;
+  int thread = 32 * warp + thread_index() % 32, i0 = item.s.shift + first, j0 = item.tile * kK, before = item.s.history - i0;
   auto diagonal = [&](int x) {  // key - query + kQ - 1 = x
     float part[4];
 #pragma unroll
@@ -240,7 +235,7 @@ __device__ __forceinline__ float sum_positions(SharedWithBias<T, kDim>& shared, 
       add_to(item.pos_sums + abs(distance), item.unit * sum);
   }
   meet(kPositionsBarrier, W::kThreads);  // one thread at a time adds to an entry
-  if (before >= kQ) return all;
+  if (before >= kQ) return;
   for (int key = thread; key < kK; key += W::kThreads) {
     int distance = item.s.history - (j0 + key);
     if (distance <= 0) continue;
@@ -250,7 +245,6 @@ __device__ __forceinline__ float sum_positions(SharedWithBias<T, kDim>& shared, 
       add_to(item.pos_sums + distance, item.unit * shared.targets[key]);
   }
   meet(kPositionsBarrier, W::kThreads);
-  return all;
 }
 
 // The sums of an item by time bucket, and those beyond the position table, to memory.
@@ -269,7 +263,6 @@ __device__ __forceinline__ void finish_item(SharedWithBias<T, kDim>& shared, int
     for (int bucket = 32 * warp + lane; bucket <= p.last_bucket; bucket += W::kThreads) {
       float sum = 0;
       for (int x = 0; x < W::kWarps; ++x) sum += shared.far[x][bucket], shared.far[x][bucket] = 0;
-      for (int x = 0; x < 8 && bucket <= kUntimed; ++x) sum += shared.runs[slot][x][bucket], shared.runs[slot][x][bucket] = 0;
       item.time_sums[bucket] = item.unit * sum;
     }
   if (item.pos_sums && warp == 0 && lane == 0) {
@@ -283,8 +276,8 @@ __device__ __forceinline__ void finish_item(SharedWithBias<T, kDim>& shared, int
 // A warp that sums dS.
 template <typename T, int kDim>
 __device__ __forceinline__ void sum_tables(SharedWithBias<T, kDim>& shared, const Call<T>& p, int positions) {
+  using W = SharedWithBias<T, kDim>;
   float clamped = 0;
-  int items = 0;
   for (uint32_t count = 0;; ++count) {
     constexpr int kAhead = Shape<kDim, true>::kAhead;
     int stage = count % 2, ahead = count % kAhead, warp = int(thread_index() / 32) - 12;
@@ -293,16 +286,23 @@ __device__ __forceinline__ void sum_tables(SharedWithBias<T, kDim>& shared, cons
     if (tile.first < 0) return;
     const TableItem& item = shared.item_of[tile.slot];
     shared.ds_full[stage].wait(count / 2 & 1);
-    if (item.time_sums) sum_times<T, kDim>(shared, stage, ahead, warp, tile, p);
+    bool several = item.time_sums && tile.bucket < 0, runs = several && tile.high >= 0;
+    if (several) sum_pieces<T, kDim>(shared, stage, ahead, warp, tile, p);
+    if (runs) sum_before<T, kDim>(shared, stage, warp);
     if (item.pos_sums) {
-      float all = sum_positions<T, kDim>(shared, stage, warp, tile.first, item, positions, clamped);
-      if (item.time_sums && tile.bucket >= 0) {
+      float all = sum_diagonals<T, kDim>(shared, stage, warp, tile.first, item);
+      if (item.time_sums && !several) {
         all = warp_sum(all);
         if (thread_index() % 32 == 0) shared.far[warp][tile.bucket] += all;
       }
     }
+    if (runs || item.pos_sums) meet(kPositionsBarrier, W::kThreads);
+    if (runs) sum_runs<T, kDim>(shared, stage, ahead, warp, tile);
+    if (item.pos_sums)
+      add_positions<T, kDim>(shared, warp, tile.first, item, positions, clamped);
+    else if (runs)
+      meet(kPositionsBarrier, W::kThreads);
     if (tile.last) {
-      shared.runs_full[tile.slot].wait(items++ / 2 & 1);
       finish_item<T, kDim>(shared, warp, tile.slot, p, positions, clamped);
       shared.slot_empty[tile.slot].arrive_for_warp(thread_index() % 32);
     }
@@ -324,7 +324,7 @@ __device__ __forceinline__ void keep_tables(SharedWithBias<T, kDim>& shared, con
   auto clear = [&](auto& x) {
     for (int at = thread; at < int(sizeof(x) / 4); at += 128) reinterpret_cast<uint32_t*>(&x)[at] = 0;
   };
-  clear(shared.counts), clear(shared.far), clear(shared.runs), clear(shared.blocks), clear(shared.zero), clear(shared.ds_data);
+  clear(shared.counts), clear(shared.far), clear(shared.blocks), clear(shared.zero), clear(shared.ds_data);
   if constexpr (kArrivalsOfWarp == 1) fill_thresholds<T, kDim>(shared, thread, 128);
   meet(kTablesBarrier, 128);
   if (warp == 3)
