@@ -36,6 +36,22 @@ __device__ __forceinline__ int cell_of(int a, int b, uint32_t& apart) {
   return int(__float_as_uint(__uint2float_rz(apart)) >> 21) - (127 << 2);
 }
 
+// The bias by position / alpha as tiles take it, in aligned pieces: by query - key + begin, [heads of the table][2][width], the second row one further on.
+struct PositionTable {
+  const float* entries;
+  int width, begin, count;  // count: of a row of pos_sums
+};
+template <typename T>
+__global__ void __launch_bounds__(256) position_table_kernel(const Call<T> p, float* entries, int width, int begin) {
+  int x = int(blockIdx.x) * 256 + int(threadIdx.x), head = blockIdx.y;
+  if (x >= width) return;
+  auto entry = [&](int x) {
+    return p.positions ? 1 / p.alpha * p.pos_w.at(int64_t(head) * p.positions + min(abs(x - begin), p.positions - 1)) : 0.f;
+  };
+  float* row = entries + int64_t(head) * 2 * width;
+  row[x] = entry(x), row[width + x] = entry(x + 1);
+}
+
 // What follows from an item, and from a tile of queries, and is needed after their slots have been given away.
 struct TableItem {
   Sequence s;
@@ -66,8 +82,9 @@ struct SharedWithBias : Shared<T, kDim, true> {
   TimeSpan key_span[kK / 16];
   // A threshold, the term below it, the term from there on; bytes of `counts` before the bucket below and (upper half) before the other.
   float4 cells[2][kCells];
-  // / alpha, by query - key + kK - 1; kPairs: again one further on, half a row of banks apart.
-  alignas(8) float pos[kAhead][kPairs ? 2 : 1][kQ + kK + (kPairs ? 16 : 0)];
+  // Of the position table, from a multiple of four on: query - key + kK - 1 is at Tile::offset. kPairs: both rows, half a row of banks apart.
+  static constexpr int kPositions = kQ + kK + 4;
+  alignas(16) float pos[kAhead][kPairs ? 2 : 1][kPositions + (kPairs ? 12 : 0)];
   alignas(8) int query_near[kAhead][kQ];
   alignas(8) int path[kAhead][kK / 16][kQ / 32];  // of 16 keys by 32 queries: kind, high, low, a byte each
   alignas(16) int counts[kWarps][kUntimed + 1][kCounts];  // the last row is for pairs without a time
@@ -83,7 +100,7 @@ struct SharedWithBias : Shared<T, kDim, true> {
   Barrier tile_empty[kAhead], bias_full[kAhead], bias_empty[kAhead], ds_full[2], ds_empty[2], slot_empty[2];
 
   __device__ __forceinline__ void init() {
-    for (int x = 0; x < kAhead; ++x) tile_empty[x].init(0, 8), bias_full[x].init(0, 1), bias_empty[x].init(0, kWarps);
+    for (int x = 0; x < kAhead; ++x) tile_empty[x].init(0, 8), bias_full[x].init(1, 1), bias_empty[x].init(0, kWarps);
     for (int x = 0; x < 2; ++x) ds_full[x].init(0, 8), ds_empty[x].init(0, kWarps), slot_empty[x].init(0, kWarps);
   }
   // Not limited to the table.
@@ -173,6 +190,7 @@ __device__ __forceinline__ void plan(SharedWithBias<T, kDim>& shared, const Call
       int stage = count % kAhead;
       shared.tile_empty[stage].wait(count / kAhead & 1 ^ 1);
       shared.tile[stage].before = item.s.history - item.s.shift - m * S::kQueries;
+      shared.tile[stage].offset = min(item.s.shift + m * S::kQueries, item.s.history) + 1 & 3;
       m = tell_tile<S>(p, g, item, turn, m, false, shared.tile[stage]);
       shared.told[stage].arrive();
     }
@@ -218,13 +236,12 @@ __device__ __forceinline__ void load_tiles(SharedWithBias<T, kDim>& shared, cons
   }
 }
 
-// The warp that brings the bias: of a tile the positions, the times of its queries, how the time's term is found. `positions`: entries of a
-// row of pos_sums.
+// The warp that brings the bias: of a tile the positions, the times of its queries, how the time's term is found.
 template <typename T, int kDim>
-__device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, const Call<T>& p, const Gradients<T>& g, int positions) {
+__device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, const Call<T>& p, const Gradients<T>& g,
+                                           const PositionTable& positions) {
   using S = Shape<kDim, true>;
-  constexpr int kCount = (S::kQueries + S::kKeys) / 32;
-  float up = 1 / p.alpha;
+  using W = SharedWithBias<T, kDim>;
   bool begins = true, sorted = false;
   int items = 0;
   for (uint32_t count = 0;; ++count) {
@@ -234,7 +251,7 @@ __device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, cons
     const Tile& tile = shared.tile[stage];
     if (tile.item < 0) {
       shared.bias_empty[stage].wait(count / kAhead & 1 ^ 1);
-      if (lane == 0) shared.tile_of[stage].first = -1;
+      if (lane == 0) shared.tile_of[stage].first = -1, shared.bias_full[stage].arrive();
       shared.bias_full[stage].arrive_for_warp(lane);
       return;
     }
@@ -242,47 +259,38 @@ __device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, cons
     const Sequence& s = item.s;
     int first = tile.index * S::kQueries, i0 = s.shift + first, slot = item.parity;
     int nearest = min(i0, s.history) - item.tile * S::kKeys - (S::kKeys - 1);
-    int64_t row = p.pos_per_head ? int64_t(item.head) * p.positions : 0;
     shared.bias_empty[stage].wait(count / kAhead & 1 ^ 1);
     if (begins) shared.slot_empty[slot].wait(items++ / 2 & 1 ^ 1);
-    if (begins) sorted = stage_item<T, kDim>(shared, tile.item, p, g, positions);
+    if (begins) sorted = stage_item<T, kDim>(shared, tile.item, p, g, positions.count);
     begins = tile.last;
-    uint32_t entries[kCount];
-#pragma unroll
-    for (int x = 0; x < kCount; ++x) entries[x] = p.positions ? p.pos_w.bits(row + min(abs(nearest + lane + 32 * x), p.positions - 1)) : 0;
-    int64_t moving[S::kQueries / 32];
-#pragma unroll
-    for (int x = 0; x < S::kQueries / 32; ++x) {
-      int r = lane + 32 * x;
-      moving[x] = p.last_bucket >= 0 && r < tile.rows && i0 + r >= s.contextual ? p.query_time[s.query + first + r] : 0;
+    if (lane == 0) {
+      constexpr int kBytes = W::kPositions * 4;
+      shared.bias_full[stage].expect(W::kPairs ? 2 * kBytes : kBytes);
+      const float* from = positions.entries + (p.pos_per_head ? int64_t(item.head) * 2 * positions.width : 0) + (nearest + positions.begin & ~3);
+      load_bulk(shared_address(shared.pos[stage][0]), from, kBytes, shared.bias_full[stage]);
+      if (W::kPairs) load_bulk(shared_address(shared.pos[stage][W::kPairs]), from + positions.width, kBytes, shared.bias_full[stage]);
     }
-#pragma unroll
-    for (int x = 0; x < kCount; ++x) {
-      float value = up * p.pos_w.value(entries[x]);
-      shared.pos[stage][0][lane + 32 * x] = value;
-      if (SharedWithBias<T, kDim>::kPairs && lane + x > 0) shared.pos[stage][SharedWithBias<T, kDim>::kPairs][lane + 32 * x - 1] = value;
-    }
-    TimeSpan spans[S::kQueries / 32];
-    bool orderly = sorted;  // no query sees a later key
-#pragma unroll
+    TimeSpan span{INT_MAX, INT_MIN, 0};  // of the half of the queries that this lane's pieces have
+    bool orderly = sorted;               // no query sees a later key
+#pragma unroll 1
     for (int x = 0; x < S::kQueries / 32; ++x) {
       int r = lane + 32 * x, newest = (p.causal ? min(i0 + r, s.history - 1) : s.history - 1) - item.tile * S::kKeys;
       bool there = p.last_bucket >= 0 && r < tile.rows;
       NearTime time{kUntimedQuery, kSomeUntimed};
-      if (there && i0 + r >= s.contextual) time = near_time(moving[x], shared.item_of[slot].base);
+      if (there && i0 + r >= s.contextual) time = near_time(p.query_time[s.query + first + r], shared.item_of[slot].base);
       orderly = orderly && !(time.kind & kSomeFar) && (newest < 0 || time.at >= shared.key_near[slot][min(newest, S::kKeys - 1)]);
       shared.query_near[stage][r] = time.at;
-      spans[x] = TimeSpan::of_warp(time, there);
+      TimeSpan all = TimeSpan::of_warp(time, there);
+      if (lane % 2 == x) span = all;
     }
     static_assert(S::kQueries == 64 && S::kKeys == 128);
     int path = shared.kNothing;
     if (lane < 16) {
       bool none = p.causal && !p.contextual_full && i0 + lane % 2 * 32 + 31 < item.tile * S::kKeys + lane / 2 * 16;
-      if (!none) path = shared.path_of(shared.key_span[lane / 2], lane % 2 ? spans[1] : spans[0], p.last_bucket);
+      if (!none) path = shared.path_of(shared.key_span[lane / 2], span, p.last_bucket);
       shared.path[stage][lane / 2][lane % 2] = path;
     }
     // Of an orderly tile the newest keys piece by piece where these have many buckets, all before them by runs; the warps take pieces in turns.
-    using W = SharedWithBias<T, kDim>;
     bool there = path != shared.kNothing, plain = __all_sync(kFullWarp, orderly) && there && path >> 16 < int(TimeKind::kMany);
     unsigned mine = __ballot_sync(kFullWarp, plain) & 0x5555u << lane % 2;
     int end = mine ? (31 - __clz(mine)) / 2 + 1 : 0;
@@ -309,9 +317,10 @@ __device__ __forceinline__ void begin_scores(const SharedWithBias<T, kDim>& shar
   using W = SharedWithBias<T, kDim>;
   int last = shared.tile[stage].before;
   uint32_t thread = thread_index() - 128, key = thread / 32 * 16 + thread % 32 / 4, query = thread % 4 * 2;
+  uint32_t begin = shared.tile[stage].offset + W::kK - 1 - key;
   if (likely(last >= W::kQ - 1)) {
-    int odd = W::kPairs ? ~key & 1 : 0;  // pairs, from the copy in which they are aligned
-    const float* pos = &shared.pos[stage][odd][W::kK - 1 - key + query];
+    int odd = W::kPairs ? begin & 1 : 0;  // pairs, from the row in which they are aligned
+    const float* pos = &shared.pos[stage][odd][begin + query];
 #pragma unroll
     for (int x = 0; x < W::kQ / 2; x += 2) {
       const float* at = pos + x / 4 * 8 - x / 2 % 2 * 8;
@@ -323,7 +332,7 @@ __device__ __forceinline__ void begin_scores(const SharedWithBias<T, kDim>& shar
       scores[x] = two.x, scores[x + 1] = two.y;
     }
   } else {  // targets stand at one position
-    const float* pos = &shared.pos[stage][0][W::kK - 1 - key];
+    const float* pos = &shared.pos[stage][0][begin];
 #pragma unroll
     for (int x = 0; x < W::kQ / 2; ++x) scores[x] = pos[min(int(query) + x / 4 * 8 + x % 2, max(last, 0)) - x / 2 % 2 * 8];
   }

@@ -17,7 +17,7 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
     hstu_attention_backward_sm90_kernel(const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap k_map,
                                         const __grid_constant__ CUtensorMap v_map, const __grid_constant__ CUtensorMap dout_map,
                                         const __grid_constant__ Call<T> p, const __grid_constant__ Gradients<T> g, float factor,
-                                        int positions) {
+                                        const __grid_constant__ PositionTable positions) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   constexpr bool kSoftmax = kMode == Mode::kSoftmax, kBias = kMode == Mode::kSiluBias;
   using S = Shape<kDim, kBias>;
@@ -385,6 +385,11 @@ void run(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int6
   int64_t sums = int64_t(g.copies) * p.heads, blocks = std::min<int64_t>(processors(), sums),
           own = p.num_targets ? query_tiles * p.heads : 0;
   Scratch<float> pos_sums(dpos_w ? sums * positions : 0, stream), time_sums(dtime_w ? sums * buckets : 0, stream);
+  PositionTable table{nullptr, 0, int(ceil_div(int64_t(p.max_seq_len) + S::kKeys, 4) * 4), int(positions)};
+  if (kBias) table.width = table.begin + int(ceil_div(int64_t(p.max_seq_len) + S::kQueries + 8, 4) * 4);
+  int64_t position_rows = p.pos_per_head ? p.heads : 1;
+  Scratch<float> table_rows(position_rows * 2 * table.width, stream);
+  table.entries = table_rows;
   Scratch<float> own_pos(dpos_w ? own : 0, stream), own_time(dtime_w ? own * buckets : 0, stream);
   Scratch<float> dq_sums((rows / S::kQueries + p.sequences) * p.heads * 2 * S::kPart, stream);
   Scratch<QueryTile> seen(query_tiles, stream);
@@ -404,12 +409,15 @@ void run(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int6
   CUtensorMap dout_map = tensor_map<T, kDim>(g.dout, rows, p.heads, p.value_dim, S::kQueries);
   if (kScalesGradient<T>) launch(largest_kernel<T>, dim3(unsigned(p.sequences), 8), dim3(256), 0, stream, p, g);
   launch(prepare_kernel<T, S::kQueries, S::kKeys>, dim3(unsigned(ceil_div(query_tiles, 4) + 1)), dim3(128), 0, stream, p, g);
+  if (kBias)
+    launch(position_table_kernel<T>, dim3(unsigned(ceil_div(table.width, 256)), unsigned(position_rows)), dim3(256), 0, stream, p, table_rows.get(),
+           table.width, table.begin);
   do {
     if (dpos_w) pos_sums.zero();
     if (dtime_w) time_sums.zero();
     if (g.first_tile > 0) CUDA_CHECK(cudaMemsetAsync(g.ticket, 0, sizeof(int), handle_of(stream)));
     launch(hstu_attention_backward_sm90_kernel<T, kDim, kMode>, dim3(unsigned(blocks)), dim3(S::kThreads), sizeof(SharedOf<T, kDim, kBias>),
-           stream, q_map, k_map, v_map, dout_map, p, g, p.unit * p.alpha, int(positions));
+           stream, q_map, k_map, v_map, dout_map, p, g, p.unit * p.alpha, table);
     if (dpos_w) reduce_table(*dpos_w, pos_sums, g.copies, p.heads, int(positions), g.first_tile > 0, stream);
     if (dtime_w) reduce_table(*dtime_w, time_sums, g.copies, p.heads, int(buckets), g.first_tile > 0, stream);
     g.first_tile += g.copies;

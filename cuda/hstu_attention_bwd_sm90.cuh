@@ -45,7 +45,7 @@ struct Tile {
   float* sums;  // of dQ; null: no more
   int* turns;
   int item, index, turn, rows;  // turn: tiles of keys before this one that these queries see
-  int before;                   // with a bias: its queries before the targets
+  int before, offset;           // with a bias: its queries before the targets; its positions in shared memory
   bool all, last;
   bool finishes;  // no tile of keys after this one adds to these queries, none of which is a target: the computing warps write dQ
 };

@@ -319,7 +319,8 @@ __device__ __forceinline__ void fill_thresholds(SharedWithBias<T, kDim>& shared,
 
 // The warpgroup of the tables: three warps that sum, one that brings the bias.
 template <typename T, int kDim>
-__device__ __forceinline__ void keep_tables(SharedWithBias<T, kDim>& shared, const Call<T>& p, const Gradients<T>& g, int positions) {
+__device__ __forceinline__ void keep_tables(SharedWithBias<T, kDim>& shared, const Call<T>& p, const Gradients<T>& g,
+                                            const PositionTable& positions) {
   int thread = threadIdx.x % 128, warp = __shfl_sync(kFullWarp, thread / 32, 0);
   auto clear = [&](auto& x) {
     for (int at = thread; at < int(sizeof(x) / 4); at += 128) reinterpret_cast<uint32_t*>(&x)[at] = 0;
@@ -330,7 +331,7 @@ __device__ __forceinline__ void keep_tables(SharedWithBias<T, kDim>& shared, con
   if (warp == 3)
     stage_bias<T, kDim>(shared, p, g, positions);
   else
-    sum_tables<T, kDim>(shared, p, positions);
+    sum_tables<T, kDim>(shared, p, positions.count);
 }
 
 }  // namespace backward_sm90
