@@ -338,74 +338,60 @@ __device__ __forceinline__ void begin_scores(const SharedWithBias<T, kDim>& shar
   }
 }
 
-// Its scores times `factor`, plus the time's bias, by pieces of 16 keys by 32 queries.
+// Its scores times `factor`, plus the time's bias, of 16 keys by 64 queries: two pieces. By few buckets each bucket adds to all that are at least
+// so much later; else each score by itself.
 template <typename T, int kDim>
 __device__ __forceinline__ void add_times(const SharedWithBias<T, kDim>& shared, const Call<T>& p, const Item& item, int stage,
-                                          float factor, float (&scores)[32]) {
+                                          float factor, float (&v)[32]) {
   using W = SharedWithBias<T, kDim>;
   uint32_t thread = (kDim <= 64 ? threadIdx.x : thread_index()) - 128, key = thread / 32 * 16 + thread % 32 / 4;
   const float* time = shared.time[item.parity];
-  const float4* cells = shared.cells[item.parity];
   int fixed[2] = {shared.key_near[item.parity][key], shared.key_near[item.parity][key + 8]};
+  int2 codes = *reinterpret_cast<const int2*>(shared.path[stage][key / 16]);
+  if (codes.x == W::kNothing) codes.x = codes.y;
+  if (codes.y == W::kNothing) codes.y = codes.x;
+  const int* near = &shared.query_near[stage][thread % 4 * 2];
+  int kinds = max(codes.x, codes.y) >> 16;
+  if (likely(kinds <= int(TimeKind::kFew))) {
+    int low = min(codes.x & 255, codes.y & 255), high = codes.x == W::kNothing ? 0 : max(codes.x >> 8 & 255, codes.y >> 8 & 255);
+    float term = time[low];
 #pragma unroll
-  for (int c = 0; c < W::kQ / 32; ++c) {
-    int code = shared.path[stage][key / 16][c], low = code & 255;
-    const int* near = &shared.query_near[stage][32 * c + thread % 4 * 2];
-    float first = time[low], *v = scores + 16 * c;
-    auto kind = TimeKind(code >> 16);
-    if (likely(kind == TimeKind::kOne)) {
-#pragma unroll
-      for (int x = 0; x < 16; ++x) v[x] = fmaf(factor, v[x], first);
-    } else if (kDim > 64 && likely(kind == TimeKind::kTwo)) {  // at once: registers are short
+    for (int x = 0; x < 32; ++x) v[x] = fmaf(factor, v[x], term);
+#pragma unroll 1
+    for (; low < high;) {
       int least = int(shared.threshold[low]), from[2] = {fixed[0] + least, fixed[1] + least};
-      float second = time[low + 1];
+      float next = time[++low], more = next - term;
+      term = next;
 #pragma unroll
-      for (int x = 0; x < 4; ++x) {
+      for (int x = 0; x < 8; ++x) {
         int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
 #pragma unroll
         for (int y = 0; y < 4; ++y)
-          v[4 * x + y] = fmaf(factor, v[4 * x + y], (y % 2 ? at.y : at.x) >= from[y / 2] ? second : first);
+          if ((y % 2 ? at.y : at.x) >= from[y / 2]) v[4 * x + y] += more;
       }
-    } else if (kDim <= 64 && likely(kind == TimeKind::kTwo || kind == TimeKind::kFew)) {
-      float term[16];
-#pragma unroll
-      for (int x = 0; x < 16; ++x) term[x] = first;
+    }
+  } else if (kinds != int(TimeKind::kFar)) {
+    const float4* cells = shared.cells[item.parity];
 #pragma unroll 1
-      for (int high = code >> 8 & 255; low < high;) {
-        int least = int(shared.threshold[low]), from[2] = {fixed[0] + least, fixed[1] + least};
-        float next = time[++low];
+    for (int x = 0; x < 4; ++x) {  // four of each piece at a time, those that are done go to the end
+      float done[8];
 #pragma unroll
-        for (int x = 0; x < 4; ++x) {
-          int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
-#pragma unroll
-          for (int y = 0; y < 4; ++y)
-            if ((y % 2 ? at.y : at.x) >= from[y / 2]) term[4 * x + y] = next;
-        }
+      for (int y = 0; y < 8; ++y) {
+        int2 at = *reinterpret_cast<const int2*>(near + 8 * x + y / 4 * 32);
+        uint32_t apart;
+        float4 cell = cells[cell_of(y % 2 ? at.y : at.x, fixed[y / 2 % 2], apart)];
+        done[y] = fmaf(factor, v[y / 4 * 16 + y % 4], apart >= __float_as_uint(cell.x) ? cell.z : cell.y);
       }
 #pragma unroll
-      for (int x = 0; x < 16; ++x) v[x] = fmaf(factor, v[x], term[x]);
-    } else if (kind != TimeKind::kFar) {
+      for (int y = 0; y < 32; ++y) v[y] = y % 16 < 12 ? v[y + 4] : done[y / 16 * 4 + y % 4];
+    }
+  } else {
 #pragma unroll 1
-      for (int x = 0; x < 4; ++x) {  // four at a time, those that are done go to the end
-        int2 at = *reinterpret_cast<const int2*>(near + 8 * x);
-        float done[4];
+    for (int y = 0; y < 32; ++y) {
+      int i = item.s.shift + shared.tile[stage].index * W::kQ + y / 4 * 8 + int(thread) % 4 * 2 + y % 2;
+      float value = time_term(p, item.head, exact_bucket(p, item.s, i, item.tile * W::kK + int(key) + y / 2 % 2 * 8));
 #pragma unroll
-        for (int y = 0; y < 4; ++y) {
-          uint32_t apart;
-          float4 cell = cells[cell_of(y % 2 ? at.y : at.x, fixed[y / 2], apart)];
-          done[y] = fmaf(factor, v[y], apart >= __float_as_uint(cell.x) ? cell.z : cell.y);
-        }
-#pragma unroll
-        for (int y = 0; y < 16; ++y) v[y] = y < 12 ? v[y + 4] : done[y - 12];
-      }
-    } else {
-#pragma unroll 1
-      for (int y = 0; y < 16; ++y) {
-        int i = item.s.shift + shared.tile[stage].index * W::kQ + 32 * c + y / 4 * 8 + int(thread) % 4 * 2 + y % 2;
-        float value = time_term(p, item.head, exact_bucket(p, item.s, i, item.tile * W::kK + int(key) + y / 2 % 2 * 8));
-#pragma unroll
-        for (int x = 0; x < 16; ++x) v[x] = x == y ? fmaf(factor, v[x], value) : v[x];
-      }
+      for (int x = 0; x < 32; ++x) v[x] = x == y ? fmaf(factor, v[x], value) : v[x];
     }
   }
 }
