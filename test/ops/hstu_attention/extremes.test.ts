@@ -138,6 +138,24 @@ everywhere('a bias table too large for sums of its own for every tile of keys', 
   checkProblem({ ...p, pos: { rows: 4, cols, data } }, { dtype, rowScales: false }, 'P = 2^20')
 })
 
+everywhere('many short sequences: a block of the backward takes several, with equal times or few buckets', () => {
+  const dtype = device === 'cpu' ? 'float32' : 'bfloat16'
+  const lengths = range(0, 160).map(n => (n * 13) % 31)
+  for (const [D, step] of [
+    [64, 0],
+    [64, 1],
+    [128, 1],
+    [128, 40],
+  ] as const) {
+    const choice: Choice = { ...plain, D, V: D, H: 2, pos: 'shared', time: 'shared', alpha: 'root', dtype }
+    const p = problemOf(choice, lengths, new Random(`many ${D}`))
+    const times = p.keyTime.map((_, i) => 1_600_000_000n + BigInt(step * Math.floor(i / 7)))
+    // N as where sequences are long enough for the kernels for Hopper.
+    const short = { ...p, N: 600, queryTime: times, keyTime: times }
+    checkProblem(short, { dtype, rowScales: false }, `D ${D}, step ${step}`)
+  }
+})
+
 everywhere('geometry out of range: an error, or on CUDA without HSTU_DEBUG=1 limited', () => {
   scope(() => {
     const rows = Float64Array.from({ length: 12 * 2 * 16 }, (_, i) => Math.sin(i))
