@@ -78,7 +78,7 @@ struct SharedWithBias : Shared<T, kDim, true> {
   static constexpr bool kPairs = kDim <= 64;
   uint32_t threshold[kNearThresholds];
   float time[2][kNearThresholds + 1];  // of an item's head, 0 from kUntimed on
-  int key_near[2][kK];
+  alignas(16) int key_near[2][kK];
   TimeSpan key_span[kK / 16];
   // A threshold, the term below it, the term from there on; bytes of `counts` before the bucket below and (upper half) before the other.
   float4 cells[2][kCells];

@@ -19,7 +19,7 @@ __device__ __forceinline__ void sum_before(SharedWithBias<T, kDim>& shared, int 
   for (int x = 0; x < 8; ++x) later[x] = x < g ? ones : 0;
 #pragma unroll 1
   for (int block = warp; block < W::kQ / 8; block += W::kWarps) {
-    float sum[2][4] = {};
+    float sum[4][4] = {};
     uint32_t from = shared_address(shared.ds(stage)) + diagonal_block(block, lane / 8) + lane % 8 * 16;
 #pragma unroll
     for (int x = 0; x < 4; ++x) {
@@ -29,12 +29,14 @@ __device__ __forceinline__ void sum_before(SharedWithBias<T, kDim>& shared, int 
       for (int y = 0; y < 2; ++y) {
         int keys = 4 * x + 2 * y;  // blocks
         uint32_t first = later[keys % 8], second = later[keys % 8 + 1];
-        mma_m16n8k16<T>(sum[x / 2], {x < 2 ? first : 0, x < 2 ? ones : first, x < 2 ? second : 0, x < 2 ? ones : second}, words[2 * y],
+        mma_m16n8k16<T>(sum[x], {x < 2 ? first : 0, x < 2 ? ones : first, x < 2 ? second : 0, x < 2 ? ones : second}, words[2 * y],
                         words[2 * y + 1]);
       }
     }
+#pragma unroll
+    for (int e = 0; e < 4; ++e) sum[0][e] += sum[1][e], sum[2][e] += sum[3][e];
     *reinterpret_cast<float2*>(&shared.before[g][8 * block + 2 * t]) = float2{sum[0][0], sum[0][1]};
-    *reinterpret_cast<float2*>(&shared.before[g + 8][8 * block + 2 * t]) = float2{sum[0][2] + sum[1][2], sum[0][3] + sum[1][3]};
+    *reinterpret_cast<float2*>(&shared.before[g + 8][8 * block + 2 * t]) = float2{sum[0][2] + sum[2][2], sum[0][3] + sum[2][3]};
   }
 }
 
@@ -47,7 +49,7 @@ __device__ __forceinline__ void sum_runs(SharedWithBias<T, kDim>& shared, int st
   const unsigned char* ds = reinterpret_cast<const unsigned char*>(shared.ds(stage));
   int low = tile.low, high = tile.high, last = high + int(keys[0] == kUntimedKey);
 #pragma unroll 1
-  for (int bucket = low + warp; bucket <= last; bucket += W::kWarps) {
+  for (int bucket = low + W::kWarps - 1 - warp; bucket <= last; bucket += W::kWarps) {  // the last warp has the least to do besides
     int least = bucket == low ? 0 : int(shared.threshold[bucket - 1]);
     float sum = 0;
 #pragma unroll
@@ -111,26 +113,25 @@ __device__ __forceinline__ void sum_pieces(SharedWithBias<T, kDim>& shared, int 
       uint32_t exponent = min(274 - (most >> 7), 253u);
       float up = __uint_as_float(exponent << 23), down = __uint_as_float(254 - exponent << 23);
       uint32_t row = shared_address(&shared.counts[warp][0][lane % W::kCounts]);
+      const float4* cells = shared.cells[tile.slot];
+      const int2 keys_at[2] = {*reinterpret_cast<const int2*>(key_near), *reinterpret_cast<const int2*>(key_near + 8)};
 #pragma unroll 1
       for (int y = 0; y < 4; y += 2) {
         uint32_t words[2][2] = {{y ? ds[0][2] : ds[0][0], y ? ds[0][3] : ds[0][1]}, {y ? ds[1][2] : ds[1][0], y ? ds[1][3] : ds[1][1]}};
+        uint32_t to[8];
+        int whole[8];
 #pragma unroll
-        for (int half = 0; half < 2; ++half)
+        for (int x = 0; x < 8; ++x) {
+          constexpr float kWhole = 1.5f * (1 << 23);
+          int2 at = keys_at[x / 2 % 2];
+          uint32_t apart, word = words[x / 4][x / 2 % 2];
+          const float4& cell = cells[cell_of(query_near[x / 4 * 16 + 4 * y], x % 2 ? at.y : at.x, apart)];
+          uint32_t rows = __float_as_uint(cell.w);
+          to[x] = row + (apart >= __float_as_uint(cell.x) ? rows >> 16 : rows & 0xffff);
+          whole[x] = __float_as_int(fmaf(__uint_as_float(x % 2 ? word & 0xffff0000 : word << 16), up, kWhole)) - __float_as_int(kWhole);
+        }
 #pragma unroll
-          for (int x = 0; x < 2; ++x) {
-            int time = query_near[16 * half + 4 * y];
-            int2 at = *reinterpret_cast<const int2*>(key_near + 8 * x);
-#pragma unroll
-            for (int e = 0; e < 2; ++e) {
-              uint32_t apart;
-              const float4& cell = shared.cells[tile.slot][cell_of(time, e ? at.y : at.x, apart)];
-              uint32_t rows = __float_as_uint(cell.w), offset = apart >= __float_as_uint(cell.x) ? rows >> 16 : rows & 0xffff;
-              float value = __uint_as_float(e ? words[half][x] & 0xffff0000 : words[half][x] << 16);
-              constexpr float kWhole = 1.5f * (1 << 23);
-              int whole = __float_as_int(fmaf(value, up, kWhole)) - __float_as_int(kWhole);
-              asm volatile("red.shared.add.s32 [%0], %1;" ::"r"(row + offset), "r"(whole) : "memory");
-            }
-          }
+        for (int x = 0; x < 8; ++x) asm volatile("red.shared.add.s32 [%0], %1;" ::"r"(to[x]), "r"(whole[x]) : "memory");
       }
       __syncwarp();
 #pragma unroll 1
@@ -188,16 +189,16 @@ __device__ __forceinline__ float sum_diagonals(SharedWithBias<T, kDim>& shared, 
   }
 #pragma unroll 1
   for (; d < kDiagonals;) {
-    float sum[4] = {};
+    float sum[2][4] = {};
     float2* to = reinterpret_cast<float2*>(&shared.blocks[g][8 * d + 8 + 2 * t]);
     d += 3;
 #pragma unroll
     for (int y = 0; y < 2; ++y) {
-      mma_m16n8k16<T>(sum, words[y], unit, unit);
+      mma_m16n8k16<T>(sum[y], words[y], unit, unit);
       from[y] += step[y];
       if (kTight || d < kDiagonals) load(y);  // what follows the last stage is not dS
     }
-    float2 two{sum[0] + sum[2], sum[1] + sum[3]};
+    float2 two{(sum[0][0] + sum[1][0]) + (sum[0][2] + sum[1][2]), (sum[0][1] + sum[1][1]) + (sum[0][3] + sum[1][3])};
     *to = two, all += two.x + two.y;
   }
   if (before < kQ)
@@ -298,6 +299,8 @@ __device__ __forceinline__ void sum_tables(SharedWithBias<T, kDim>& shared, cons
     }
     if (runs || item.pos_sums) meet(kPositionsBarrier, W::kThreads);
     if (runs) sum_runs<T, kDim>(shared, stage, ahead, warp, tile);
+    __syncwarp();
+    shared.ds_empty[stage].arrive_for_warp(thread_index() % 32);  // dS is read no more
     if (item.pos_sums)
       add_positions<T, kDim>(shared, warp, tile.first, item, positions, clamped);
     else if (runs)
@@ -307,7 +310,7 @@ __device__ __forceinline__ void sum_tables(SharedWithBias<T, kDim>& shared, cons
       shared.slot_empty[tile.slot].arrive_for_warp(thread_index() % 32);
     }
     __syncwarp();
-    shared.ds_empty[stage].arrive_for_warp(thread_index() % 32), shared.bias_empty[ahead].arrive_for_warp(thread_index() % 32);
+    shared.bias_empty[ahead].arrive_for_warp(thread_index() % 32);
   }
 }
 
