@@ -97,11 +97,13 @@ struct SharedWithBias : Shared<T, kDim, true> {
   int copy[2];  // of the tables' sums, an item's
   TableItem item_of[2];
   TableTile tile_of[kAhead];
-  Barrier tile_empty[kAhead], bias_full[kAhead], bias_empty[kAhead], ds_full[2], ds_empty[2], slot_empty[2];
+  Barrier tile_empty[kAhead], bias_full[kAhead], bias_empty[kAhead], ds_full[S::kDsStages],
+      ds_empty[S::kDsStages], slot_empty[2];
 
   __device__ __forceinline__ void init() {
     for (int x = 0; x < kAhead; ++x) tile_empty[x].init(0, 8), bias_full[x].init(1, 1), bias_empty[x].init(0, kWarps);
-    for (int x = 0; x < 2; ++x) ds_full[x].init(0, 8), ds_empty[x].init(0, kWarps), slot_empty[x].init(0, kWarps);
+    for (int x = 0; x < S::kDsStages; ++x) ds_full[x].init(0, 8), ds_empty[x].init(0, kWarps);
+    for (int x = 0; x < 2; ++x) slot_empty[x].init(0, kWarps);
   }
   // Not limited to the table.
   __device__ __forceinline__ int near_bucket(uint32_t d) const {

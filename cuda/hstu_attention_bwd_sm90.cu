@@ -206,21 +206,21 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
           differentiate_tile(std::true_type{});
         else
           differentiate_tile(std::false_type{});
-        if constexpr (kBias) shared.ds_empty[count % 2].wait(count / 2 & 1 ^ 1);
+        if constexpr (kBias) shared.ds_empty[count % S::kDsStages].wait(count / S::kDsStages & 1 ^ 1);
         uint32_t thread = thread_index(), row = thread / 16 % 2 * 8 + thread % 8, unit = thread / 32 % 4 * 2 + thread / 8 % 2;
-        uint32_t to = shared_address(shared.ds(count % 2));
+        uint32_t to = shared_address(shared.ds(count % S::kDsStages));
         to += kBias ? diagonal_block(row / 8, 8 * group + unit) + row % 8 * 16 : (group * kQ + row) * 128 + (unit ^ row % 8) * 16;
 #pragma unroll
         for (int x = 0; x < kQ / 8; x += 2) store_matrices_transposed(to + x * (kBias ? -kQueryBlock : 1024), ds + 2 * x);
         fence_async();
         if constexpr (kBias) {
           __syncwarp();
-          release(shared.ds_full[count % 2]);
+          release(shared.ds_full[count % S::kDsStages]);
         }
       };
       auto multiply_ds = [&] {
         constexpr bool kByColumns = kQ == 64;  // the warpgroups share dQ by columns, else by rows
-        uint32_t from = shared_address(shared.ds(count % 2));
+        uint32_t from = shared_address(shared.ds(count % S::kDsStages));
         uint64_t a = kBias ? by_blocks(from, kKeyBlock, kQueryBlock) : by_rows<128>(from + (kByColumns ? 0 : 64 * group * 128));
         uint64_t b = by_columns<kBytes>(
             shared_address(shared.k) + (kByColumns ? group * kDim / 2 / kColumns * kK * kBytes + kDim / 2 % kColumns * 2 * group : 0),

@@ -26,6 +26,7 @@ struct Shape {
   // of the other.
   static constexpr int kDsBytes = kBias ? (kKeys / 8 + kQueries / 8 - 1) * kQueries * 16 : kQueries * kKeys * 2;
   static constexpr int kDsStep = kBias && kDim > 64 ? kQueries * kKeys * 2 : kDsBytes;
+  static constexpr int kDsStages = kBias && kDim <= 64 ? 3 : 2;
   static constexpr bool kWhole = kBias && kDim <= 64;  // a thread adds whole tiles of dQ, every other one; else a warpgroup's parts
 };
 
@@ -58,7 +59,7 @@ struct Shared {
   alignas(1024) T q[S::kStages][S::kQueries * kDim];
   alignas(1024) T dout[S::kStages][S::kQueries * kDim];
   // [64 keys a chunk][query][key], swizzled; with a bias [key block - query block][query block, descending][query][key], blocks of 8 x 8.
-  alignas(1024) T ds_data[(S::kDsStep + S::kDsBytes) / sizeof(T)];
+  alignas(1024) T ds_data[((S::kDsStages - 1) * S::kDsStep + S::kDsBytes) / sizeof(T)];
   alignas(128) float dq[2][(S::kWhole ? 2 : 1) * S::kPart];  // of two tiles or two warpgroups: [warpgroup][four accumulators][thread]
   uint32_t seen[S::kStages][S::kKeys / 32][S::kQueries];
   float scale[S::kStages][S::kQueries], delta[S::kStages][kBias ? 1 : S::kQueries];  // softmax: lse log2(e); delta in units of 2^14 dS

@@ -280,13 +280,13 @@ __device__ __forceinline__ void sum_tables(SharedWithBias<T, kDim>& shared, cons
   using W = SharedWithBias<T, kDim>;
   float clamped = 0;
   for (uint32_t count = 0;; ++count) {
-    constexpr int kAhead = Shape<kDim, true>::kAhead;
-    int stage = count % 2, ahead = count % kAhead, warp = int(thread_index() / 32) - 12;
+    constexpr int kAhead = Shape<kDim, true>::kAhead, kStages = Shape<kDim, true>::kDsStages;
+    int stage = count % kStages, ahead = count % kAhead, warp = int(thread_index() / 32) - 12;
     shared.bias_full[ahead].wait(count / kAhead & 1);
     const TableTile& tile = shared.tile_of[ahead];
     if (tile.first < 0) return;
     const TableItem& item = shared.item_of[tile.slot];
-    shared.ds_full[stage].wait(count / 2 & 1);
+    shared.ds_full[stage].wait(count / kStages & 1);
     bool several = item.time_sums && tile.bucket < 0, runs = several && tile.high >= 0;
     if (several) sum_pieces<T, kDim>(shared, stage, ahead, warp, tile, p);
     if (runs) sum_before<T, kDim>(shared, stage, warp);
