@@ -340,23 +340,36 @@ __device__ __forceinline__ void begin_scores(const SharedWithBias<T, kDim>& shar
   }
 }
 
-// Its scores times `factor`, plus the time's bias, of 16 keys by 64 queries: two pieces. By few buckets each bucket adds to all that are at least
-// so much later; else each score by itself.
+// How a computing thread finds the time's bias of its 16 keys by 64 queries: two pieces.
+struct PieceTimes {
+  int slot, fixed[2], kinds, low, high;
+  float first;
+  PieceTimes() = default;
+  template <typename Memory>
+  __device__ __forceinline__ PieceTimes(const Memory& shared, int slot, int stage) : slot(slot) {
+    uint32_t thread = thread_index() - 128, key = thread / 32 * 16 + thread % 32 / 4;
+    fixed[0] = shared.key_near[slot][key], fixed[1] = shared.key_near[slot][key + 8];
+    int2 codes = *reinterpret_cast<const int2*>(shared.path[stage][key / 16]);
+    if (codes.x == Memory::kNothing) codes.x = codes.y;
+    if (codes.y == Memory::kNothing) codes.y = codes.x;
+    kinds = max(codes.x, codes.y) >> 16, low = min(codes.x & 255, codes.y & 255);
+    high = codes.x == Memory::kNothing ? 0 : max(codes.x >> 8 & 255, codes.y >> 8 & 255);
+    first = shared.time[slot][low];
+  }
+};
+// Its scores times `factor`, plus the time's bias. By few buckets each bucket adds to all that are at least so much later; else each score by
+// itself.
 template <typename T, int kDim>
 __device__ __forceinline__ void add_times(const SharedWithBias<T, kDim>& shared, const Call<T>& p, const Item& item, int stage,
-                                          float factor, float (&v)[32]) {
+                                          float factor, const PieceTimes& times, float (&v)[32]) {
   using W = SharedWithBias<T, kDim>;
-  uint32_t thread = (kDim <= 64 ? threadIdx.x : thread_index()) - 128, key = thread / 32 * 16 + thread % 32 / 4;
-  const float* time = shared.time[item.parity];
-  int fixed[2] = {shared.key_near[item.parity][key], shared.key_near[item.parity][key + 8]};
-  int2 codes = *reinterpret_cast<const int2*>(shared.path[stage][key / 16]);
-  if (codes.x == W::kNothing) codes.x = codes.y;
-  if (codes.y == W::kNothing) codes.y = codes.x;
+  uint32_t thread = (kDim <= 64 ? threadIdx.x : thread_index()) - 128;
+  const float* time = shared.time[times.slot];
   const int* near = &shared.query_near[stage][thread % 4 * 2];
-  int kinds = max(codes.x, codes.y) >> 16;
-  if (likely(kinds <= int(TimeKind::kFew))) {
-    int low = min(codes.x & 255, codes.y & 255), high = codes.x == W::kNothing ? 0 : max(codes.x >> 8 & 255, codes.y >> 8 & 255);
-    float term = time[low];
+  const int(&fixed)[2] = times.fixed;
+  if (likely(times.kinds <= int(TimeKind::kFew))) {
+    int low = times.low, high = times.high;
+    float term = times.first;
 #pragma unroll
     for (int x = 0; x < 32; ++x) v[x] = fmaf(factor, v[x], term);
 #pragma unroll 1
@@ -372,8 +385,8 @@ __device__ __forceinline__ void add_times(const SharedWithBias<T, kDim>& shared,
           if ((y % 2 ? at.y : at.x) >= from[y / 2]) v[4 * x + y] += more;
       }
     }
-  } else if (kinds != int(TimeKind::kFar)) {
-    const float4* cells = shared.cells[item.parity];
+  } else if (times.kinds != int(TimeKind::kFar)) {
+    const float4* cells = shared.cells[times.slot];
 #pragma unroll 1
     for (int x = 0; x < 4; ++x) {  // four of each piece at a time, those that are done go to the end
       float done[8];
@@ -390,8 +403,9 @@ __device__ __forceinline__ void add_times(const SharedWithBias<T, kDim>& shared,
   } else {
 #pragma unroll 1
     for (int y = 0; y < 32; ++y) {
+      int key = int(thread) / 32 * 16 + int(thread) % 32 / 4;
       int i = item.s.shift + shared.tile[stage].index * W::kQ + y / 4 * 8 + int(thread) % 4 * 2 + y % 2;
-      float value = time_term(p, item.head, exact_bucket(p, item.s, i, item.tile * W::kK + int(key) + y / 2 % 2 * 8));
+      float value = time_term(p, item.head, exact_bucket(p, item.s, i, item.tile * W::kK + key + y / 2 % 2 * 8));
 #pragma unroll
       for (int x = 0; x < 32; ++x) v[x] = x == y ? fmaf(factor, v[x], value) : v[x];
     }

@@ -86,6 +86,8 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
       constexpr bool kWide = kBias && kDim <= 64;  // slopes wait as they are
       uint32_t weights[kQ / 4], ds[kQ / 4];
       std::conditional_t<kWide, float, uint32_t> slopes[kWide ? kQ / 2 : kQ / 4];
+      [[maybe_unused]] std::conditional_t<kBias, PieceTimes, int> times{};
+      [[maybe_unused]] const int parity = item.parity;
       auto multiply = [&](float(&c)[kQ / 2], const T* keys_tile, const T* tile, bool add) {
         uint64_t keys = by_rows<kBytes>(shared_address(keys_tile) + 64 * group * kBytes), queries = by_rows<kBytes>(shared_address(tile));
 #pragma unroll
@@ -104,6 +106,7 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
       auto own_thread = [&] { return kBias && kDim <= 64 ? uint32_t(threadIdx.x) : thread_index(); };
       auto multiply_scores = [&] {
         shared.q_full[count % 2].wait(count / 2 & 1);
+        if constexpr (kWide) times = PieceTimes(shared, parity, count % S::kAhead);  // early, where there are registers for it
         if constexpr (kBias) begin_scores<T, kDim>(shared, count % S::kAhead, scores);
         wgmma_fence();
         multiply(scores, shared.k, shared.q[count % 2], kBias);
@@ -165,7 +168,8 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
       auto weigh = [&] {
         bool all = shared.tile[count % S::kAhead].all;
         float whole = kSoftmax ? factor * kLog2E : factor, last = all ? whole : 1.f;
-        if constexpr (kBias) add_times<T, kDim>(shared, p, item, count % S::kAhead, factor, scores);
+        if constexpr (kBias && !kWide) times = PieceTimes(shared, item.parity, count % S::kAhead);
+        if constexpr (kBias) add_times<T, kDim>(shared, p, item, count % S::kAhead, factor, times, scores);
         if (!likely(all)) hide(kBias ? 1.f : whole);
         if (!kSoftmax && !likely(!p.scales))
           weigh_tile(last, std::true_type{});
