@@ -36,7 +36,8 @@ __device__ __forceinline__ int cell_of(int a, int b, uint32_t& apart) {
   return int(__float_as_uint(__uint2float_rz(apart)) >> 21) - (127 << 2);
 }
 
-// The bias by position / alpha as tiles take it, in aligned pieces: by query - key + begin, [heads of the table][2][width], the second row one further on.
+// The bias by position / alpha as tiles take it, in aligned pieces: by query - key + begin, [heads of the table][2][width], the second row one
+// further on.
 struct PositionTable {
   const float* entries;
   int width, begin, count;  // count: of a row of pos_sums
@@ -82,7 +83,8 @@ struct SharedWithBias : Shared<T, kDim, true> {
   TimeSpan key_span[kK / 16];
   // A threshold, the term below it, the term from there on; bytes of `counts` before the bucket below and (upper half) before the other.
   float4 cells[2][kCells];
-  // Of the position table, from a multiple of four on: query - key + kK - 1 is at Tile::offset. kPairs: both rows, half a row of banks apart.
+  // Of the position table, from a multiple of four on: query - key + kK - 1 = 0 is at Tile::offset. kPairs: both rows, half a row of banks
+  // apart.
   static constexpr int kPositions = kQ + kK + 4;
   alignas(16) float pos[kAhead][kPairs ? 2 : 1][kPositions + (kPairs ? 12 : 0)];
   alignas(8) int query_near[kAhead][kQ];
@@ -292,7 +294,7 @@ __device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, cons
       if (!none) path = shared.path_of(shared.key_span[lane / 2], span, p.last_bucket);
       shared.path[stage][lane / 2][lane % 2] = path;
     }
-    // Of an orderly tile the newest keys piece by piece where these have many buckets, all before them by runs; the warps take pieces in turns.
+    // Of an orderly tile the newest keys piece by piece where these have many buckets, all before them by runs. The warps take pieces in turns.
     bool there = path != shared.kNothing, plain = __all_sync(kFullWarp, orderly) && there && path >> 16 < int(TimeKind::kMany);
     unsigned mine = __ballot_sync(kFullWarp, plain) & 0x5555u << lane % 2;
     int end = mine ? (31 - __clz(mine)) / 2 + 1 : 0;
@@ -357,8 +359,7 @@ struct PieceTimes {
     first = shared.time[slot][low];
   }
 };
-// Its scores times `factor`, plus the time's bias. By few buckets each bucket adds to all that are at least so much later; else each score by
-// itself.
+// Its scores times `factor`, plus the time's bias. Each of few buckets adds to all that are at least so much later; else each score by itself.
 template <typename T, int kDim>
 __device__ __forceinline__ void add_times(const SharedWithBias<T, kDim>& shared, const Call<T>& p, const Item& item, int stage,
                                           float factor, const PieceTimes& times, float (&v)[32]) {

@@ -40,7 +40,7 @@ __device__ __forceinline__ void sum_before(SharedWithBias<T, kDim>& shared, int 
   }
 }
 
-// Where keys are sorted, those at least so much earlier than a query are the first ones: from their sums follow those of buckets. A warp's buckets.
+// Where keys are sorted, those at least so much earlier than a query are the first ones: their sums tell those of buckets. A warp's buckets.
 template <typename T, int kDim>
 __device__ __forceinline__ void sum_runs(SharedWithBias<T, kDim>& shared, int stage, int ahead, int warp, const TableTile& tile) {
   using W = SharedWithBias<T, kDim>;
@@ -160,7 +160,7 @@ __device__ __forceinline__ void sum_pieces(SharedWithBias<T, kDim>& shared, int 
   }
 }
 
-// dS of a tile along diagonals of blocks; target rows, which all stand at one position, by key. Returns a lane's part of all sums but these.
+// dS of a tile along diagonals of blocks; target rows, which all stand at one position, by key. Returns a lane's part of all but these.
 template <typename T, int kDim>
 __device__ __forceinline__ float sum_diagonals(SharedWithBias<T, kDim>& shared, int stage, int warp, int first, const TableItem& item) {
   using S = Shape<kDim, true>;

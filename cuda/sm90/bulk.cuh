@@ -1,4 +1,4 @@
-// Ways out of shared memory and into it: bulk copies, and reductions to global memory (PTX ISA 9.7.9.25, "cp.async.bulk", "cp.reduce.async.bulk"),
+// Ways out of shared memory and into it: bulk copies and reductions to global memory (PTX ISA 9.7.9.25, "cp.async.bulk", "cp.reduce.async.bulk"),
 // and stmatrix (9.7.14.5.16).
 #pragma once
 #include "barrier.cuh"
