@@ -36,8 +36,8 @@ __device__ __forceinline__ int cell_of(int a, int b, uint32_t& apart) {
   return int(__float_as_uint(__uint2float_rz(apart)) >> 21) - (127 << 2);
 }
 
-// The bias by position / alpha as tiles take it, in aligned pieces: by query - key + begin, [heads of the table][2][width], the second row one
-// further on.
+// The bias by position / alpha as tiles take it, in aligned pieces: by query - key + begin, [heads of the table][2][width], the second row
+// one further on.
 struct PositionTable {
   const float* entries;
   int width, begin, count;  // count: of a row of pos_sums
@@ -286,7 +286,8 @@ __device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, cons
     if (lane == 0) {
       constexpr int kBytes = W::kPositions * 4;
       shared.bias_full[stage].expect(W::kPairs ? 2 * kBytes : kBytes);
-      const float* from = positions.entries + (p.pos_per_head ? int64_t(item.head) * 2 * positions.width : 0) + (nearest + positions.begin & ~3);
+      int64_t row = p.pos_per_head ? int64_t(item.head) * 2 * positions.width : 0;
+      const float* from = positions.entries + row + (nearest + positions.begin & ~3);
       load_bulk(shared_address(shared.pos[stage][0]), from, kBytes, shared.bias_full[stage]);
       if (W::kPairs) load_bulk(shared_address(shared.pos[stage][W::kPairs]), from + positions.width, kBytes, shared.bias_full[stage]);
     }
@@ -310,7 +311,7 @@ __device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, cons
       if (!none) path = shared.path_of(shared.key_span[lane / 2], span, p.last_bucket);
       shared.path[stage][lane / 2][lane % 2] = path;
     }
-    // Of an orderly tile the newest keys piece by piece where these have many buckets, all before them by runs. The warps take pieces in turns.
+    // Of an orderly tile the newest keys by pieces where these have many buckets, all before them by runs. The warps take pieces in turns.
     bool there = path != shared.kNothing, plain = __all_sync(kFullWarp, orderly) && there && path >> 16 < int(TimeKind::kMany);
     unsigned mine = __ballot_sync(kFullWarp, plain) & 0x5555u << lane % 2;
     int end = mine ? (31 - __clz(mine)) / 2 + 1 : 0;
@@ -375,7 +376,7 @@ struct PieceTimes {
     first = shared.time[slot][low];
   }
 };
-// Its scores times `factor`, plus the time's bias. Each of few buckets adds to all that are at least so much later; else each score by itself.
+// Its scores times `factor`, plus the time's bias. Each of few buckets adds to all that are at least so much later; else score by score.
 template <typename T, int kDim>
 __device__ __forceinline__ void add_times(const SharedWithBias<T, kDim>& shared, const Call<T>& p, const Item& item, int stage,
                                           float factor, const PieceTimes& times, float (&v)[32]) {

@@ -393,9 +393,9 @@ void run(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int6
   int64_t sums = int64_t(g.copies) * p.heads, blocks = std::min<int64_t>(processors(), sums),
           own = p.num_targets ? query_tiles * p.heads : 0;
   Scratch<float> pos_sums(dpos_w ? sums * positions : 0, stream), time_sums(dtime_w ? sums * buckets : 0, stream);
-  PositionTable table{nullptr, 0, int(ceil_div(int64_t(p.max_seq_len) + S::kKeys, 4) * 4), int(positions)};
-  if (kBias) table.width = table.begin + int(ceil_div(int64_t(p.max_seq_len) + S::kQueries + 8, 4) * 4);
-  int64_t position_rows = p.pos_per_head ? p.heads : 1;
+  int64_t farthest = std::min<int64_t>(p.max_seq_len, keys), position_rows = p.pos_per_head ? p.heads : 1;
+  PositionTable table{nullptr, 0, int(ceil_div(farthest + S::kKeys, 4) * 4), int(positions)};
+  if (kBias) table.width = table.begin + int(ceil_div(farthest + S::kQueries + 8, 4) * 4);
   Scratch<float> table_rows(position_rows * 2 * table.width, stream);
   table.entries = table_rows;
   Scratch<float> own_pos(dpos_w ? own : 0, stream), own_time(dtime_w ? own * buckets : 0, stream);
@@ -418,8 +418,8 @@ void run(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int6
   if (kScalesGradient<T>) launch(largest_kernel<T>, dim3(unsigned(p.sequences), 8), dim3(256), 0, stream, p, g);
   launch(prepare_kernel<T, S::kQueries, S::kKeys>, dim3(unsigned(ceil_div(query_tiles, 4) + 1)), dim3(128), 0, stream, p, g);
   if (kBias)
-    launch(position_table_kernel<T>, dim3(unsigned(ceil_div(table.width, 256)), unsigned(position_rows)), dim3(256), 0, stream, p, table_rows.get(),
-           table.width, table.begin);
+    launch(position_table_kernel<T>, dim3(unsigned(ceil_div(table.width, 256)), unsigned(position_rows)), dim3(256), 0, stream, p,
+           table_rows.get(), table.width, table.begin);
   do {
     if (dpos_w) pos_sums.zero();
     if (dtime_w) time_sums.zero();

@@ -40,7 +40,7 @@ __device__ __forceinline__ void sum_before(SharedWithBias<T, kDim>& shared, int 
   }
 }
 
-// Where keys are sorted, those at least so much earlier than a query are the first ones: their sums tell those of buckets. A warp's buckets.
+// Where keys are sorted, those at least so much earlier than a query are the first ones: their sums tell those of buckets. A warp's share.
 template <typename T, int kDim>
 __device__ __forceinline__ void sum_runs(SharedWithBias<T, kDim>& shared, int stage, int ahead, int warp, const TableTile& tile) {
   using W = SharedWithBias<T, kDim>;
