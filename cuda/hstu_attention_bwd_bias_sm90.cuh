@@ -63,7 +63,7 @@ struct TableItem {
 };
 struct TableTile {
   int first, slot;     // its first query, -1: no more; its item's
-  unsigned pieces[3];  // of 16 keys by 32 queries, each by itself: each warp's
+  unsigned pieces[4];  // of 16 keys by 32 queries, each by itself: each warp's
   int ends[2];         // keys before this one, for each half of the queries, are summed by runs of keys in one bucket
   int low, high;       // the buckets of those
   int bucket;          // of all its pairs, so that the sum over its positions will do; -1: there are several
@@ -75,7 +75,8 @@ template <typename T, int kDim>
 struct SharedWithBias : Shared<T, kDim, true> {
   using S = Shape<kDim, true>;
   static constexpr int kQ = S::kQueries, kK = S::kKeys, kAhead = S::kAhead, kPitch = kQ + kK + 8;
-  static constexpr int kWarps = 3, kThreads = 32 * kWarps, kCounts = kDim <= 64 ? 8 : 2;  // that sum; copies of counts
+  static constexpr bool kPlans = kDim <= 64;  // the warp that loads finds the tiles, and warp 0 brings their bias
+  static constexpr int kWarps = kPlans ? 4 : 3, kThreads = 32 * kWarps, kCounts = kDim <= 64 ? 8 : 2;  // that sum; copies of counts
   static constexpr bool kPairs = kDim <= 64;
   uint32_t threshold[kNearThresholds];
   float time[2][kNearThresholds + 1];  // of an item's head, 0 from kUntimed on
@@ -176,28 +177,39 @@ __device__ __forceinline__ bool stage_item(SharedWithBias<T, kDim>& shared, int 
   return __all_sync(kFullWarp, sorted);
 }
 
-// The thread that finds the items and tiles that come, up to kAhead tiles before they are done.
+// A thread finds the items and tiles that come, up to kAhead tiles before they are done.
+struct Planner {
+  uint32_t turn = ~0u;
+  int next = -1;  // its item's next tile
+  bool more = true;
+  template <typename T, int kDim>
+  __device__ __forceinline__ void tell(SharedWithBias<T, kDim>& shared, const Call<T>& p, const Gradients<T>& g, uint32_t count) {
+    using S = Shape<kDim, true>;
+    int stage = count % S::kAhead;
+    if (!more) return;
+    while (more && next < 0) {
+      more = next_item<T, kDim, true>(shared, p, g, ++turn, false, false) >= 0;
+      if (more) next = first_seen<S>(p, g, shared.item[turn % 2]);
+    }
+    shared.tile_empty[stage].wait(count / S::kAhead & 1 ^ 1);
+    Tile& tile = shared.tile[stage];
+    const Item& item = shared.item[turn % 2];
+    if (more) {
+      tile.before = item.s.history - item.s.shift - next * S::kQueries;
+      tile.offset = min(item.s.shift + next * S::kQueries, item.s.history) + 1 & 3;
+      next = tell_tile<S>(p, g, item, turn, next, false, tile);
+    } else {
+      tile.item = -1;
+    }
+    shared.told[stage].arrive();
+  }
+};
 template <typename T, int kDim>
 __device__ __forceinline__ void plan(SharedWithBias<T, kDim>& shared, const Call<T>& p, const Gradients<T>& g) {
-  using S = Shape<kDim, true>;
-  constexpr int kAhead = S::kAhead;
-  uint32_t count = 0;
-  for (uint32_t turn = 0;; ++turn) {
-    int last = next_item<T, kDim, true>(shared, p, g, turn, false, false);
-    Item& item = shared.item[turn % 2];
-    if (last < 0) {
-      shared.tile_empty[count % kAhead].wait(count / kAhead & 1 ^ 1);
-      shared.tile[count % kAhead].item = -1, shared.told[count % kAhead].arrive();
-      return;
-    }
-    for (int m = first_seen<S>(p, g, item); m >= 0; ++count) {
-      int stage = count % kAhead;
-      shared.tile_empty[stage].wait(count / kAhead & 1 ^ 1);
-      shared.tile[stage].before = item.s.history - item.s.shift - m * S::kQueries;
-      shared.tile[stage].offset = min(item.s.shift + m * S::kQueries, item.s.history) + 1 & 3;
-      m = tell_tile<S>(p, g, item, turn, m, false, shared.tile[stage]);
-      shared.told[stage].arrive();
-    }
+  Planner planner;
+  for (uint32_t count = 0;; ++count) {
+    planner.tell(shared, p, g, count);
+    if (shared.tile[count % Shape<kDim, true>::kAhead].item < 0) return;
   }
 }
 
@@ -207,12 +219,14 @@ __device__ __forceinline__ void load_tiles(SharedWithBias<T, kDim>& shared, cons
                                            const CUtensorMap& v_map, const CUtensorMap& dout_map, const Call<T>& p, const Gradients<T>& g) {
   using S = Shape<kDim, true>;
   constexpr int kQ = S::kQueries, kK = S::kKeys, kAhead = S::kAhead, kTileBytes = kQ * kDim * int(sizeof(T));
+  [[maybe_unused]] Planner planner;
+  constexpr uint32_t kEarlier = SharedWithBias<T, kDim>::kPlans ? 2 : 0;  // tiles are found so much before they are loaded
   bool begins = true;
-  for (uint32_t count = 0;; ++count) {
+  auto load = [&](uint32_t count) {
     int stage = count % 2;
     shared.told[count % kAhead].wait(count / kAhead & 1);
     const Tile& tile = shared.tile[count % kAhead];
-    if (tile.item < 0) return;
+    if (tile.item < 0) return false;
     const Item& item = shared.item[tile.item];
     bool one = thread_index() % 32 == 0, last = tile.last;
     shared.q_empty[stage].wait(count / 2 & 1 ^ 1);
@@ -237,6 +251,14 @@ __device__ __forceinline__ void load_tiles(SharedWithBias<T, kDim>& shared, cons
     shared.q_full[stage].arrive_for_warp(thread_index() % 32);
     begins = last;
     __syncwarp();
+    return true;
+  };
+  for (uint32_t found = 0;; ++found) {
+    if (int(found) >= int(kEarlier) && !load(found - kEarlier)) return;
+    if constexpr (kEarlier > 0) {
+      if (thread_index() % 32 == 0) planner.tell(shared, p, g, found);
+      __syncwarp();
+    }
   }
 }
 
@@ -302,7 +324,7 @@ __device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, cons
     bool runs = there && lane / 2 < end, alone = there && !runs;
     int low = __reduce_min_sync(kFullWarp, runs ? path & 255 : 255), high = __reduce_max_sync(kFullWarp, runs ? path >> 8 & 255 : -1);
     int owner = __popc(__ballot_sync(kFullWarp, alone) & ((1u << lane) - 1)) % W::kWarps;
-    unsigned pieces[W::kWarps];
+    unsigned pieces[4] = {};
 #pragma unroll
     for (int x = 0; x < W::kWarps; ++x) pieces[x] = __ballot_sync(kFullWarp, alone && owner == x);
     int least = __reduce_min_sync(kFullWarp, there ? path : INT_MAX);
@@ -310,7 +332,7 @@ __device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, cons
     int bucket = one && g.pos_sums && tile.before >= S::kQueries ? least & 255 : -1;
     int ends[2] = {16 * __shfl_sync(kFullWarp, end, 0), 16 * __shfl_sync(kFullWarp, end, 1)};
     if (lane == 0)
-      shared.tile_of[stage] = {first, slot, {pieces[0], pieces[1], pieces[2]}, {ends[0], ends[1]}, low, high, bucket, tile.last};
+      shared.tile_of[stage] = {first, slot, {pieces[0], pieces[1], pieces[2], pieces[3]}, {ends[0], ends[1]}, low, high, bucket, tile.last};
     __syncwarp();
     shared.bias_full[stage].arrive_for_warp(lane);
   }

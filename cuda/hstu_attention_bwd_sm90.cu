@@ -41,14 +41,18 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
     if constexpr (kBias) shared.init();
     fence_barriers();
   }
-  if constexpr (kBias && kArrivalsOfWarp > 1) fill_thresholds<T, kDim>(shared, threadIdx.x, S::kThreads);
+  if constexpr (kBias) fill_thresholds<T, kDim>(shared, threadIdx.x, S::kThreads);
   __syncthreads();
 
   if (group < 0) {
     give_registers<S::kLoading>();
     if constexpr (kBias) {
       if (warp == 3) return load_tiles<T, kDim>(shared, q_map, k_map, v_map, dout_map, p, g);
-      if (warp == 0 && lane == 0) return plan<T, kDim>(shared, p, g);
+      if constexpr (SharedOf<T, kDim, true>::kPlans) {
+        if (warp == 0) return stage_bias<T, kDim>(shared, p, g, positions);
+      } else {
+        if (warp == 0 && lane == 0) return plan<T, kDim>(shared, p, g);
+      }
     } else {
       if (warp == 3) return tell<T, kDim>(shared, p, g);
       if (warp == 0 && lane == 0) return produce<T, kDim, kBias>(shared, q_map, k_map, v_map, dout_map, p, g, kSoftmax, g.last_first);

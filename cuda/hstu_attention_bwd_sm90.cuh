@@ -17,7 +17,7 @@ struct Shape {
   static constexpr int kKeys = kDim <= 128 ? 128 : 64, kQueries = kDim <= 64 && !kBias ? 128 : 64, kStages = 2;
   static constexpr int kAhead = kBias ? (kDim <= 64 ? 4 : 3) : kStages;  // tiles that are known before they are done
   static constexpr int kThreads = kDim <= 128 && !kBias ? 384 : 512;
-  static constexpr int kLoading = kBias && kDim <= 64 ? 40 : 24, kTables = kDim <= 64 ? 88 : 40;  // registers a thread
+  static constexpr int kLoading = kBias && kDim <= 64 ? 56 : 24, kTables = kDim <= 64 ? 72 : 40;  // registers a thread
   static constexpr int kComputing = kBias ? (512 - kLoading - kTables) / 2 : 240;
   // Deterministic: the computing warps write dQ where no more is added to it.
   static constexpr bool kFinishes = kDim <= 128 && !kBias;

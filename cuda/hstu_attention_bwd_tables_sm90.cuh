@@ -184,14 +184,14 @@ __device__ __forceinline__ float sum_diagonals(SharedWithBias<T, kDim>& shared, 
   for (int y = 0; y < 2; ++y) {
     bool there = kQ - 8 - 8 * (lane / 8 + 4 * y) + lane % 8 < before;
     from[y] = there ? ds + d * kKeyBlock + y * 512 + lane * 16 : shared_address(shared.zero);
-    step[y] = there ? 3 * kKeyBlock : 0;
+    step[y] = there ? W::kWarps * kKeyBlock : 0;
     load(y);
   }
 #pragma unroll 1
   for (; d < kDiagonals;) {
     float sum[2][4] = {};
     float2* to = reinterpret_cast<float2*>(&shared.blocks[g][8 * d + 8 + 2 * t]);
-    d += 3;
+    d += W::kWarps;
 #pragma unroll
     for (int y = 0; y < 2; ++y) {
       mma_m16n8k16<T>(sum[y], words[y], unit, unit);
@@ -268,7 +268,7 @@ __device__ __forceinline__ void finish_item(SharedWithBias<T, kDim>& shared, int
     }
   if (item.pos_sums && warp == 0 && lane == 0) {
     float sum = 0;
-    for (int x = 0; x < 3; ++x) sum += shared.clamped[x];
+    for (int x = 0; x < W::kWarps; ++x) sum += shared.clamped[x];
     add_to(item.pos_sums + positions - 1, item.unit * sum);
   }
   meet(kTablesBarrier, W::kThreads);
@@ -314,13 +314,13 @@ __device__ __forceinline__ void sum_tables(SharedWithBias<T, kDim>& shared, cons
   }
 }
 
-// All warps read them: behind a tile's bias, or for racecheck, which does not follow that, behind the block's first barrier.
+// Before the block's first barrier.
 template <typename T, int kDim>
 __device__ __forceinline__ void fill_thresholds(SharedWithBias<T, kDim>& shared, int thread, int threads) {
   for (int x = thread; x < kNearThresholds; x += threads) shared.threshold[x] = uint32_t(min(kThresholds.at[x], int64_t(UINT32_MAX)));
 }
 
-// The warpgroup of the tables: three warps that sum, one that brings the bias.
+// The warpgroup of the tables: warps that sum, and where these are three one that brings the bias.
 template <typename T, int kDim>
 __device__ __forceinline__ void keep_tables(SharedWithBias<T, kDim>& shared, const Call<T>& p, const Gradients<T>& g,
                                             const PositionTable& positions) {
@@ -329,12 +329,10 @@ __device__ __forceinline__ void keep_tables(SharedWithBias<T, kDim>& shared, con
     for (int at = thread; at < int(sizeof(x) / 4); at += 128) reinterpret_cast<uint32_t*>(&x)[at] = 0;
   };
   clear(shared.counts), clear(shared.far), clear(shared.blocks), clear(shared.zero), clear(shared.ds_data);
-  if constexpr (kArrivalsOfWarp == 1) fill_thresholds<T, kDim>(shared, thread, 128);
   meet(kTablesBarrier, 128);
-  if (warp == 3)
-    stage_bias<T, kDim>(shared, p, g, positions);
-  else
-    sum_tables<T, kDim>(shared, p, positions.count);
+  if constexpr (!SharedWithBias<T, kDim>::kPlans)
+    if (warp == 3) return stage_bias<T, kDim>(shared, p, g, positions);
+  sum_tables<T, kDim>(shared, p, positions.count);
 }
 
 }  // namespace backward_sm90
