@@ -114,7 +114,8 @@ struct SharedWithBias : Shared<T, kDim, true> {
     return guess + int(d >= threshold[guess]);
   }
   static constexpr int kNothing = 255 << 8;  // a path: no query sees a key
-  __device__ __forceinline__ int path_of(TimeSpan keys, TimeSpan queries, int last) const {
+  // `level`: whether terms may be made of differences.
+  __device__ __forceinline__ int path_of(TimeSpan keys, TimeSpan queries, int last, bool level) const {
     auto coded = [](TimeKind kind, int low, int high) { return int(kind) << 16 | high << 8 | low; };
     if (last < 0) return coded(TimeKind::kOne, 0, 0);
     int kinds = queries.kinds | keys.kinds;
@@ -122,22 +123,26 @@ struct SharedWithBias : Shared<T, kDim, true> {
     if (queries.least > queries.most || keys.least > keys.most) return coded(TimeKind::kMany, 0, 0);
     int low = min(near_bucket(max(max(queries.least - keys.most, keys.least - queries.most), 0)), last);
     int high = min(near_bucket(max(queries.most - keys.least, keys.most - queries.least)), last);
-    if (kinds || keys.most > queries.least || high - low >= 4) return coded(TimeKind::kMany, low, high);
-    return coded(high - low > 1 ? TimeKind::kFew : low < high ? TimeKind::kTwo : TimeKind::kOne, low, high);
+    if (kinds || !level || keys.most > queries.least || high - low >= 4) return coded(TimeKind::kMany, low, high);
+    return coded(low < high ? TimeKind::kFew : TimeKind::kOne, low, high);
   }
 };
 template <typename T, int kDim, bool kBias>
 using SharedOf = std::conditional_t<kBias, SharedWithBias<T, kDim>, Shared<T, kDim, false>>;
 
-// An item's times and time table, before its first tile. Whether its keys are sorted by time.
+struct ItemTimes {
+  bool sorted;  // its keys are
+  bool level;   // entries of its time table are small, so that differences of them add up to an entry but for some 1e-5
+};
+// An item's times and time table, before its first tile.
 template <typename T, int kDim>
-__device__ __forceinline__ bool stage_item(SharedWithBias<T, kDim>& shared, int at, const Call<T>& p, const Gradients<T>& g,
+__device__ __forceinline__ ItemTimes stage_item(SharedWithBias<T, kDim>& shared, int at, const Call<T>& p, const Gradients<T>& g,
                                            int positions) {
   const Item& item = shared.item[at];
   int lane = thread_index() % 32, slot = item.parity;
   const Sequence& s = item.s;
   int64_t row = p.time_per_head ? item.head * p.time_width : 0, base = first_time(p, s);
-  bool sorted = true;
+  bool sorted = true, level = true;
 #pragma unroll 2
   for (int x = 0; x < Shape<kDim, true>::kKeys / 32; ++x) {
     int r = 32 * x + lane, j = item.tile * Shape<kDim, true>::kKeys + r;
@@ -148,8 +153,10 @@ __device__ __forceinline__ bool stage_item(SharedWithBias<T, kDim>& shared, int 
     TimeSpan low = TimeSpan::of_warp(time, there && lane < 16), high = TimeSpan::of_warp(time, there && lane >= 16);
     if (lane % 16 == 0) shared.key_span[r / 16] = lane ? high : low;
   }
-  for (int x = lane; x <= kNearThresholds; x += 32)
-    shared.time[slot][x] = p.last_bucket >= 0 && x < kUntimed ? p.unit * p.time_w.at(row + min(x, p.last_bucket)) : 0.f;
+  for (int x = lane; x <= kNearThresholds; x += 32) {
+    float entry = p.last_bucket >= 0 && x < kUntimed ? p.unit * p.time_w.at(row + min(x, p.last_bucket)) : 0.f;
+    shared.time[slot][x] = entry, level = level && fabsf(entry) <= 64.f;
+  }
   __syncwarp();
 #pragma unroll 1
   for (int r = lane; r < Shape<kDim, true>::kKeys - 1; r += 32)
@@ -174,7 +181,9 @@ __device__ __forceinline__ bool stage_item(SharedWithBias<T, kDim>& shared, int 
                             g.pos_sums ? g.pos_sums + copy * positions : nullptr,
                             g.time_sums ? g.time_sums + copy * (p.last_bucket + 1) : nullptr};
   }
-  return __all_sync(kFullWarp, sorted);
+  ItemTimes times{__all_sync(kFullWarp, sorted) != 0, __all_sync(kFullWarp, level) != 0};
+  __syncwarp();
+  return times;
 }
 
 // A thread finds the items and tiles that come, up to kAhead tiles before they are done.
@@ -182,14 +191,17 @@ struct Planner {
   uint32_t turn = ~0u;
   int next = -1;  // its item's next tile
   bool more = true;
+  // Tells tile `count`, or that there is none. False: not yet, for the next item has no tiles, or all was told. Waits until the item before
+  // the last one is done.
   template <typename T, int kDim>
-  __device__ __forceinline__ void tell(SharedWithBias<T, kDim>& shared, const Call<T>& p, const Gradients<T>& g, uint32_t count) {
+  __device__ __forceinline__ bool tell(SharedWithBias<T, kDim>& shared, const Call<T>& p, const Gradients<T>& g, uint32_t count) {
     using S = Shape<kDim, true>;
     int stage = count % S::kAhead;
-    if (!more) return;
-    while (more && next < 0) {
+    if (!more) return false;
+    if (next < 0) {
       more = next_item<T, kDim, true>(shared, p, g, ++turn, false, false) >= 0;
       if (more) next = first_seen<S>(p, g, shared.item[turn % 2]);
+      if (more && next < 0) return false;
     }
     shared.tile_empty[stage].wait(count / S::kAhead & 1 ^ 1);
     Tile& tile = shared.tile[stage];
@@ -202,14 +214,13 @@ struct Planner {
       tile.item = -1;
     }
     shared.told[stage].arrive();
+    return true;
   }
 };
 template <typename T, int kDim>
 __device__ __forceinline__ void plan(SharedWithBias<T, kDim>& shared, const Call<T>& p, const Gradients<T>& g) {
   Planner planner;
-  for (uint32_t count = 0;; ++count) {
-    planner.tell(shared, p, g, count);
-    if (shared.tile[count % Shape<kDim, true>::kAhead].item < 0) return;
+  for (uint32_t count = 0; planner.more; count += planner.tell(shared, p, g, count)) {
   }
 }
 
@@ -219,8 +230,6 @@ __device__ __forceinline__ void load_tiles(SharedWithBias<T, kDim>& shared, cons
                                            const CUtensorMap& v_map, const CUtensorMap& dout_map, const Call<T>& p, const Gradients<T>& g) {
   using S = Shape<kDim, true>;
   constexpr int kQ = S::kQueries, kK = S::kKeys, kAhead = S::kAhead, kTileBytes = kQ * kDim * int(sizeof(T));
-  [[maybe_unused]] Planner planner;
-  constexpr uint32_t kEarlier = SharedWithBias<T, kDim>::kPlans ? 2 : 0;  // tiles are found so much before they are loaded
   bool begins = true;
   auto load = [&](uint32_t count) {
     int stage = count % 2;
@@ -253,11 +262,17 @@ __device__ __forceinline__ void load_tiles(SharedWithBias<T, kDim>& shared, cons
     __syncwarp();
     return true;
   };
-  for (uint32_t found = 0;; ++found) {
-    if (int(found) >= int(kEarlier) && !load(found - kEarlier)) return;
-    if constexpr (kEarlier > 0) {
-      if (thread_index() % 32 == 0) planner.tell(shared, p, g, found);
-      __syncwarp();
+  if constexpr (SharedWithBias<T, kDim>::kPlans) {
+    // A tile is found before the one in front of it is loaded; all are loaded when an item is waited for that may end only after them.
+    Planner planner;
+    for (uint32_t found = 0, loaded = 0;;) {
+      bool told = thread_index() % 32 == 0 && planner.tell(shared, p, g, found);
+      told = __shfl_sync(kFullWarp, told, 0), found += told;
+      while (loaded + told < found)
+        if (!load(loaded++)) return;
+    }
+  } else {
+    for (uint32_t count = 0; load(count); ++count) {
     }
   }
 }
@@ -268,7 +283,8 @@ __device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, cons
                                            const PositionTable& positions) {
   using S = Shape<kDim, true>;
   using W = SharedWithBias<T, kDim>;
-  bool begins = true, sorted = false;
+  bool begins = true;
+  ItemTimes times{};
   int items = 0;
   for (uint32_t count = 0;; ++count) {
     constexpr int kAhead = S::kAhead;
@@ -287,7 +303,7 @@ __device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, cons
     int nearest = min(i0, s.history) - item.tile * S::kKeys - (S::kKeys - 1);
     shared.bias_empty[stage].wait(count / kAhead & 1 ^ 1);
     if (begins) shared.slot_empty[slot].wait(items++ / 2 & 1 ^ 1);
-    if (begins) sorted = stage_item<T, kDim>(shared, tile.item, p, g, positions.count);
+    if (begins) times = stage_item<T, kDim>(shared, tile.item, p, g, positions.count);
     begins = tile.last;
     if (lane == 0) {
       constexpr int kBytes = W::kPositions * 4;
@@ -298,7 +314,7 @@ __device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, cons
       if (W::kPairs) load_bulk(shared_address(shared.pos[stage][W::kPairs]), from + positions.width, kBytes, shared.bias_full[stage]);
     }
     TimeSpan span{INT_MAX, INT_MIN, 0};  // of the half of the queries that this lane's pieces have
-    bool orderly = sorted;               // no query sees a later key
+    bool orderly = times.sorted;         // no query sees a later key
 #pragma unroll 1
     for (int x = 0; x < S::kQueries / 32; ++x) {
       int r = lane + 32 * x, newest = (p.causal ? min(i0 + r, s.history - 1) : s.history - 1) - item.tile * S::kKeys;
@@ -314,7 +330,7 @@ __device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, cons
     int path = shared.kNothing;
     if (lane < 16) {
       bool none = p.causal && !p.contextual_full && i0 + lane % 2 * 32 + 31 < item.tile * S::kKeys + lane / 2 * 16;
-      if (!none) path = shared.path_of(shared.key_span[lane / 2], span, p.last_bucket);
+      if (!none) path = shared.path_of(shared.key_span[lane / 2], span, p.last_bucket, times.level);
       shared.path[stage][lane / 2][lane % 2] = path;
     }
     // Of an orderly tile the newest keys by pieces where these have many buckets, all before them by runs. The warps take pieces in turns.

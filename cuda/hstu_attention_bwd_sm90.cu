@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
     if constexpr (kBias) shared.init();
     fence_barriers();
   }
-  if constexpr (kBias) fill_thresholds<T, kDim>(shared, threadIdx.x, S::kThreads);
+  if constexpr (kBias) begin_tables<T, kDim>(shared, threadIdx.x, S::kThreads);
   __syncthreads();
 
   if (group < 0) {
@@ -360,7 +360,7 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
     release(shared.item_empty[turn % 2]);
   }
   if constexpr (!kBias)
-    shared.dq_empty[group].wait(count & 1 ^ 1);
+    shared.dq_empty[group].wait(count & 1 ^ 1);  // for ptxas: without it all products are serialised (C7512)
   else
     for (int x = 0; x < (S::kWhole ? 2 : 1); ++x, ++count) {
       int slot = S::kWhole ? count % 2 : group;

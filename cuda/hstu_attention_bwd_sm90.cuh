@@ -43,7 +43,7 @@ struct Item {
   float ds_unit, inverse_ds_unit;  // of dS besides: silu keeps it doubled
 };
 struct Tile {
-  float* sums;  // of dQ; null: no more
+  float* sums;  // of dQ; with a bias, and beyond D 128, null: no more
   int* turns;
   int item, index, turn, rows;  // turn: tiles of keys before this one that these queries see
   int before, offset;           // with a bias: its queries before the targets; its positions in shared memory

@@ -5,7 +5,7 @@
 namespace hstu::cuda::attention {
 namespace backward_sm90 {
 
-constexpr int kTablesBarrier = 2, kPositionsBarrier = 3;  // of all warps that sum, of those that sum positions
+constexpr int kTablesBarrier = 2, kPositionsBarrier = 3;  // of all warps that sum: at an item's end, in a tile
 
 __device__ __forceinline__ void add_to(float* to, float x) { asm volatile("red.global.add.f32 [%0], %1;" ::"l"(to), "f"(x) : "memory"); }
 
@@ -61,7 +61,7 @@ __device__ __forceinline__ void sum_runs(SharedWithBias<T, kDim>& shared, int st
         if (keys[8 * (at + step)] <= limit) at += step;
       bool whole = at >= end;
       if (whole) at = end;
-      float part[2] = {shared.before[min(at, W::kK / 8 - 1)][query], 0.f};
+      float part[2] = {shared.before[at][query], 0.f};
       uint4 words = *reinterpret_cast<const uint4*>(ds + diagonal_block(query / 8, at) + query % 8 * 16);
       const uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
       if (whole) limit = INT_MIN;
@@ -314,9 +314,13 @@ __device__ __forceinline__ void sum_tables(SharedWithBias<T, kDim>& shared, cons
   }
 }
 
-// Before the block's first barrier.
+// Before the block's first barrier: all warps read or write them.
 template <typename T, int kDim>
-__device__ __forceinline__ void fill_thresholds(SharedWithBias<T, kDim>& shared, int thread, int threads) {
+__device__ __forceinline__ void begin_tables(SharedWithBias<T, kDim>& shared, int thread, int threads) {
+  auto clear = [&](auto& x) {
+    for (int at = thread; at < int(sizeof(x) / 4); at += threads) reinterpret_cast<uint32_t*>(&x)[at] = 0;
+  };
+  clear(shared.counts), clear(shared.far), clear(shared.blocks), clear(shared.zero), clear(shared.ds_data);
   for (int x = thread; x < kNearThresholds; x += threads) shared.threshold[x] = uint32_t(min(kThresholds.at[x], int64_t(UINT32_MAX)));
 }
 
@@ -324,12 +328,7 @@ __device__ __forceinline__ void fill_thresholds(SharedWithBias<T, kDim>& shared,
 template <typename T, int kDim>
 __device__ __forceinline__ void keep_tables(SharedWithBias<T, kDim>& shared, const Call<T>& p, const Gradients<T>& g,
                                             const PositionTable& positions) {
-  int thread = threadIdx.x % 128, warp = __shfl_sync(kFullWarp, thread / 32, 0);
-  auto clear = [&](auto& x) {
-    for (int at = thread; at < int(sizeof(x) / 4); at += 128) reinterpret_cast<uint32_t*>(&x)[at] = 0;
-  };
-  clear(shared.counts), clear(shared.far), clear(shared.blocks), clear(shared.zero), clear(shared.ds_data);
-  meet(kTablesBarrier, 128);
+  [[maybe_unused]] int warp = __shfl_sync(kFullWarp, int(threadIdx.x % 128 / 32), 0);
   if constexpr (!SharedWithBias<T, kDim>::kPlans)
     if (warp == 3) return stage_bias<T, kDim>(shared, p, g, positions);
   sum_tables<T, kDim>(shared, p, positions.count);

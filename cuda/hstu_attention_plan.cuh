@@ -33,10 +33,7 @@ struct Plan {
     }
     return sum - tiles;
   }
-  // The tile of a block's first item is asked for at the same time.
   __device__ __forceinline__ int items(int own) const {
-    [[maybe_unused]] int word;
-    if (order) asm volatile("ld.global.b32 %0, [%1];" : "=r"(word) : "l"(order + int(blockIdx.x) / heads) : "memory");
     return (order ? *tiles : __shfl_sync(kFullWarp, own, sequences)) * heads;
   }
   __device__ __forceinline__ int draw() const {

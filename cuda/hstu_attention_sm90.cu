@@ -45,11 +45,10 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
     shared.init(p.kv_pages && !kBias ? 2 : 1);
   }
   if constexpr (C::kSplits)
-    if (meeting.sums && warp == 1) touch<kRows * kDim / 4>(meeting), shared.shares.template deal<C>(p);
+    if (meeting.sums && warp == 1) shared.shares.template deal<C>(p);
   __syncthreads();
   if (group < 0) {
     give_registers<C::kLoading>();
-    if (warp == 3) touch_pages(p, plan);
     if (kBias && warp == 3) prefetch_bias(p);
     constexpr std::integral_constant<int, kKeyTiles> kOfKeys;
     constexpr std::integral_constant<int, kValueTiles> kOfValues;
@@ -472,7 +471,7 @@ bool forward_on_hopper(const Call<T>& p, bool softmax, bool deterministic, T* ou
   if (!takes_hopper(p, query_rows, key_rows, any)) return false;
   if (piece_of(out, p.value_dim) != 16) return false;
   if (bias && !(std::fabs(p.alpha) > 1e-20f && std::fabs(p.alpha) < 1e20f)) return false;  // scores begin as bias / alpha
-  if (query_rows == 0) return true;
+  if (query_rows == 0 || p.sequences == 0) return true;
   int dim = std::max(p.key_dim, p.value_dim);
   pick<64, 128, 256>("head_dim",
                      dim <= 64    ? 64

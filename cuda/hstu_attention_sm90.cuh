@@ -129,18 +129,6 @@ __device__ __forceinline__ void load(T* tile, const CUtensorMap& map, int head, 
   load_tile<T, kDim, kTileRows>(tile, map, head, row, full);
 }
 
-// A first access to a page takes thousands of cycles, so all are begun at once.
-template <typename T>
-__device__ __forceinline__ void touch_pages(const Call<T>& p, const Plan& plan) {
-  const void* pages[] = {p.seq_offsets, p.q_offsets,   p.num_targets, p.query_time, p.key_time,
-                         p.pos_w.data,  p.time_w.data, plan.order,    plan.tiles};
-#pragma unroll
-  for (const void* page : pages) {
-    [[maybe_unused]] uint32_t byte;
-    if (page) asm volatile("ld.global.cg.u8 %0, [%1];" : "=r"(byte) : "l"(page));
-  }
-}
-
 // What the bias is made of is asked for into the L2 cache, a share by each block: later it would wait behind the first tiles of all blocks.
 template <typename T>
 __device__ __forceinline__ void prefetch_bias(const Call<T>& p) {

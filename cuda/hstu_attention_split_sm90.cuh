@@ -193,14 +193,6 @@ struct Shares {
   }
 };
 
-// A first access to a page of memory takes thousands of cycles, so it begins before it is needed.
-template <int kSize>
-__device__ __forceinline__ void touch(const Meeting& meeting) {
-  int block = max(int(blockIdx.x) - int(threadIdx.x % 4), 0);
-  uint32_t byte;
-  asm volatile("ld.global.cg.u8 %0, [%1];" : "=r"(byte) : "l"(meeting.sums + int64_t(block) * kSize));
-  asm volatile("ld.global.cg.u8 %0, [%1];" : "=r"(byte) : "l"(meeting.marks));
-}
 // Asked for anew, by a computing warp: else they stay in registers, which the loop over keys needs.
 template <int kWarps>
 __device__ __forceinline__ int place_of_warp() {

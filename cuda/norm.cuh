@@ -1,6 +1,7 @@
 // Layer norm over rows, shared by the ops that contain one. A row belongs to a warp up to kWarpWidth columns and to a block beyond;
 // its sums depend on the row alone. Statistics are those of the CPU: mean, then the mean of squared distances from it, in float32. A
-// row is read again for each pass and not kept: 32 rows of a warp's width fit L1, and registers stay free for the pass at hand.
+// row is read again for each pass and not kept (but by norm_backward_once_kernel): 32 rows of a warp's width fit L1, and registers stay
+// free for the pass at hand.
 #pragma once
 #include <algorithm>
 
@@ -106,9 +107,9 @@ __device__ __forceinline__ void prefetch_row(const T* row, int64_t n, const RowT
 
 // The gradient at the output of a layer norm, where it is simply dy. What norm_backward asks of a Source:
 // gradient<kFirst>(dnorm, past, row, j, x, xhat) gives dnorm, the gradient at the norm's output (after weight and bias), and past, what
-// reaches x by another way, for kCount columns from j on. It is called twice for each element, first with kFirst. prefetch(row, team),
-// where there is one, asks for what a row will read. Where `past` is 0 and dnorm rows of a matrix [rows, n], the source may give that,
-// dnorms(), and what else is to be done for an element, once(row, j, xhat).
+// reaches x by another way, for kCount columns from j on. It is called twice for each element, first with kFirst.
+// prefetch(row, team), where there is one, asks for what a row will read. Where `past` is 0 and dnorm rows of a matrix [rows, n], the
+// source may give that, dnorms(), and what else is to be done for an element, once(row, j, xhat): then gradient() is not called.
 template <typename T>
 struct PlainGradient {
   const T* dy;

@@ -10,7 +10,7 @@ export interface QueueLimits {
   bytes: number
 }
 
-/** What a request costs; upper bounds, known before any work. */
+/** What a request costs, known before any work; the bytes of texts are a guess until they are at hand, and asked again where they exceed it. */
 export interface Cost {
   tokens: number
   bytes: number

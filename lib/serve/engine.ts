@@ -97,7 +97,7 @@ export class Engine {
   }
 
   /**
-   * Whether a request of this cost may come now: asked before its arrays are looked at.
+   * Whether a request of this cost may come now: asked before its arrays are looked at, and again where its texts are longer than thought.
    * @throws HstuError ERR_HSTU_OVERLOADED with `retryAfterMs`, ERR_HSTU_ABORTED, ERR_HSTU_DISPOSED, ERR_HSTU_DEVICE_LOST
    */
   admit(cost: Cost, options: SubmitOptions): void {

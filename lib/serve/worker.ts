@@ -88,6 +88,7 @@ class Scheduler {
         this.#switch()
         if (this.#closing) return this.#end()
         if (this.#queue.length === 0) {
+          this.#pace.end(false) // also where what waited was cancelled or late
           await this.#stayAwake()
           if (this.#hasWork()) continue
           return

@@ -57,6 +57,21 @@ ask()`,
     expect((await ranker.rank(request)).cache.state).toBe('cold')
   })
 
+  it('does not take idle time for computing time after what waited was aborted', async () => {
+    await using ranker = await Ranker.load(bundle, { ...small, maxBatchTokens: 100 })
+    const random = new Random(32)
+    const request = () => randomRequest(random, 90, 100)
+    const controller = new AbortController()
+    const sent = Array.from({ length: 5 }, () => ranker.rank(request()))
+    const aborted = ranker.rank({ ...request(), signal: controller.signal })
+    controller.abort()
+    await expect(aborted).rejects.toThrow(error('ERR_HSTU_ABORTED', /abort/))
+    await Promise.all(sent)
+    await new Promise(resolve => setTimeout(resolve, 3000))
+    await ranker.rank(request())
+    await Promise.all([ranker.rank(request()), ranker.rank({ ...request(), deadlineMs: 400 })])
+  })
+
   it('refuses a signal that is none, and keeps nothing of it', async () => {
     await using ranker = await Ranker.load(bundle, { ...small, queue: { requests: 2 } })
     const request = randomRequest(new Random(32), 10, 3)

@@ -156,6 +156,30 @@ everywhere('many short sequences: a block of the backward takes several, with eq
   }
 })
 
+everywhere('keys that targets alone see, in more tiles than there are blocks', () => {
+  const dtype = device === 'cpu' ? 'float32' : 'bfloat16'
+  for (const [D, count] of [
+    [64, 100],
+    [128, 70],
+  ] as const) {
+    const choice: Choice = { ...plain, D, V: 16, H: 2, pos: 'shared', time: 'shared', alpha: 'root', dtype }
+    const p = problemOf(choice, Array<number>(count).fill(132), new Random(`own tiles ${D}`))
+    checkProblem({ ...p, N: 600, targets: p.targets.map(() => 80) }, { dtype, rowScales: false }, `D ${D}`)
+  }
+})
+
+everywhere('a bucket that hides its pairs, beside others', () => {
+  const dtype = device === 'cpu' ? 'float32' : 'bfloat16'
+  for (const D of [64, 128] as const) {
+    const choice: Choice = { ...plain, D, V: D, H: 2, pos: 'shared', time: 'shared', NB: 40, alpha: 'root', dtype }
+    const p = problemOf(choice, [200, 130], new Random(`hidden bucket ${D}`))
+    const times = p.keyTime.map((_, i) => (i % 200 < 160 ? 0n : 2n))
+    const data = p.time!.data.map((x, i) => (i === 0 ? -1e9 : x))
+    const hiding = { ...p, N: 600, queryTime: times, keyTime: times, time: { ...p.time!, data: rounded(data, dtype) } }
+    checkProblem(hiding, { dtype, rowScales: false }, `D ${D}`)
+  }
+})
+
 everywhere('geometry out of range: an error, or on CUDA without HSTU_DEBUG=1 limited', () => {
   scope(() => {
     const rows = Float64Array.from({ length: 12 * 2 * 16 }, (_, i) => Math.sin(i))
