@@ -208,7 +208,7 @@ __device__ __forceinline__ void stage_bias(Shared& shared, const Call<T>& p) {
 #pragma unroll
     for (int x = 0; x < kEach; ++x)
       if (32 * x + lane < kWords) reinterpret_cast<uint2*>(&bias.buckets)[32 * x + lane] = words[x];
-  } else if (!p.time_per_head) {
+  } else if (kArrivalsOfWarp == 1 && !p.time_per_head) {  // for racecheck, which does not follow this: before the block's first barrier
     stage_times(shared, 0, kSlots, p, 0);
   }
   meet(kStaging, 64);

@@ -255,7 +255,7 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
       auto finish = [&] {  // the last part of dQ: dQ in its dtype
         const Tile& tile = shared.tile[count % 2];
         constexpr bool kByColumns = kQ == 64;
-        shared.dq_empty[group].wait(count & 1 ^ 1), shared.sums_full[group].wait(count & 1);
+        shared.dq_empty[group].wait(count & 1 ^ 1), shared.sums_full[group].wait(tile.finished & 1);
         if (tile.turn > 0) {
 #pragma unroll
           for (int x = 0; x < S::kPart / 512; ++x) {

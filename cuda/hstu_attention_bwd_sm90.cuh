@@ -49,6 +49,7 @@ struct Tile {
   int before, offset;           // with a bias: its queries before the targets; its positions in shared memory
   bool all, last;
   bool finishes;  // no tile of keys after this one adds to these queries, none of which is a target: the computing warps write dQ
+  int finished;   // how many before it do: the phase of sums_full
 };
 
 template <typename T, int kDim, bool kBias>
@@ -249,6 +250,7 @@ __device__ __forceinline__ void produce(Memory& shared, const CUtensorMap& q_map
   using S = Shape<kDim, kBias>;
   constexpr int kQ = S::kQueries, kK = S::kKeys, kTileBytes = kQ * kDim * int(sizeof(T));
   uint32_t count = 0;
+  int finished = 0;
   for (uint32_t turn = 0;; ++turn) {
     int ticket = next_item<T, kDim, kBias>(shared, p, g, turn, softmax, last_first);
     Item& item = shared.item[turn % 2];
@@ -267,6 +269,7 @@ __device__ __forceinline__ void produce(Memory& shared, const CUtensorMap& q_map
       shared.dout_full[stage].expect(kTileBytes);
       load_tile<T, kDim, kQ>(shared.dout[stage], dout_map, item.head, item.s.query + m * kQ, shared.dout_full[stage]);
       m = tell_tile<S>(p, g, item, turn, m, last_first, shared.tile[stage]);
+      shared.tile[stage].finished = finished, finished += shared.tile[stage].finishes;
       shared.told[stage].arrive();
       if (first) {
         shared.v_empty.wait(item.parity ^ 1);
@@ -352,7 +355,7 @@ __device__ __forceinline__ void add_parts(Shared<T, kDim, kBias>& shared, int sl
         shared.sums_full[slot].expect(kBytes);
         asm volatile("fence.proxy.async;" ::: "memory");
         load_bulk(shared_address(shared.dq[slot]), out.sums, kBytes, shared.sums_full[slot]);
-      } else {
+      } else if (out.finishes) {
         shared.sums_full[slot].arrive();
       }
       shared.dq_full[slot].wait(count & 1);

@@ -46,6 +46,8 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
   }
   if constexpr (C::kSplits)
     if (meeting.sums && warp == 1) shared.shares.template deal<C>(p);
+  if constexpr (kBias && kArrivalsOfWarp > 1)
+    if (warp == 3 && !p.time_per_head) stage_times(shared, 0, kSlots, p, 0);
   __syncthreads();
   if (group < 0) {
     give_registers<C::kLoading>();
