@@ -476,6 +476,7 @@ __device__ __forceinline__ void make_dq(const Call<T>& p, const Gradients<T>& g,
 template <typename T, int kDim, Mode kMode = Mode::kSilu>
 __global__ void __launch_bounds__(256, 2)
     dq_sm90_kernel(const Call<T> p, const Gradients<T> g, int parts, float* own_pos, float* own_time) {
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using S = Shape<kDim, kMode == Mode::kSiluBias>;
   Sequence s = sequence_of(p, int(blockIdx.x) / parts);
   int tile = int(blockIdx.x) % parts;
@@ -484,6 +485,7 @@ __global__ void __launch_bounds__(256, 2)
     tile += max(s.history - s.shift, 0) / S::kQueries;
   }
   for (; tile * S::kQueries < s.queries; tile += parts) make_dq<T, kDim, kMode>(p, g, s, tile, int(blockIdx.y), own_pos, own_time);
+#endif
 }
 
 }  // namespace backward_sm90
