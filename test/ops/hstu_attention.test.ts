@@ -5,7 +5,7 @@ import { Tensor } from '#lib/tensor.js'
 import { describeOp, int32, int64, itOp, offsets, sum, throwsCode } from '../harness.js'
 import { type Choice, cover, pick, plain, problemOf } from './hstu_attention/cases.js'
 import { oracle, type Problem, type Table } from './hstu_attention/oracle.js'
-import { checkProblem, device, everywhere, type How } from './hstu_attention/run.js'
+import { checkProblem, device, everywhere, fixedOptions, type How } from './hstu_attention/run.js'
 
 const short = [0, 1, 63, 64, 65, 99, 128]
 
@@ -102,7 +102,6 @@ describeOp<Small>('hstu_attention', {
     return hstuAttention(t.q!, t.k!, t.v!, {
       seqOffsets: t.seqOffsets!,
       qOffsets: t.qOffsets!,
-      maxSeqLen: p.N,
       numTargets: t.numTargets!,
       contextual: t.contextual!,
       posW: t.pos ?? null,
@@ -110,16 +109,7 @@ describeOp<Small>('hstu_attention', {
       queryTime: t.queryTime!,
       keyTime: t.keyTime!,
       scale: t.scale!,
-      alpha: p.alpha,
-      causal: p.causal,
-      maxAttnLen: p.W,
-      minFullAttnSeqLen: p.F,
-      targetGroupSize: p.g,
-      contextualFull: p.full,
-      activation: p.softmax ? 'softmax' : 'silu',
-      dropout: p.dropout,
-      seed: p.seed,
-      offset: p.offset,
+      ...fixedOptions(p),
     })
   },
   reference: (x, c) => [oracle(smallProblem(c, x), null).out],

@@ -89,6 +89,22 @@ export interface How {
   deterministic?: boolean
 }
 
+/** What of a problem is an option and no tensor. */
+export const fixedOptions = (p: Problem) =>
+  ({
+    maxSeqLen: p.N,
+    alpha: p.alpha,
+    causal: p.causal,
+    maxAttnLen: p.W,
+    minFullAttnSeqLen: p.F,
+    targetGroupSize: p.g,
+    contextualFull: p.full,
+    activation: p.softmax ? 'softmax' : 'silu',
+    dropout: p.dropout,
+    seed: p.seed,
+    offset: p.offset,
+  }) satisfies Partial<HstuAttentionOptions>
+
 export function run(p: Problem, how: How, dout: Float64Array | null) {
   const { dtype } = how
   const { H, D, V } = p
@@ -103,7 +119,6 @@ export function run(p: Problem, how: How, dout: Float64Array | null) {
   const same = (values: readonly number[]) => values.every(value => value === values[0])
   const options: HstuAttentionOptions = {
     seqOffsets: starts(held),
-    maxSeqLen: p.N,
     qOffsets: p.queries.every((n, b) => n === held[b]) ? null : starts(p.queries),
     numTargets: p.targets.some(n => n > 0) ? tensor(Int32Array.from(p.targets)) : null,
     contextual: same(p.contextual) ? (p.contextual[0] ?? 0) : tensor(Int32Array.from(p.contextual)),
@@ -112,16 +127,7 @@ export function run(p: Problem, how: How, dout: Float64Array | null) {
     queryTime: p.time ? tensor(p.queryTime) : null,
     keyTime: p.time ? tensor(p.keyTime) : null,
     scale: how.rowScales ? tensor(Float32Array.from(p.scales)) : (p.scales[0] ?? 1),
-    alpha: p.alpha,
-    causal: p.causal,
-    maxAttnLen: p.W,
-    minFullAttnSeqLen: p.F,
-    targetGroupSize: p.g,
-    contextualFull: p.full,
-    activation: p.softmax ? 'softmax' : 'silu',
-    dropout: p.dropout,
-    seed: p.seed,
-    offset: p.offset,
+    ...fixedOptions(p),
     deterministic: how.deterministic ?? true,
     ...(how.pageSize ? { paged: paged(p, cached, how.pageSize, dtype, how.random!) } : {}),
   }
