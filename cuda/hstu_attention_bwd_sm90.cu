@@ -1,7 +1,7 @@
 // HSTU attention, backward, for Hopper (sm_90a): the kernel, the launches. See docs/hstu_attention.md for a drawing.
 #include <cmath>
 
-#include "hstu_attention_bwd_tables_sm90.cuh"
+#include "hstu_attention_bwd_bias_sm90.cuh"
 #include "hstu_attention_choice.cuh"
 
 namespace hstu::cuda {
@@ -13,7 +13,7 @@ namespace {
 // th = tanh(s / 2), P = s / 2 (1 + th) and 2 dsilu = 1 + v, v = th + P (1 - th), which waits for dP in float16. dS is kept doubled.
 // Softmax: 2^14 P waits for dP in float16.
 template <typename T, int kDim, Mode kMode>
-__global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThreads, 1)
+__global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
     hstu_attention_backward_sm90_kernel(const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap k_map,
                                         const __grid_constant__ CUtensorMap v_map, const __grid_constant__ CUtensorMap dout_map,
                                         const __grid_constant__ Call<T> p, const __grid_constant__ Gradients<T> g, float factor,
@@ -23,6 +23,11 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
   using S = Shape<kDim, kBias>;
   constexpr int kQ = S::kQueries, kK = S::kKeys, kBytes = kRowBytes<T, kDim>, kColumns = kBytes / int(sizeof(T));
   constexpr int kSteps = kBias ? 1 : kDim / 32;
+#ifdef X_LATE
+  constexpr bool kEarly = false;
+#else
+  constexpr bool kEarly = kBias;  // scores begin in the tile before
+#endif
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<SharedOf<T, kDim, kBias>*>(memory);
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4 - 1;
@@ -35,24 +40,19 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
       shared.q_full[x].init(1, 1), shared.q_empty[x].init(kBias ? 0 : 2, 8), shared.dout_full[x].init(1, 0),
           shared.dout_empty[x].init(0, 8);
     for (int x = 0; x < 2; ++x)
-      shared.dq_full[x].init(0, S::kWhole ? 8 : 4), shared.dq_empty[x].init(1, 0), shared.item_full[x].init(1, 0),
+      shared.dq_full[x].init(0, 4), shared.dq_empty[x].init(1, 0), shared.sums_full[x].init(1, 0), shared.item_full[x].init(1, 0),
           shared.item_empty[x].init(0, 8);
-    for (int x = 0; x < (kBias ? 0 : 2); ++x) shared.sums_full[x].init(1, 0);
     if constexpr (kBias) shared.init();
     fence_barriers();
   }
-  if constexpr (kBias) begin_tables<T, kDim>(shared, threadIdx.x, S::kThreads);
+  if constexpr (kBias) shared.bias.begin(threadIdx.x, S::kThreads);
   __syncthreads();
 
   if (group < 0) {
     give_registers<S::kLoading>();
     if constexpr (kBias) {
       if (warp == 3) return load_tiles<T, kDim>(shared, q_map, k_map, v_map, dout_map, p, g);
-      if constexpr (SharedOf<T, kDim, true>::kPlans) {
-        if (warp == 0) return stage_bias<T, kDim>(shared, p, g, positions);
-      } else {
-        if (warp == 0 && lane == 0) return plan<T, kDim>(shared, p, g);
-      }
+      if (warp == 0) return stage_bias<T, kDim>(shared, p, positions);
     } else {
       if (warp == 3) return tell<T, kDim>(shared, p, g);
       if (warp == 0 && lane == 0) return produce<T, kDim, kBias>(shared, q_map, k_map, v_map, dout_map, p, g, kSoftmax, g.last_first);
@@ -60,12 +60,6 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
     if (warp > 0 && lane == 0) add_parts<T, kDim>(shared, warp - 1, g.deterministic);
     return;
   }
-
-  if constexpr (kBias)
-    if (group == 2) {
-      give_registers<S::kTables>();
-      return keep_tables<T, kDim>(shared, p, g, positions);
-    }
 
   take_registers<S::kComputing>();
   group = __shfl_sync(kFullWarp, group, 0), warp = __shfl_sync(kFullWarp, warp, 0) % 4;
@@ -87,11 +81,7 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
         meet(1, 256);
       }
       float scores[kQ / 2], gradient[kQ / 2], dq[S::kPart / 128];
-      constexpr bool kWide = kBias && kDim <= 64;  // slopes wait as they are
-      uint32_t weights[kQ / 4], ds[kQ / 4];
-      std::conditional_t<kWide, float, uint32_t> slopes[kWide ? kQ / 2 : kQ / 4];
-      [[maybe_unused]] std::conditional_t<kBias, PieceTimes, int> times{};
-      [[maybe_unused]] const int parity = item.parity;
+      uint32_t weights[kQ / 4], slopes[kQ / 4], ds[kQ / 4];
       auto multiply = [&](float(&c)[kQ / 2], const T* keys_tile, const T* tile, bool add) {
         uint64_t keys = by_rows<kBytes>(shared_address(keys_tile) + 64 * group * kBytes), queries = by_rows<kBytes>(shared_address(tile));
 #pragma unroll
@@ -106,12 +96,15 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
         for (int x = 0; x < kQ; x += 16) wgmma<T, true>(c, a + x / 4, moved(queries, x * kBytes), true);
         wgmma_commit();
       };
-      // Here there are registers for it.
-      auto own_thread = [&] { return kBias && kDim <= 64 ? uint32_t(threadIdx.x) : thread_index(); };
-      auto multiply_scores = [&] {
+      auto begin = [&](uint32_t count) {  // a tile is there; its scores begin as the position's bias
         shared.q_full[count % 2].wait(count / 2 & 1);
-        if constexpr (kWide) times = PieceTimes(shared, parity, count % S::kAhead);  // early, where there are registers for it
-        if constexpr (kBias) begin_scores<T, kDim>(shared, count % S::kAhead, scores);
+        if constexpr (kBias) {
+          const Tile& tile = shared.tile[count % S::kAhead];
+          begin_scores(shared.bias, count % S::kAhead, tile.before, tile.offset, scores);
+        }
+      };
+      auto multiply_scores = [&] {
+        if (!kEarly) begin(count);
         wgmma_fence();
         multiply(scores, shared.k, shared.q[count % 2], kBias);
       };
@@ -123,12 +116,13 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
           fence_async();
           meet(1, 256);
         }
+        if (kBias) forget(gradient);
         wgmma_fence();
         multiply(gradient, shared.v, shared.dout[stage], false);
       };
       constexpr float kHidden = kSoftmax ? -1e30f : -128.f;  // a score where P and dsilu are 0 in float32
       auto hide = [&](float factor) {
-        uint32_t thread = own_thread(), key = thread / 4 % 8 + thread / 32 % 2 * 16;
+        uint32_t thread = thread_index(), key = thread / 4 % 8 + thread / 32 % 2 * 16;
         const uint32_t* seen = &shared.seen[count % 2][thread / 64 - 2][thread % 4 * 2];
 #pragma unroll
         for (int x = 0; x < kQ / 8; ++x) {
@@ -144,7 +138,7 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
           if (x == 8) part(count);
           float weight[4], slope[4];
           if constexpr (kSoftmax) {
-            float2 lse = *reinterpret_cast<const float2*>(&shared.scale[count % 2][8 * x + own_thread() % 4 * 2]);
+            float2 lse = *reinterpret_cast<const float2*>(&shared.scale[count % 2][8 * x + thread_index() % 4 * 2]);
 #pragma unroll
             for (int e = 0; e < 4; ++e)
               weight[e] = exp2_approx(fmaf(factor, scores[4 * x + e], e % 2 ? -lse.y : -lse.x)), slope[e] = weight[e] * 16384.f;
@@ -156,14 +150,9 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
               slope[e] = fmaf(weight[e], 1.f - th, th);
             }
           }
-          if constexpr (kWide) {
-#pragma unroll
-            for (int e = 0; e < 4; ++e) slopes[4 * x + e] = slope[e];
-          } else {
-            slopes[2 * x] = pack_pair<__half>(slope[0], slope[1]), slopes[2 * x + 1] = pack_pair<__half>(slope[2], slope[3]);
-          }
+          slopes[2 * x] = pack_pair<__half>(slope[0], slope[1]), slopes[2 * x + 1] = pack_pair<__half>(slope[2], slope[3]);
           if (scaled) {
-            float2 scale = *reinterpret_cast<const float2*>(&shared.scale[count % 2][8 * x + own_thread() % 4 * 2]);
+            float2 scale = *reinterpret_cast<const float2*>(&shared.scale[count % 2][8 * x + thread_index() % 4 * 2]);
             weight[0] *= scale.x, weight[1] *= scale.y, weight[2] *= scale.x, weight[3] *= scale.y;
           }
           weights[2 * x] = pack_pair<T>(weight[0], weight[1]), weights[2 * x + 1] = pack_pair<T>(weight[2], weight[3]);
@@ -172,8 +161,6 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
       auto weigh = [&] {
         bool all = shared.tile[count % S::kAhead].all;
         float whole = kSoftmax ? factor * kLog2E : factor, last = all ? whole : 1.f;
-        if constexpr (kBias && !kWide) times = PieceTimes(shared, item.parity, count % S::kAhead);
-        if constexpr (kBias) add_times<T, kDim>(shared, p, item, count % S::kAhead, factor, times, scores);
         if (!likely(all)) hide(kBias ? 1.f : whole);
         if (!kSoftmax && !likely(!p.scales))
           weigh_tile(last, std::true_type{});
@@ -186,14 +173,10 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
         for (int x = 0; x < kQ / 8; ++x) {
           float value[4];
           float2 delta{0, 0};
-          if (kSoftmax) delta = *reinterpret_cast<const float2*>(&shared.delta[count % 2][8 * x + own_thread() % 4 * 2]);
+          if (kSoftmax) delta = *reinterpret_cast<const float2*>(&shared.delta[count % 2][8 * x + thread_index() % 4 * 2]);
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            float2 slope;
-            if constexpr (kWide)
-              slope = float2{slopes[4 * x + 2 * half], slopes[4 * x + 2 * half + 1]};
-            else
-              slope = __half22float2(*reinterpret_cast<const __half2*>(&slopes[2 * x + half]));
+            float2 slope = __half22float2(*reinterpret_cast<const __half2*>(&slopes[2 * x + half]));
             float* from = &gradient[4 * x + 2 * half];
             if (kSoftmax) {
               value[2 * half] = slope.x * fmaf(from[0], unit, -delta.x), value[2 * half + 1] = slope.y * fmaf(from[1], unit, -delta.y);
@@ -203,7 +186,7 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
             }
           }
           if (scaled) {
-            float2 scale = *reinterpret_cast<const float2*>(&shared.scale[count % 2][8 * x + own_thread() % 4 * 2]);
+            float2 scale = *reinterpret_cast<const float2*>(&shared.scale[count % 2][8 * x + thread_index() % 4 * 2]);
             value[0] *= scale.x, value[1] *= scale.y, value[2] *= scale.x, value[3] *= scale.y;
           }
           ds[2 * x] = pack_pair<T>(value[0], value[1]), ds[2 * x + 1] = pack_pair<T>(value[2], value[3]);
@@ -214,46 +197,37 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
           differentiate_tile(std::true_type{});
         else
           differentiate_tile(std::false_type{});
-        if constexpr (kBias) shared.ds_empty[count % S::kDsStages].wait(count / S::kDsStages & 1 ^ 1);
         uint32_t thread = thread_index(), row = thread / 16 % 2 * 8 + thread % 8, unit = thread / 32 % 4 * 2 + thread / 8 % 2;
-        uint32_t to = shared_address(shared.ds(count % S::kDsStages));
-        to += kBias ? diagonal_block(row / 8, 8 * group + unit) + row % 8 * 16 : (group * kQ + row) * 128 + (unit ^ row % 8) * 16;
+        uint32_t to = shared_address(shared.ds[count % 2]) + (group * kQ + row) * 128 + (unit ^ row % 8) * 16;
 #pragma unroll
-        for (int x = 0; x < kQ / 8; x += 2) store_matrices_transposed(to + x * (kBias ? -kQueryBlock : 1024), ds + 2 * x);
+        for (int x = 0; x < kQ / 8; x += 2) store_matrices_transposed(to + x * 1024, ds + 2 * x);
         fence_async();
-        if constexpr (kBias) {
-          __syncwarp();
-          release(shared.ds_full[count % S::kDsStages]);
-        }
       };
       auto multiply_ds = [&] {
         constexpr bool kByColumns = kQ == 64;  // the warpgroups share dQ by columns, else by rows
-        uint32_t from = shared_address(shared.ds(count % S::kDsStages));
-        uint64_t a = kBias ? by_blocks(from, kKeyBlock, kQueryBlock) : by_rows<128>(from + (kByColumns ? 0 : 64 * group * 128));
+        uint64_t a = by_rows<128>(shared_address(shared.ds[count % 2]) + (kByColumns ? 0 : 64 * group * 128));
         uint64_t b = by_columns<kBytes>(
             shared_address(shared.k) + (kByColumns ? group * kDim / 2 / kColumns * kK * kBytes + kDim / 2 % kColumns * 2 * group : 0),
             kK * kBytes);
+        if (kBias) forget(dq);
 #pragma unroll
         for (int x = 0; x < kK; x += 16)
-          wgmma<T, true>(dq, moved(a, kBias ? x / 8 * kKeyBlock : x / 64 * kQ * 128 + x % 64 * 2), moved(b, x * kBytes), x > 0);
+          wgmma<T, true>(dq, moved(a, x / 64 * kQ * 128 + x % 64 * 2), moved(b, x * kBytes), x > 0);
         wgmma_commit();
       };
       auto leave = [&] {  // dQ of a tile is added by another warp
-        int slot = S::kWhole ? count % 2 : group;
-        shared.dq_empty[slot].wait((S::kWhole ? count / 2 : count) & 1 ^ 1);
+        shared.dq_empty[group].wait(count & 1 ^ 1);
         uint32_t thread = thread_index() % 128;
-        float* to = shared.dq[slot] + (S::kWhole ? group * S::kPart : 0);
 #pragma unroll
         for (int x = 0; x < S::kPart / 512; ++x)
-          *reinterpret_cast<float4*>(&to[(x * 128 + thread) * 4]) =
+          *reinterpret_cast<float4*>(&shared.dq[group][(x * 128 + thread) * 4]) =
               float4{dq[4 * x], dq[4 * x + 1], dq[4 * x + 2], dq[4 * x + 3]};
-        if (kBias && thread == 0) shared.out[slot] = shared.tile[count % S::kAhead];
         fence_async();
         __syncwarp();
-        release(shared.dq_full[slot]);
+        release(shared.dq_full[group]);
       };
       auto finish = [&] {  // the last part of dQ: dQ in its dtype
-        const Tile& tile = shared.tile[count % 2];
+        const Tile& tile = shared.tile[count % S::kAhead];
         constexpr bool kByColumns = kQ == 64;
         shared.dq_empty[group].wait(count & 1 ^ 1), shared.sums_full[group].wait(tile.finished & 1);
         if (tile.turn > 0) {
@@ -275,15 +249,22 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
 
       auto make_weights = [&](bool first) {
         multiply_scores();
+        if constexpr (kBias) {  // dP comes later: its registers are needed
+          wgmma_wait<0>(scores);
+          add_times(shared.bias, p, item, count % S::kAhead, shared.tile[count % S::kAhead].index, factor, scores);
+        }
         if (first && !kBias) shared.v_full.wait(item.parity);
         multiply_gradient();
-        wgmma_wait<1>(scores);
+        if (!kBias) wgmma_wait<1>(scores);
         weigh();
         wgmma_wait<0>(gradient);
       };
 
       // With a bias one copy of the loop's first half: code is what the instruction cache is short of.
-      if (!kBias) shared.k_full.wait(item.parity), make_weights(true);
+      shared.k_full.wait(item.parity);
+      if (kBias) shared.v_full.wait(item.parity);
+      if (kEarly) begin(count);
+      if (!kBias) make_weights(true);
       for (;;) {
         if (kBias) make_weights(true);
         int stage = count % 2;
@@ -299,20 +280,20 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
         bool last = shared.tile[count % S::kAhead].last;
         wgmma_wait<1>(dq);
         if (!kBias) release(shared.dout_empty[stage]);
-        if (!kBias && last) release(shared.k_empty);
-        if (kBias || likely(!shared.tile[count % 2].finishes))
+        if (last) release(shared.k_empty);
+        if (likely(!shared.tile[count % S::kAhead].finishes))
           leave();
         else
           finish();
+        if (kEarly && !last) begin(count + 1);
         wgmma_wait<0>(dk);
         release(shared.q_empty[stage]);
-        if constexpr (kBias) __syncwarp(), release(shared.tile_empty[count % S::kAhead]);
+        if (kBias) release(shared.tile_empty[count % S::kAhead]);
         if (last) break;
         ++count;
         if (!kBias) make_weights(false);
       }
       wgmma_wait<0>(dv);
-      if (kBias) release(shared.k_empty);
       ++count;
     }
 
@@ -359,20 +340,10 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
     __syncwarp();
     release(shared.item_empty[turn % 2]);
   }
-  if constexpr (!kBias)
-    shared.dq_empty[group].wait(count & 1 ^ 1);  // for ptxas: without it all products are serialised (C7512)
-  else
-    for (int x = 0; x < (S::kWhole ? 2 : 1); ++x, ++count) {
-      int slot = S::kWhole ? count % 2 : group;
-      shared.dq_empty[slot].wait((S::kWhole ? count / 2 : count) & 1 ^ 1);
-      if (threadIdx.x % 128 == 0) shared.out[slot].sums = nullptr;
-      __syncwarp();
-      release(shared.dq_full[slot]);
-    }
+  shared.dq_empty[group].wait(count & 1 ^ 1);  // for ptxas: without it all products are serialised (C7512)
 #endif
 }
 
-constexpr int64_t kTableScratch = 1 << 26;  // floats for private sums of the tables
 constexpr int64_t kTargetParts = 4;         // blocks for a sequence's tiles with targets
 constexpr int64_t kCached = 1 << 21;        // entries of Q, 8 bytes each with dO and sums of dQ, that stay in the L2 cache
 constexpr int64_t kGroupTokens = 1 << 14;   // where tiles of keys work on the same queries
@@ -386,15 +357,10 @@ void run(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int6
   int64_t key_tiles = std::min<int64_t>(ceil_div(int64_t(p.max_seq_len), S::kKeys) * p.sequences, keys / S::kKeys + p.sequences);
   HSTU_CHECK(query_tiles <= INT_MAX - 4 && key_tiles * p.heads <= INT_MAX / 2, kInvalidArgument, "hstu_attention_backward: ", p.sequences,
              " sequences of ", p.max_seq_len, " rows are too many for one call");
-  // Each item has its own sums of the tables; where all these would be too large, a launch has a part of the tiles.
-  int64_t positions = std::min<int64_t>(p.positions, int64_t(p.max_seq_len)), buckets = p.last_bucket + 1;
-  int64_t entries = ((dpos_w ? positions : 0) + (dtime_w ? buckets : 0)) * p.heads;
-  g.copies = int(entries ? std::clamp<int64_t>(kTableScratch / entries, 1, std::max<int64_t>(key_tiles, 1)) : key_tiles);
-  int64_t sums = int64_t(g.copies) * p.heads, blocks = std::min<int64_t>(processors(), sums),
+  int64_t blocks = std::min<int64_t>(processors(), key_tiles * p.heads), buckets = p.last_bucket + 1,
           own = p.num_targets ? query_tiles * p.heads : 0;
-  Scratch<float> pos_sums(dpos_w ? sums * positions : 0, stream), time_sums(dtime_w ? sums * buckets : 0, stream);
   int64_t farthest = std::min<int64_t>(p.max_seq_len, keys), position_rows = p.pos_per_head ? p.heads : 1;
-  PositionTable table{nullptr, 0, int(ceil_div(farthest + S::kKeys, 4) * 4), int(positions)};
+  PositionTable table{nullptr, 0, int(ceil_div(farthest + S::kKeys, 4) * 4)};
   if (kBias) table.width = table.begin + int(ceil_div(farthest + S::kQueries + 8, 4) * 4);
   Scratch<float> table_rows(position_rows * 2 * table.width, stream);
   table.entries = table_rows;
@@ -407,7 +373,7 @@ void run(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int6
   if (largest) largest.zero();
   if (!g.deterministic) dq_sums.zero();
   g.dq_sums = dq_sums, g.query_tiles = seen, g.turns = turns + 2, g.tiles = turns, g.ticket = turns + 1, g.key_tiles = key_list;
-  g.largest = largest, g.most_query_tiles = int(tiles), g.pos_sums = pos_sums, g.time_sums = time_sums;
+  g.largest = largest, g.most_query_tiles = int(tiles);
   g.last_first = S::kFinishes && g.deterministic;
   int64_t most = g.last_first ? kCached / (p.heads * kDim) : kGroupTokens;
   for (g.group = 32; g.group > 1 && g.group * int64_t(p.max_seq_len) > most;) g.group /= 2;
@@ -420,16 +386,9 @@ void run(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int6
   if (kBias)
     launch(position_table_kernel<T>, dim3(unsigned(ceil_div(table.width, 256)), unsigned(position_rows)), dim3(256), 0, stream, p,
            table_rows.get(), table.width, table.begin);
-  do {
-    if (dpos_w) pos_sums.zero();
-    if (dtime_w) time_sums.zero();
-    if (g.first_tile > 0) CUDA_CHECK(cudaMemsetAsync(g.ticket, 0, sizeof(int), handle_of(stream)));
-    launch(hstu_attention_backward_sm90_kernel<T, kDim, kMode>, dim3(unsigned(blocks)), dim3(S::kThreads), sizeof(SharedOf<T, kDim, kBias>),
-           stream, q_map, k_map, v_map, dout_map, p, g, p.unit * p.alpha, table);
-    if (dpos_w) reduce_table(*dpos_w, pos_sums, g.copies, p.heads, int(positions), g.first_tile > 0, stream);
-    if (dtime_w) reduce_table(*dtime_w, time_sums, g.copies, p.heads, int(buckets), g.first_tile > 0, stream);
-    g.first_tile += g.copies;
-  } while (g.first_tile < key_tiles);
+  launch(hstu_attention_backward_sm90_kernel<T, kDim, kMode>, dim3(unsigned(blocks)), dim3(S::kThreads), sizeof(SharedOf<T, kDim, kBias>),
+         stream, q_map, k_map, v_map, dout_map, p, g, p.unit * p.alpha, table);
+  if (dpos_w || dtime_w) table_gradients<T>(p, g, dpos_w, dtime_w, rows, keys, longest, stream);
   if (own_pos) own_pos.zero();
   if (own_time) own_time.zero();
   bool all = !S::kFinishes || !g.deterministic;  // or only tiles with targets
@@ -463,15 +422,26 @@ bool backward_on_hopper(const Call<T>& p, const Gradients<T>& g, Tensor* dpos_w,
   auto go = [&]<int kDim, Mode kMode>() { run<T, kDim, kMode>(p, g, dpos_w, dtime_w, rows, keys, longest, stream); };
   auto run_bucket = [&](auto bucket) {
     constexpr int kDim = decltype(bucket)::value;
+#ifdef X_ONLY
+    if constexpr (kTakesBias && kDim > 32)
+      if (bias) return go.template operator()<kDim, Mode::kSiluBias>();
+#else
     if constexpr (kTakesBias && kDim > 32)
       if (bias) return go.template operator()<kDim, Mode::kSiluBias>();
     g.lse ? go.template operator()<kDim, Mode::kSoftmax>() : go.template operator()<kDim, Mode::kSilu>();
+#endif
   };
+#ifdef X_ONLY
+  if (!kTakesBias || dim > 128) return false;
+  if constexpr (kTakesBias) pick<64, 128>("head_dim", dim <= 64 ? 64 : 128, run_bucket);
+  return true;
+#else
   if (dim > 128)
     run_wide(p, g, rows, keys, longest, stream);
   else
     pick<32, 64, 128>("head_dim", dim <= 32 && !bias ? 32 : dim <= 64 ? 64 : 128, run_bucket);
   return true;
+#endif
 }
 template bool backward_on_hopper(const Call<__nv_bfloat16>&, const Gradients<__nv_bfloat16>&, Tensor*, Tensor*, int64_t, int64_t, int64_t,
                                  Stream);
