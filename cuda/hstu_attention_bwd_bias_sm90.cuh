@@ -336,46 +336,47 @@ __device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, cons
   }
 }
 
-// A computing thread's scores, of its two keys of 128 and all queries, begin as the position's bias / alpha. before: queries before the
-// targets.
-template <typename Bias>
-__device__ __forceinline__ void begin_scores(const Bias& bias, int stage, int before, int offset, float (&scores)[Bias::kQ / 2]) {
+// Shared memory, read here and not before.
+__device__ __forceinline__ int read(const int* from) {
+  int x;
+  asm volatile("ld.shared.s32 %0, [%1];" : "=r"(x) : "r"(shared_address(from)));
+  return x;
+}
+
+// A computing thread's bias of its two keys of 128 and all queries of a tile, `before` of which come before the targets: positions times
+// `factor`, and times.
+template <typename Bias, typename T>
+__device__ __forceinline__ void find_bias(const Bias& bias, const Call<T>& p, const Item& item, const Tile& tile, int stage, float factor,
+                                          float (&v)[Bias::kQ / 2]) {
+  constexpr int kPieces = Bias::kPieces;
   uint32_t thread = thread_index() - 128, key = thread / 32 * 16 + thread % 32 / 4, query = thread % 4 * 2;
-  uint32_t begin = offset + Bias::kK - 1 - key;
+  const Piece* pieces = bias.piece[stage][key / 16];
+  int slot = item.parity, others = 0, before = tile.before;
+  const int* near = &bias.query_near[stage][query];
+  uint32_t begin = tile.offset + Bias::kK - 1 - key;
   if (likely(before >= Bias::kQ - 1)) {
     int odd = begin & 1;  // pairs, from the row in which they are aligned
     const float* pos = &bias.pos[stage][odd][begin + query - odd];
 #pragma unroll
     for (int x = 0; x < Bias::kQ / 2; x += 2) {
       float2 two = *reinterpret_cast<const float2*>(pos + x / 4 * 8 - x / 2 % 2 * 8);
-      scores[x] = two.x, scores[x + 1] = two.y;
+      v[x] = fmaf(factor, two.x, pieces[x / 16].first), v[x + 1] = fmaf(factor, two.y, pieces[x / 16].first);
     }
   } else {  // targets stand at one position
     const float* pos = &bias.pos[stage][0][begin];
 #pragma unroll
-    for (int x = 0; x < Bias::kQ / 2; ++x) scores[x] = pos[min(int(query) + x / 4 * 8 + x % 2, max(before, 0)) - x / 2 % 2 * 8];
+    for (int x = 0; x < Bias::kQ / 2; ++x)
+      v[x] = fmaf(factor, pos[min(int(query) + x / 4 * 8 + x % 2, max(before, 0)) - x / 2 % 2 * 8], pieces[x / 16].first);
   }
-}
-
-// Its scores times `factor`, plus the time's bias. index: the tile's of queries.
-template <typename Bias, typename T>
-__device__ __forceinline__ void add_times(const Bias& bias, const Call<T>& p, const Item& item, int stage, int index, float factor,
-                                          float (&v)[Bias::kQ / 2]) {
-  constexpr int kPieces = Bias::kPieces;
-  uint32_t thread = thread_index() - 128, key = thread / 32 * 16 + thread % 32 / 4;
-  int slot = item.parity, fixed[2] = {bias.key_near[slot][key], bias.key_near[slot][key + 8]}, others = 0;
-  const Piece* pieces = bias.piece[stage][key / 16];
-  const int* near = &bias.query_near[stage][thread % 4 * 2];
 #pragma unroll
   for (int c = 0; c < kPieces; ++c) {
     Piece piece = pieces[c];
-#pragma unroll
-    for (int x = 0; x < 16; ++x) v[16 * c + x] = fmaf(factor, v[16 * c + x], piece.first);
     if (piece.kind() == TimeKind::kOne) continue;
     if (piece.kind() != TimeKind::kFew) {
       others |= (piece.kind() == TimeKind::kMany ? 1 : 16) << c;
       continue;
     }
+    const int fixed[2] = {read(&bias.key_near[slot][key]), read(&bias.key_near[slot][key + 8])};
 #pragma unroll 1
     for (int bucket = piece.low(), high = piece.high();;) {
       int from[2] = {fixed[0] + piece.least, fixed[1] + piece.least};
@@ -391,6 +392,7 @@ __device__ __forceinline__ void add_times(const Bias& bias, const Call<T>& p, co
     }
   }
   if (likely(others == 0)) return;
+  const int fixed[2] = {read(&bias.key_near[slot][key]), read(&bias.key_near[slot][key + 8])};
   const float4* cells = bias.cells[slot];
 #pragma unroll 1
   for (int c = 0; c < kPieces; ++c) {
@@ -416,7 +418,7 @@ __device__ __forceinline__ void add_times(const Bias& bias, const Call<T>& p, co
 #pragma unroll 1
   for (int y = 0; y < Bias::kQ / 2; ++y) {
     if (!(others >> 4 >> y / 16 & 1)) continue;
-    int i = item.s.shift + index * Bias::kQ + y / 4 * 8 + int(thread) % 4 * 2 + y % 2;
+    int i = item.s.shift + tile.index * Bias::kQ + y / 4 * 8 + int(thread) % 4 * 2 + y % 2;
     float value = time_term(p, item.head, exact_bucket(p, item.s, i, item.tile * Bias::kK + int(key) + y / 2 % 2 * 8));
 #pragma unroll
     for (int x = 0; x < Bias::kQ / 2; ++x) v[x] += x == y ? value : 0.f;

@@ -23,11 +23,6 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
   using S = Shape<kDim, kBias>;
   constexpr int kQ = S::kQueries, kK = S::kKeys, kBytes = kRowBytes<T, kDim>, kColumns = kBytes / int(sizeof(T));
   constexpr int kSteps = kBias ? 1 : kDim / 32;
-#ifdef X_LATE
-  constexpr bool kEarly = false;
-#else
-  constexpr bool kEarly = kBias;  // scores begin in the tile before
-#endif
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<SharedOf<T, kDim, kBias>*>(memory);
   int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4 - 1;
@@ -82,12 +77,12 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
       }
       float scores[kQ / 2], gradient[kQ / 2], dq[S::kPart / 128];
       uint32_t weights[kQ / 4], slopes[kQ / 4], ds[kQ / 4];
-      auto multiply = [&](float(&c)[kQ / 2], const T* keys_tile, const T* tile, bool add) {
+      auto multiply = [&](float(&c)[kQ / 2], const T* keys_tile, const T* tile) {
         uint64_t keys = by_rows<kBytes>(shared_address(keys_tile) + 64 * group * kBytes), queries = by_rows<kBytes>(shared_address(tile));
 #pragma unroll
         for (int d = 0; d < kDim; d += 16)
           wgmma<T, false>(c, moved(keys, d / kColumns * kK * kBytes + d % kColumns * 2),
-                          moved(queries, d / kColumns * kQ * kBytes + d % kColumns * 2), add || d > 0);
+                          moved(queries, d / kColumns * kQ * kBytes + d % kColumns * 2), d > 0);
         wgmma_commit();
       };
       auto accumulate = [&](float(&c)[kDim / 2], const uint32_t* a, const T* tile) {
@@ -96,17 +91,11 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         for (int x = 0; x < kQ; x += 16) wgmma<T, true>(c, a + x / 4, moved(queries, x * kBytes), true);
         wgmma_commit();
       };
-      auto begin = [&](uint32_t count) {  // a tile is there; its scores begin as the position's bias
-        shared.q_full[count % 2].wait(count / 2 & 1);
-        if constexpr (kBias) {
-          const Tile& tile = shared.tile[count % S::kAhead];
-          begin_scores(shared.bias, count % S::kAhead, tile.before, tile.offset, scores);
-        }
-      };
       auto multiply_scores = [&] {
-        if (!kEarly) begin(count);
+        shared.q_full[count % 2].wait(count / 2 & 1);
+        if (kBias) forget(scores);
         wgmma_fence();
-        multiply(scores, shared.k, shared.q[count % 2], kBias);
+        multiply(scores, shared.k, shared.q[count % 2]);
       };
       auto multiply_gradient = [&] {
         int stage = count % 2;
@@ -118,7 +107,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         }
         if (kBias) forget(gradient);
         wgmma_fence();
-        multiply(gradient, shared.v, shared.dout[stage], false);
+        multiply(gradient, shared.v, shared.dout[stage]);
       };
       constexpr float kHidden = kSoftmax ? -1e30f : -128.f;  // a score where P and dsilu are 0 in float32
       auto hide = [&](float factor) {
@@ -249,9 +238,13 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
 
       auto make_weights = [&](bool first) {
         multiply_scores();
-        if constexpr (kBias) {  // dP comes later: its registers are needed
+        if constexpr (kBias) {  // dP comes later: its registers have the bias
+          float bias[kQ / 2];
+          int stage = count % S::kAhead;
+          find_bias(shared.bias, p, item, shared.tile[stage], stage, factor, bias);
           wgmma_wait<0>(scores);
-          add_times(shared.bias, p, item, count % S::kAhead, shared.tile[count % S::kAhead].index, factor, scores);
+#pragma unroll
+          for (int x = 0; x < kQ / 2; ++x) scores[x] = fmaf(factor, scores[x], bias[x]);
         }
         if (first && !kBias) shared.v_full.wait(item.parity);
         multiply_gradient();
@@ -263,7 +256,6 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
       // With a bias one copy of the loop's first half: code is what the instruction cache is short of.
       shared.k_full.wait(item.parity);
       if (kBias) shared.v_full.wait(item.parity);
-      if (kEarly) begin(count);
       if (!kBias) make_weights(true);
       for (;;) {
         if (kBias) make_weights(true);
@@ -285,7 +277,6 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
           leave();
         else
           finish();
-        if (kEarly && !last) begin(count + 1);
         wgmma_wait<0>(dk);
         release(shared.q_empty[stage]);
         if (kBias) release(shared.tile_empty[count % S::kAhead]);
