@@ -79,6 +79,7 @@ struct BiasStages {
   alignas(16) float pos[kAhead][2][kPositions + 12];
   alignas(8) int query_near[kAhead][kQ];
   Piece piece[kAhead][kK / 16][kPieces];
+  int others[kAhead][kK / 16];  // pieces that have not one bucket: few, many, far, kPieces bits each
   Barrier full[kAhead];
 
   // Not limited to the table.
@@ -217,6 +218,14 @@ __device__ __forceinline__ Piece stage_tile(Bias& bias, int stage, int slot, con
     if (!none) piece = bias.piece_of(slot, bias.key_span[lane / kPieces], span, p.last_bucket, times.level);
     bias.piece[stage][lane / kPieces][lane % kPieces] = piece;
   }
+  int others = 0;
+#pragma unroll
+  for (int x = 0; x < 3; ++x) {
+    constexpr TimeKind kKinds[3] = {TimeKind::kFew, TimeKind::kMany, TimeKind::kFar};
+    unsigned those = __ballot_sync(kFullWarp, piece.kind() == kKinds[x]);
+    others |= (those >> lane / kPieces * kPieces & (1 << kPieces) - 1) << x * kPieces;
+  }
+  if (lane % kPieces == 0 && lane < Bias::kK / 16 * kPieces) bias.others[stage][lane / kPieces] = others;
   return piece;
 }
 
@@ -270,7 +279,8 @@ template <typename T, int kDim>
 __device__ __forceinline__ void load_tiles(SharedWithBias<T, kDim>& shared, const CUtensorMap& q_map, const CUtensorMap& k_map,
                                            const CUtensorMap& v_map, const CUtensorMap& dout_map, const Call<T>& p, const Gradients<T>& g) {
   using S = Shape<kDim, true>;
-  constexpr int kQ = S::kQueries, kK = S::kKeys, kAhead = S::kAhead, kTileBytes = kQ * kDim * int(sizeof(T));
+  constexpr int kQ = S::kQueries, kK = S::kKeys, kAhead = S::kAhead, kTileBytes = kQ * kDim * int(sizeof(T)),
+                kColumns = kRowBytes<T, kDim> / int(sizeof(T));
   bool begins = true, one = thread_index() % 32 == 0;
   auto load = [&](uint32_t count) {
     int stage = count % 2;
@@ -279,6 +289,10 @@ __device__ __forceinline__ void load_tiles(SharedWithBias<T, kDim>& shared, cons
     if (tile.item < 0) return false;
     const Item& item = shared.item[tile.item];
     bool last = tile.last;
+    if (one && begins)  // read once, and waited for when the item before ends
+#pragma unroll
+      for (int d = 0; d < kDim; d += kColumns)
+        prefetch_box(v_map, d, item.head, int(item.s.key) + item.tile * kK), prefetch_box(k_map, d, item.head, int(item.s.key) + item.tile * kK);
     shared.q_empty[stage].wait(count / 2 & 1 ^ 1);
     if (one) {
       shared.q_full[stage].expect(2 * kTileBytes);
@@ -336,13 +350,6 @@ __device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, cons
   }
 }
 
-// Shared memory, read here and not before.
-__device__ __forceinline__ int read(const int* from) {
-  int x;
-  asm volatile("ld.shared.s32 %0, [%1];" : "=r"(x) : "r"(shared_address(from)));
-  return x;
-}
-
 // A computing thread's bias of its two keys of 128 and all queries of a tile, `before` of which come before the targets: positions times
 // `factor`, and times.
 template <typename Bias, typename T>
@@ -351,7 +358,8 @@ __device__ __forceinline__ void find_bias(const Bias& bias, const Call<T>& p, co
   constexpr int kPieces = Bias::kPieces;
   uint32_t thread = thread_index() - 128, key = thread / 32 * 16 + thread % 32 / 4, query = thread % 4 * 2;
   const Piece* pieces = bias.piece[stage][key / 16];
-  int slot = item.parity, others = 0, before = tile.before;
+  int slot = item.parity, before = tile.before;
+  const int others = read(&bias.others[stage][key / 16]);
   const int* near = &bias.query_near[stage][query];
   uint32_t begin = tile.offset + Bias::kK - 1 - key;
   if (likely(before >= Bias::kQ - 1)) {
@@ -368,14 +376,11 @@ __device__ __forceinline__ void find_bias(const Bias& bias, const Call<T>& p, co
     for (int x = 0; x < Bias::kQ / 2; ++x)
       v[x] = fmaf(factor, pos[min(int(query) + x / 4 * 8 + x % 2, max(before, 0)) - x / 2 % 2 * 8], pieces[x / 16].first);
   }
+  if (others == 0) return;
 #pragma unroll
   for (int c = 0; c < kPieces; ++c) {
+    if (!(others >> c & 1)) continue;
     Piece piece = pieces[c];
-    if (piece.kind() == TimeKind::kOne) continue;
-    if (piece.kind() != TimeKind::kFew) {
-      others |= (piece.kind() == TimeKind::kMany ? 1 : 16) << c;
-      continue;
-    }
     const int fixed[2] = {read(&bias.key_near[slot][key]), read(&bias.key_near[slot][key + 8])};
 #pragma unroll 1
     for (int bucket = piece.low(), high = piece.high();;) {
@@ -391,16 +396,16 @@ __device__ __forceinline__ void find_bias(const Bias& bias, const Call<T>& p, co
       piece.least = int(bias.threshold[bucket]), piece.more = bias.time[slot][bucket + 1] - bias.time[slot][bucket];
     }
   }
-  if (likely(others == 0)) return;
+  if (likely(others < 1 << kPieces)) return;
   const int fixed[2] = {read(&bias.key_near[slot][key]), read(&bias.key_near[slot][key + 8])};
   const float4* cells = bias.cells[slot];
 #pragma unroll 1
-  for (int c = 0; c < kPieces; ++c) {
-    if (!(others >> c & 1)) continue;
-    float term[16];
+  for (int c = 0; c < 2 * kPieces; ++c) {  // half a piece at a time
+    if (!(others >> kPieces + c / 2 & 1)) continue;
+    float term[8];
 #pragma unroll
-    for (int x = 0; x < 4; ++x) {
-      int2 at = *reinterpret_cast<const int2*>(near + 32 * c + 8 * x);
+    for (int x = 0; x < 2; ++x) {
+      int2 at = *reinterpret_cast<const int2*>(near + 16 * c + 8 * x);
 #pragma unroll
       for (int y = 0; y < 4; ++y) {
         uint32_t apart;
@@ -409,15 +414,15 @@ __device__ __forceinline__ void find_bias(const Bias& bias, const Call<T>& p, co
       }
     }
 #pragma unroll
-    for (int piece = 0; piece < kPieces; ++piece)
-      if (piece == c)
+    for (int half = 0; half < 2 * kPieces; ++half)
+      if (half == c)
 #pragma unroll
-        for (int x = 0; x < 16; ++x) v[16 * piece + x] += term[x];
+        for (int x = 0; x < 8; ++x) v[8 * half + x] += term[x];
   }
-  if (likely(others < 16)) return;
+  if (likely(others < 1 << 2 * kPieces)) return;
 #pragma unroll 1
   for (int y = 0; y < Bias::kQ / 2; ++y) {
-    if (!(others >> 4 >> y / 16 & 1)) continue;
+    if (!(others >> 2 * kPieces + y / 16 & 1)) continue;
     int i = item.s.shift + tile.index * Bias::kQ + y / 4 * 8 + int(thread) % 4 * 2 + y % 2;
     float value = time_term(p, item.head, exact_bucket(p, item.s, i, item.tile * Bias::kK + int(key) + y / 2 % 2 * 8));
 #pragma unroll

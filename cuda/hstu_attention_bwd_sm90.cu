@@ -63,7 +63,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
   for (uint32_t turn = 0;; ++turn) {
     shared.item_full[turn % 2].wait(turn / 2 & 1);
     const Item& item = shared.item[turn % 2];
-    if (item.tile < 0) break;
+    if ((kBias ? read(&item.tile) : item.tile) < 0) break;
     float dk[kDim / 2], dv[kDim / 2];
 #pragma unroll
     for (int x = 0; x < kDim / 2; ++x) dk[x] = dv[x] = 0.f;
@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
       auto weigh_tile = [&](float factor, auto scaled) {
 #pragma unroll
         for (int x = 0; x < kQ / 8; ++x) {
-          if (x == 8) part(count);
+          if (x == 8 || (kBias && x > 0 && x % 4 == 0)) part(count);
           float weight[4], slope[4];
           if constexpr (kSoftmax) {
             float2 lse = *reinterpret_cast<const float2*>(&shared.scale[count % 2][8 * x + thread_index() % 4 * 2]);

@@ -90,6 +90,13 @@ __device__ __forceinline__ uint32_t thread_index() {
   return x;
 }
 
+// Shared memory, read here and not before.
+__device__ __forceinline__ int read(const int* from) {
+  int x;
+  asm volatile("ld.shared.s32 %0, [%1];" : "=r"(x) : "r"(shared_address(from)));
+  return x;
+}
+
 // Rows from `valid` on belong to others: they may be anything, and 0 times NaN is NaN. By `threads` threads.
 template <typename T, int kDim, int kRows>
 __device__ __forceinline__ void clear_tail(T* tile, int valid, int thread = threadIdx.x - 128, int threads = 256) {
