@@ -124,7 +124,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
       auto weigh_tile = [&](float factor, auto scaled) {
 #pragma unroll
         for (int x = 0; x < kQ / 8; ++x) {
-          if (x == 8 || (kBias && x > 0 && x % 4 == 0)) part(count);
+          if (x == 8) part(count);
           float weight[4], slope[4];
           if constexpr (kSoftmax) {
             float2 lse = *reinterpret_cast<const float2*>(&shared.scale[count % 2][8 * x + thread_index() % 4 * 2]);
@@ -413,26 +413,15 @@ bool backward_on_hopper(const Call<T>& p, const Gradients<T>& g, Tensor* dpos_w,
   auto go = [&]<int kDim, Mode kMode>() { run<T, kDim, kMode>(p, g, dpos_w, dtime_w, rows, keys, longest, stream); };
   auto run_bucket = [&](auto bucket) {
     constexpr int kDim = decltype(bucket)::value;
-#ifdef X_ONLY
-    if constexpr (kTakesBias && kDim > 32)
-      if (bias) return go.template operator()<kDim, Mode::kSiluBias>();
-#else
     if constexpr (kTakesBias && kDim > 32)
       if (bias) return go.template operator()<kDim, Mode::kSiluBias>();
     g.lse ? go.template operator()<kDim, Mode::kSoftmax>() : go.template operator()<kDim, Mode::kSilu>();
-#endif
   };
-#ifdef X_ONLY
-  if (!kTakesBias || dim > 128) return false;
-  if constexpr (kTakesBias) pick<64, 128>("head_dim", dim <= 64 ? 64 : 128, run_bucket);
-  return true;
-#else
   if (dim > 128)
     run_wide(p, g, rows, keys, longest, stream);
   else
     pick<32, 64, 128>("head_dim", dim <= 32 && !bias ? 32 : dim <= 64 ? 64 : 128, run_bucket);
   return true;
-#endif
 }
 template bool backward_on_hopper(const Call<__nv_bfloat16>&, const Gradients<__nv_bfloat16>&, Tensor*, Tensor*, int64_t, int64_t, int64_t,
                                  Stream);

@@ -17,11 +17,7 @@ struct Shape {
   static constexpr int kKeys = kDim <= 128 ? 128 : 64, kQueries = kDim <= 64 ? 128 : 64, kStages = 2;
   static constexpr int kAhead = kBias ? 4 : kStages;  // tiles that are known before they are done
   static constexpr int kThreads = kDim <= 128 ? 384 : 512;
-#ifdef X_LOADING
-  static constexpr int kLoading = kBias ? X_LOADING : 24, kComputing = kBias ? (504 - X_LOADING) / 2 : 240;
-#else
-  static constexpr int kLoading = kBias ? 56 : 24, kComputing = kBias ? 224 : 240;  // registers a thread
-#endif
+  static constexpr int kLoading = kBias ? 40 : 24, kComputing = kBias ? 232 : 240;  // registers a thread
   // Deterministic: the computing warps write dQ where no more is added to it.
   static constexpr bool kFinishes = kDim <= 128;
   static constexpr int kPart = kQueries * kDim / 2;  // floats of a tile of dQ that one warpgroup makes
