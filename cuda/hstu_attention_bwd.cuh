@@ -57,6 +57,7 @@ struct Gradients {
   int most_query_tiles, group;   // group: sequences whose tiles are worked on in turn
   int first_tile, copies;        // this launch has key_tiles[first_tile ..], at most `copies`, each with its own sums of the tables
   bool deterministic;
+  T* ds_tiles = nullptr;    // [key tiles of the launch, H, most_query_tiles][tile of dS]: on Hopper with a bias, for the tables
   bool last_first = false;  // up to D 128 on Hopper: the order in which key tiles add to dQ
   __device__ __forceinline__ Units units_of(const Call<T>& p, int b, bool softmax) const {
     Units units{softmax ? 1.f : p.scale, 1.f, 1.f};

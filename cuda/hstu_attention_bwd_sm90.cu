@@ -264,7 +264,14 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         wgmma_fence();
         accumulate(dv, weights, shared.dout[stage]);
         differentiate();
+        bool stores = kBias && threadIdx.x == 128 && g.ds_tiles;
+        if (stores) bulk_wait_read();
         meet(1, 256);  // dS of all keys is there; that of the tile before is read no more
+        if (stores) {
+          int64_t place = (int64_t(item.place) * p.heads + item.head) * g.most_query_tiles + shared.tile[count % S::kAhead].index;
+          store_bulk(g.ds_tiles + place * (kQ * kK), shared_address(shared.ds[count % 2]), kQ * kK * int(sizeof(T)));
+          bulk_commit();
+        }
         wgmma_fence();
         multiply_ds();
         wgmma_fence();
@@ -331,10 +338,12 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
     __syncwarp();
     release(shared.item_empty[turn % 2]);
   }
+  if (kBias && threadIdx.x == 128) bulk_wait();
   shared.dq_empty[group].wait(count & 1 ^ 1);  // for ptxas: without it all products are serialised (C7512)
 #endif
 }
 
+constexpr int64_t kDsScratch = 1 << 30;     // bytes of dS that wait for the tables
 constexpr int64_t kTargetParts = 4;         // blocks for a sequence's tiles with targets
 constexpr int64_t kCached = 1 << 21;        // entries of Q, 8 bytes each with dO and sums of dQ, that stay in the L2 cache
 constexpr int64_t kGroupTokens = 1 << 14;   // where tiles of keys work on the same queries
@@ -377,9 +386,20 @@ void run(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int6
   if (kBias)
     launch(position_table_kernel<T>, dim3(unsigned(ceil_div(table.width, 256)), unsigned(position_rows)), dim3(256), 0, stream, p,
            table_rows.get(), table.width, table.begin);
-  launch(hstu_attention_backward_sm90_kernel<T, kDim, kMode>, dim3(unsigned(blocks)), dim3(S::kThreads), sizeof(SharedOf<T, kDim, kBias>),
-         stream, q_map, k_map, v_map, dout_map, p, g, p.unit * p.alpha, table);
-  if (dpos_w || dtime_w) table_gradients<T>(p, g, dpos_w, dtime_w, rows, keys, longest, stream);
+  // Tiles of dS wait in memory for the tables; where all would be too large, a launch has a part of the tiles of keys.
+  bool tables = kBias && (dpos_w || dtime_w);
+  int64_t tile_of_keys = int64_t(p.heads) * tiles * S::kQueries * S::kKeys, launches = 1;
+  if (tables) launches = ceil_div(key_tiles, std::max<int64_t>(kDsScratch / int64_t(sizeof(T)) / tile_of_keys, 1));
+  g.copies = int(ceil_div(key_tiles, launches));
+  Scratch<T> ds_tiles(tables ? g.copies * tile_of_keys : 0, stream);
+  g.ds_tiles = ds_tiles;
+  for (; g.first_tile < key_tiles; g.first_tile += g.copies) {
+    if (g.first_tile > 0) CUDA_CHECK(cudaMemsetAsync(g.ticket, 0, sizeof(int), handle_of(stream)));
+    launch(hstu_attention_backward_sm90_kernel<T, kDim, kMode>, dim3(unsigned(blocks)), dim3(S::kThreads), sizeof(SharedOf<T, kDim, kBias>),
+           stream, q_map, k_map, v_map, dout_map, p, g, p.unit * p.alpha, table);
+    if constexpr (kBias)
+      if (tables) table_gradients(p, g, S::kQueries, dpos_w, dtime_w, stream);
+  }
   if (own_pos) own_pos.zero();
   if (own_time) own_time.zero();
   bool all = !S::kFinishes || !g.deterministic;  // or only tiles with targets

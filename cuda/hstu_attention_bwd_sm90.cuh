@@ -27,14 +27,14 @@ struct Shape {
 template <typename T>
 void run_wide(const Call<T>& p, Gradients<T> g, int64_t rows, int64_t keys, int64_t longest, Stream stream);
 
-// Gradients of the tables but for what targets' own groups add: hstu_attention_bwd_tables_sm90.cu.
+// Gradients of the tables from the tiles of dS of g.copies tiles of keys (of `tile_queries` queries), but for what targets' own groups add;
+// those of launches before are added to. hstu_attention_bwd_tables_sm90.cu.
 template <typename T>
-void table_gradients(const Call<T>& p, const Gradients<T>& g, Tensor* dpos_w, Tensor* dtime_w, int64_t rows, int64_t keys, int64_t longest,
-                     Stream stream);
+void table_gradients(const Call<T>& p, Gradients<T> g, int tile_queries, Tensor* dpos_w, Tensor* dtime_w, Stream stream);
 
 struct Item {
   Sequence s;
-  int head, tile;                  // tile -1: no more
+  int head, tile, place;           // tile -1: no more; place: with a bias, among the tiles of keys of the launch
   bool any;                        // whether some query sees a key of the tile
   int parity;                      // of K and V
   float unit, inverse_unit;        // of scales, and so of dV
@@ -223,11 +223,14 @@ __device__ __forceinline__ int next_item(Memory& shared, const Call<T>& p, const
   uint32_t ticket = atomicAdd(g.ticket, 1);
   Item &item = shared.item[turn % 2], &before = shared.item[turn % 2 ^ 1];
   shared.item_empty[turn % 2].wait(turn / 2 & 1 ^ 1);
-  if (ticket >= uint32_t(*g.tiles * p.heads)) {
+  // With a bias a launch may have a part of the tiles, and the last one none.
+  int first_tile = kBias ? g.first_tile : 0, tiles = kBias ? max(min(*g.tiles - first_tile, g.copies), 0) : *g.tiles;
+  if (ticket >= uint32_t(tiles * p.heads)) {
     item.tile = -1, shared.item_full[turn % 2].arrive();
     return -1;
   }
-  int2 where = g.key_tiles[ticket / uint32_t(p.heads)];
+  int2 where = g.key_tiles[first_tile + ticket / uint32_t(p.heads)];
+  if constexpr (kBias) item.place = int(ticket / uint32_t(p.heads));
   item.head = int(ticket % uint32_t(p.heads)), item.tile = where.y;
   __threadfence_block();  // this thread is short of registers
   item.s = sequence_of(p, where.x);
