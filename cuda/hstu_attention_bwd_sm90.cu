@@ -268,7 +268,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         if (stores) bulk_wait_read();
         meet(1, 256);  // dS of all keys is there; that of the tile before is read no more
         if (stores) {
-          int64_t place = (int64_t(item.place) * p.heads + item.head) * g.most_query_tiles + shared.tile[count % S::kAhead].index;
+          int64_t place = place_of_ds(p, item.s, item.place, item.tile, kK, shared.tile[count % S::kAhead].index, kQ, item.head);
           store_bulk(g.ds_tiles + place * (kQ * kK), shared_address(shared.ds[count % 2]), kQ * kK * int(sizeof(T)));
           bulk_commit();
         }
@@ -343,7 +343,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
 #endif
 }
 
-constexpr int64_t kDsScratch = 1 << 30;     // bytes of dS that wait for the tables
+constexpr int64_t kDsScratch = int64_t(3) << 29;  // bytes of dS that wait for the tables
 constexpr int64_t kTargetParts = 4;         // blocks for a sequence's tiles with targets
 constexpr int64_t kCached = 1 << 21;        // entries of Q, 8 bytes each with dO and sums of dQ, that stay in the L2 cache
 constexpr int64_t kGroupTokens = 1 << 14;   // where tiles of keys work on the same queries
@@ -377,6 +377,23 @@ void run(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int6
   g.last_first = S::kFinishes && g.deterministic;
   int64_t most = g.last_first ? kCached / (p.heads * kDim) : kGroupTokens;
   for (g.group = 32; g.group > 1 && g.group * int64_t(p.max_seq_len) > most;) g.group /= 2;
+  // Tiles of dS wait in memory for the tables; where all would be too large, a launch has a part of the tiles of keys.
+  bool tables = kBias && (dpos_w || dtime_w);
+  int64_t ds_tile = int64_t(p.heads) * S::kQueries * S::kKeys, ds_most = 1, ds_tiles = 0;
+  g.copies = int(key_tiles);
+  if (tables) {
+    constexpr int64_t kWide = S::kKeys / S::kQueries;  // tiles of queries beside a tile of keys
+    ds_most = std::max<int64_t>(kDsScratch / int64_t(sizeof(T)) / ds_tile, 1);
+    int64_t all = key_tiles * (p.causal && !p.contextual_full && !p.q_offsets && !p.kv_lengths ? ceil_div(tiles + kWide, 2) : tiles);
+    if (int copies = table_copies(p, g, S::kQueries, dpos_w, dtime_w); copies < key_tiles) {
+      g.copies = copies, g.ds_least = int(ceil_div(ds_most, std::max(copies - 1, 1)));
+      all += key_tiles * g.ds_least;
+    }
+    g.launches = int(ceil_div(all, ds_most)), g.ds_most = int(ds_most), ds_tiles = std::min(all, ds_most) + tiles;
+  }
+  Scratch<T> ds(ds_tiles * ds_tile, stream);
+  Scratch<int> ds_places(tables ? key_tiles + g.launches + 1 : 0, stream);
+  if (tables) g.ds_tiles = ds, g.ds_first = ds_places, g.ds_bounds = ds_places + key_tiles;
   CUtensorMap q_map = tensor_map<T, kDim>(p.q, rows, p.heads, p.key_dim, S::kQueries);
   CUtensorMap k_map = tensor_map<T, kDim>(p.k, keys, p.heads, p.key_dim, S::kKeys);
   CUtensorMap v_map = tensor_map<T, kDim>(p.v, keys, p.heads, p.value_dim, S::kKeys);
@@ -386,19 +403,13 @@ void run(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int6
   if (kBias)
     launch(position_table_kernel<T>, dim3(unsigned(ceil_div(table.width, 256)), unsigned(position_rows)), dim3(256), 0, stream, p,
            table_rows.get(), table.width, table.begin);
-  // Tiles of dS wait in memory for the tables; where all would be too large, a launch has a part of the tiles of keys.
-  bool tables = kBias && (dpos_w || dtime_w);
-  int64_t tile_of_keys = int64_t(p.heads) * tiles * S::kQueries * S::kKeys, launches = 1;
-  if (tables) launches = ceil_div(key_tiles, std::max<int64_t>(kDsScratch / int64_t(sizeof(T)) / tile_of_keys, 1));
-  g.copies = int(ceil_div(key_tiles, launches));
-  Scratch<T> ds_tiles(tables ? g.copies * tile_of_keys : 0, stream);
-  g.ds_tiles = ds_tiles;
-  for (; g.first_tile < key_tiles; g.first_tile += g.copies) {
-    if (g.first_tile > 0) CUDA_CHECK(cudaMemsetAsync(g.ticket, 0, sizeof(int), handle_of(stream)));
+  for (;; ++g.launch) {
+    if (g.launch > 0) CUDA_CHECK(cudaMemsetAsync(g.ticket, 0, sizeof(int), handle_of(stream)));
     launch(hstu_attention_backward_sm90_kernel<T, kDim, kMode>, dim3(unsigned(blocks)), dim3(S::kThreads), sizeof(SharedOf<T, kDim, kBias>),
            stream, q_map, k_map, v_map, dout_map, p, g, p.unit * p.alpha, table);
     if constexpr (kBias)
       if (tables) table_gradients(p, g, S::kQueries, dpos_w, dtime_w, stream);
+    if (g.launch + 1 == g.launches) break;
   }
   if (own_pos) own_pos.zero();
   if (own_time) own_time.zero();

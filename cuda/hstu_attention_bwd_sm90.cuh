@@ -27,14 +27,17 @@ struct Shape {
 template <typename T>
 void run_wide(const Call<T>& p, Gradients<T> g, int64_t rows, int64_t keys, int64_t longest, Stream stream);
 
-// Gradients of the tables from the tiles of dS of g.copies tiles of keys (of `tile_queries` queries), but for what targets' own groups add;
-// those of launches before are added to. hstu_attention_bwd_tables_sm90.cu.
+// Of how many tiles of keys a launch may have sums of their own.
 template <typename T>
-void table_gradients(const Call<T>& p, Gradients<T> g, int tile_queries, Tensor* dpos_w, Tensor* dtime_w, Stream stream);
+int table_copies(const Call<T>& p, const Gradients<T>& g, int queries, bool positions, bool times);
+// Gradients of the tables from the tiles of dS (of `queries` queries) of a launch, but for what targets' own groups add; those of launches
+// before are added to. hstu_attention_bwd_tables_sm90.cu.
+template <typename T>
+void table_gradients(const Call<T>& p, Gradients<T> g, int queries, Tensor* dpos_w, Tensor* dtime_w, Stream stream);
 
 struct Item {
   Sequence s;
-  int head, tile, place;           // tile -1: no more; place: with a bias, among the tiles of keys of the launch
+  int head, tile, place;           // tile -1: no more; place: with a bias, of its first tile of dS
   bool any;                        // whether some query sees a key of the tile
   int parity;                      // of K and V
   float unit, inverse_unit;        // of scales, and so of dV
@@ -191,10 +194,15 @@ __device__ __forceinline__ int next_seen(const Call<T>& p, const Gradients<T>& g
     if (sees<S>(g.query_tiles[int64_t(item.s.index) * g.most_query_tiles + m], item.tile, turn)) return m;
   return -1;
 }
-// Without rows that look ahead no query before the first key sees any.
 template <typename S, typename T>
 __device__ __forceinline__ int first_seen(const Call<T>& p, const Gradients<T>& g, const Item& item) {
-  return next_seen<S>(p, g, item, p.causal && !p.contextual_full ? max(item.tile * S::kKeys - item.s.shift, 0) / S::kQueries : 0);
+  return next_seen<S>(p, g, item, first_tile_of_queries(p, item.s, item.tile * S::kKeys, S::kQueries));
+}
+// Where a tile of dS stands, in such tiles.
+template <typename T>
+__device__ __forceinline__ int64_t place_of_ds(const Call<T>& p, const Sequence& s, int place, int key_tile, int keys, int tile, int queries,
+                                               int head) {
+  return int64_t(place + tile - first_tile_of_queries(p, s, key_tile * keys, queries)) * p.heads + head;
 }
 // Tile m of queries; returns the next one.
 template <typename S, typename T>
@@ -223,14 +231,15 @@ __device__ __forceinline__ int next_item(Memory& shared, const Call<T>& p, const
   uint32_t ticket = atomicAdd(g.ticket, 1);
   Item &item = shared.item[turn % 2], &before = shared.item[turn % 2 ^ 1];
   shared.item_empty[turn % 2].wait(turn / 2 & 1 ^ 1);
-  // With a bias a launch may have a part of the tiles, and the last one none.
-  int first_tile = kBias ? g.first_tile : 0, tiles = kBias ? max(min(*g.tiles - first_tile, g.copies), 0) : *g.tiles;
+  int first_tile = 0, tiles = *g.tiles;
+  if constexpr (kBias)
+    if (g.ds_tiles) first_tile = g.ds_bounds[g.launch], tiles = g.ds_bounds[g.launch + 1] - first_tile;
   if (ticket >= uint32_t(tiles * p.heads)) {
     item.tile = -1, shared.item_full[turn % 2].arrive();
     return -1;
   }
   int2 where = g.key_tiles[first_tile + ticket / uint32_t(p.heads)];
-  if constexpr (kBias) item.place = int(ticket / uint32_t(p.heads));
+  if constexpr (kBias) item.place = g.ds_tiles ? g.ds_first[first_tile + ticket / uint32_t(p.heads)] : 0;
   item.head = int(ticket % uint32_t(p.heads)), item.tile = where.y;
   __threadfence_block();  // this thread is short of registers
   item.s = sequence_of(p, where.x);

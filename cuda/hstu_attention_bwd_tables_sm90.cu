@@ -27,19 +27,20 @@ __device__ __forceinline__ int next_cut(const Call<T>& p, const Gradients<T>& g,
 template <typename T>
 __device__ __forceinline__ int next_item(const Call<T>& p, const Gradients<T>& g, const Cuts& cuts, CutItem& item, int positions) {
   using S = TableShape;
-  unsigned each = unsigned(cuts.parts * cuts.groups), tiles = unsigned(max(min(*g.tiles - g.first_tile, g.copies), 0));
+  int first_tile = g.ds_bounds[g.launch];
+  unsigned each = unsigned(cuts.parts * cuts.groups), tiles = unsigned(g.ds_bounds[g.launch + 1] - first_tile);
   for (;;) {
     unsigned ticket = atomicAdd(g.ticket, 1);
     if (ticket >= tiles * each) return -1;
     unsigned tile = ticket / each, rest = ticket % each;
     if (g.last_first) tile = tiles - 1 - tile;  // the longest first
     int part = int(rest) / cuts.groups, group = int(rest) % cuts.groups;
-    int2 where = g.key_tiles[g.first_tile + tile];
+    int2 where = g.key_tiles[first_tile + tile];
     item.s = sequence_of(p, where.x);
     item.head = group * cuts.heads, item.heads = min(cuts.heads, p.heads - item.head);
-    item.place = int(tile), item.tile = g.last_first ? where.y : (item.s.length - 1) / S::kKeys - where.y;
+    item.place = g.ds_first[first_tile + tile], item.tile = g.last_first ? where.y : (item.s.length - 1) / S::kKeys - where.y;
     item.end = item.tile * S::kKeys < item.s.history ? min((item.s.queries + S::kQueries - 1) / S::kQueries, (part + 1) * cuts.length) : 0;
-    int from = p.causal && !p.contextual_full ? max(item.tile * S::kKeys - item.s.shift, 0) / S::kQueries : 0;
+    int from = first_tile_of_queries(p, item.s, item.tile * S::kKeys, S::kQueries);
     int next = next_cut(p, g, cuts, item, max(from, part * cuts.length));
     if (next < 0) continue;
     item.unit = 0.5f * g.units_of(p, where.x, false).weight;
@@ -183,15 +184,16 @@ __device__ __forceinline__ void add_heads(TableMemory<T>& shared, const Call<T>&
   static_assert(std::is_same_v<T, __nv_bfloat16>);
   constexpr int kEach = S::kKeys / 32;
   int lane = thread_index() % 32, block = int(thread_index() / 32) - 4, row = 8 * block + lane % 8, chunk = cuts.halves * 64 * 128;
-  int64_t tile_bytes = int64_t(cuts.halves) * S::kQueries * S::kKeys * sizeof(T), step = tile_bytes * g.most_query_tiles;
+  const int64_t step = int64_t(cuts.halves) * S::kQueries * S::kKeys * int(sizeof(T));  // to the next head
   for (uint32_t count = 0;; ++count) {
     int stage = count % S::kAhead, to = count % S::kDsStages;
     shared.told[stage].wait(count / S::kAhead & 1);
     const CutTile& tile = shared.tile[stage];
     if (tile.first < 0) return;
     const CutItem& item = shared.item_of[tile.slot];
-    const unsigned char* from = reinterpret_cast<const unsigned char*>(g.ds_tiles) + (int64_t(item.place) * p.heads + item.head) * step +
-                                tile.index / cuts.halves * tile_bytes + (tile.index % cuts.halves * 64 + row) * 128;
+    int64_t place = place_of_ds(p, item.s, item.place, item.tile, S::kKeys, tile.index / cuts.halves, 64 * cuts.halves, item.head);
+    const unsigned char* from =
+        reinterpret_cast<const unsigned char*>(g.ds_tiles) + place * step + (tile.index % cuts.halves * 64 + row) * 128;
     float sum[kEach][8] = {};
 #pragma unroll 2
     for (int head = 0, heads = item.heads; head < heads; ++head, from += step) {
@@ -247,30 +249,44 @@ constexpr int64_t kTableScratch = 1 << 26;  // floats for private sums of the ta
 constexpr int64_t kItems = 8;               // a block
 constexpr int64_t kLeastTiles = 8;          // of queries, where an item is a part of a tile of keys
 
+template <typename T>
+Cuts cuts_of(const Call<T>& p, const Gradients<T>& g, int queries) {
+  int halves = queries / TableShape::kQueries, groups = p.pos_per_head || p.time_per_head ? p.heads : 1;
+  int64_t tiles = int64_t(g.most_query_tiles) * halves;
+  // Half of the tiles of queries see a tile of keys, or fewer.
+  int64_t length = std::max(kLeastTiles, g.copies * groups * tiles / 2 / (processors() * kItems));
+  return {p.heads / groups, groups, int(ceil_div(tiles, length)), int(length),
+          1 + int(!p.causal || p.contextual_full) + int(p.num_targets != nullptr), halves};
+}
+
 }  // namespace
 
 template <typename T>
-void table_gradients(const Call<T>& p, Gradients<T> g, int tile_queries, Tensor* dpos_w, Tensor* dtime_w, Stream stream) {
-  using S = TableShape;
+int table_copies(const Call<T>& p, const Gradients<T>& g, int queries, bool positions, bool times) {
+  Cuts cuts = cuts_of(p, g, queries);
+  int64_t entries = (positions ? std::min<int64_t>(p.positions, int64_t(p.max_seq_len)) * cuts.rows : 0) + (times ? p.last_bucket + 1 : 0);
+  entries *= cuts.groups;
+  if (entries * cuts.parts * g.copies <= kTableScratch) return g.copies;
+  int64_t parts = ceil_div(int64_t(g.most_query_tiles) * cuts.halves, kLeastTiles);  // fewer copies, more parts
+  return int(std::clamp<int64_t>(kTableScratch / (entries * parts), 1, g.copies));
+}
+template int table_copies(const Call<__nv_bfloat16>&, const Gradients<__nv_bfloat16>&, int, bool, bool);
+
+template <typename T>
+void table_gradients(const Call<T>& p, Gradients<T> g, int queries, Tensor* dpos_w, Tensor* dtime_w, Stream stream) {
   static_assert(sizeof(TableMemory<T>) <= kHopperShared);
-  int halves = tile_queries / S::kQueries;
-  int64_t tiles = int64_t(g.most_query_tiles) * halves;
-  bool shared = !p.pos_per_head && !p.time_per_head;
-  int groups = shared ? 1 : p.heads, heads = p.heads / groups;
-  // Half of the tiles of queries see a tile of keys, or fewer.
-  int64_t length = std::max(kLeastTiles, g.copies * groups * tiles / 2 / (processors() * kItems)), parts = ceil_div(tiles, length);
-  Cuts cuts{heads, groups, int(parts), int(length), 1 + int(!p.causal || p.contextual_full) + int(p.num_targets != nullptr), halves};
+  Cuts cuts = cuts_of(p, g, queries);
   int64_t positions = std::min<int64_t>(p.positions, int64_t(p.max_seq_len)), buckets = p.last_bucket + 1;
-  int64_t sums = int64_t(g.copies) * groups * parts, blocks = std::min<int64_t>(processors(), sums);
+  int64_t copies = int64_t(g.copies) * cuts.parts, sums = copies * cuts.groups, blocks = std::min<int64_t>(processors(), sums);
   Scratch<float> pos_sums(dpos_w ? sums * cuts.rows * positions : 0, stream), time_sums(dtime_w ? sums * buckets : 0, stream);
   if (dpos_w) pos_sums.zero();
   if (dtime_w) time_sums.zero();
   g.pos_sums = pos_sums, g.time_sums = time_sums;
   CUDA_CHECK(cudaMemsetAsync(g.ticket, 0, sizeof(int), handle_of(stream)));
-  launch(hstu_attention_tables_sm90_kernel<T>, dim3(unsigned(blocks)), dim3(S::kThreads), sizeof(TableMemory<T>), stream, p, g, cuts,
-         int(positions));
-  if (dpos_w) reduce_table(*dpos_w, pos_sums, int(g.copies * parts * cuts.rows), groups, int(positions), g.first_tile > 0, stream);
-  if (dtime_w) reduce_table(*dtime_w, time_sums, int(g.copies * parts), groups, int(buckets), g.first_tile > 0, stream);
+  launch(hstu_attention_tables_sm90_kernel<T>, dim3(unsigned(blocks)), dim3(TableShape::kThreads), sizeof(TableMemory<T>), stream, p, g,
+         cuts, int(positions));
+  if (dpos_w) reduce_table(*dpos_w, pos_sums, int(copies * cuts.rows), cuts.groups, int(positions), g.launch > 0, stream);
+  if (dtime_w) reduce_table(*dtime_w, time_sums, int(copies), cuts.groups, int(buckets), g.launch > 0, stream);
 }
 template void table_gradients(const Call<__nv_bfloat16>&, Gradients<__nv_bfloat16>, int, Tensor*, Tensor*, Stream);
 

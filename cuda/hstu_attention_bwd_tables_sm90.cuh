@@ -21,7 +21,7 @@ struct TableShape {
 
 struct CutItem {
   Sequence s;
-  int head, heads, tile, place, end;  // place: among the tiles of keys of the launch; end: of its tiles of queries
+  int head, heads, tile, place, end;  // place: of its first tile of dS; end: of its tiles of queries
   float unit;                         // of dS as it is kept
   int64_t base;                       // of near times
   float *pos_sums, *target_sums, *time_sums;
