@@ -422,12 +422,13 @@ __device__ __forceinline__ void make_dq(const Call<T>& p, const Gradients<T>& g,
   constexpr bool kByColumns = S::kQueries == 64;
   constexpr int kSteps = kBias ? 1 : std::min(kDim, 128) / 32;
   int first = tile * S::kQueries, rows = s.queries - first, group = threadIdx.x / 128, thread = threadIdx.x % 128, lane = threadIdx.x % 32;
-  __shared__ float time_sums[kBias ? 4 : 1][kBias ? kTimeThresholds + 1 : 1], pos_sums[4];
+  constexpr int kOwnWarps = kByColumns ? 4 : 8;  // that have all rows of the tile
+  __shared__ float time_sums[kBias ? kOwnWarps : 1][kBias ? kTimeThresholds + 1 : 1], pos_sums[kOwnWarps];
   bool own = kBias && (own_pos || own_time) && s.shift + min(first + S::kQueries, s.queries) > s.history;
   float own_sum = 0;
   if (own) {
     __syncthreads();  // the tile before
-    for (int x = threadIdx.x; x < 4 * (kTimeThresholds + 1); x += 256) (&time_sums[0][0])[x] = 0;
+    for (int x = threadIdx.x; x < kOwnWarps * (kTimeThresholds + 1); x += 256) (&time_sums[0][0])[x] = 0;
     __syncthreads();
   }
   bool some = !g.deterministic || KeyTiles::of(g.query_tiles[int64_t(s.index) * g.most_query_tiles + tile].any, S::kKeys).last > 0;
@@ -461,7 +462,7 @@ __device__ __forceinline__ void make_dq(const Call<T>& p, const Gradients<T>& g,
         ds = scale / ds_unit * pair.ds;
         add_to_row(c, half, ds, key, column + lane % 4 * 2, p.key_dim);
       }
-      if (own && group == 0) {
+      if (own && threadIdx.x < 32 * kOwnWarps) {
         if (lane % 4 != 0) bucket = -1, ds = 0;
         own_sum += ds;
         if (own_time) add_by_bucket(time_sums[threadIdx.x / 32], bucket, ds);
@@ -472,13 +473,18 @@ __device__ __forceinline__ void make_dq(const Call<T>& p, const Gradients<T>& g,
   if constexpr (kBias) {
     if (!own) return;
     own_sum = warp_sum(own_sum);
-    if (group == 0 && lane == 0) pos_sums[threadIdx.x / 32] = own_sum;
+    if (threadIdx.x < 32 * kOwnWarps && lane == 0) pos_sums[threadIdx.x / 32] = own_sum;
     __syncthreads();
     int64_t to = (int64_t(head) * p.sequences + s.index) * g.most_query_tiles + tile;
-    auto of_warps = [&](float w0, float w1, float w2, float w3) { return unit * ds_unit * ((w0 + w1) + (w2 + w3)); };
-    if (own_pos && threadIdx.x == 0) own_pos[to] = of_warps(pos_sums[0], pos_sums[1], pos_sums[2], pos_sums[3]);
+    auto of_warps = [&](auto&& of) {
+      float sum = 0;
+#pragma unroll
+      for (int x = 0; x < kOwnWarps; x += 4) sum += (of(x) + of(x + 1)) + (of(x + 2) + of(x + 3));
+      return unit * ds_unit * sum;
+    };
+    if (own_pos && threadIdx.x == 0) own_pos[to] = of_warps([&](int w) { return pos_sums[w]; });
     if (int x = threadIdx.x; own_time && x <= p.last_bucket)
-      own_time[to * (p.last_bucket + 1) + x] = of_warps(time_sums[0][x], time_sums[1][x], time_sums[2][x], time_sums[3][x]);
+      own_time[to * (p.last_bucket + 1) + x] = of_warps([&](int w) { return time_sums[w][x]; });
   }
 }
 // A block has a tile of each sequence, the first or one after it, and each `parts`-th from there. Where the computing warps write dQ only
