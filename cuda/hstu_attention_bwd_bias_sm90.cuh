@@ -31,9 +31,9 @@ constexpr bool cells_hold_one_threshold() {
 }
 static_assert(cells_hold_one_threshold());
 static __constant__ CellBuckets kCellBuckets = cell_buckets();
-// The cell of |a - b|, which `apart` becomes.
+// The cell of |a - b|, which and 1 `apart` becomes.
 __device__ __forceinline__ int cell_of(int a, int b, uint32_t& apart) {
-  apart = (a > b ? uint32_t(a) - uint32_t(b) : uint32_t(b) - uint32_t(a)) + 1;
+  apart = __sad(a, b, 1);
   return int(__float_as_uint(__uint2float_rz(apart)) >> 21) - (127 << 2);
 }
 
@@ -54,15 +54,23 @@ __global__ void __launch_bounds__(256) position_table_kernel(const Call<T> p, fl
   row[x] = entry(x), row[width + x] = entry(x + 1);
 }
 
-// 16 keys by 32 queries of a tile, and how their time's bias is found. Few buckets: the first one's to all, then for each further one what
-// is `more` to all that are at least so much later.
-struct alignas(16) Piece {
-  int code;  // kind, high, low, a byte each
-  float first, more;
-  int least;
-  __device__ __forceinline__ TimeKind kind() const { return TimeKind(code >> 16); }
-  __device__ __forceinline__ int low() const { return code & 255; }
-  __device__ __forceinline__ int high() const { return code >> 8 & 255; }
+// 16 keys by 32 queries of a tile, and how their time's bias is found: of few buckets the first one's to all, then for each further one the
+// difference to all that are at least so much later.
+struct Piece {
+  TimeKind kind;
+  int low, high;  // buckets, kOne and kFew
+};
+constexpr int kFewSteps = 3;
+// 16 keys by all queries of a tile, as computing warps take it.
+template <int kPieces>
+struct alignas(16) Strip {
+  struct alignas(4 * kPieces) Row {
+    float of[kPieces];
+  };
+  Row first, more[kFewSteps];
+  struct alignas(4 * kPieces) Times {
+    int of[kPieces];
+  } least[kFewSteps];
 };
 
 // What the bias needs: of items, two at a time, and of kTiles tiles of kQueries queries by kKeys keys.
@@ -77,28 +85,29 @@ struct BiasStages {
   // Of the position table, from a multiple of four on: query - key + kK - 1 = 0 is at `offset`. Both rows, half a row of banks apart.
   static constexpr int kPositions = kQ + kK + 4;
   alignas(16) float pos[kAhead][2][kPositions + 12];
-  alignas(8) int query_near[kAhead][kQ];
-  Piece piece[kAhead][kK / 16][kPieces];
-  int others[kAhead][kK / 16];  // pieces that have not one bucket: few, many, far, kPieces bits each
+  alignas(16) int query_near[kAhead][kQ];  // at near_place
+  Strip<kPieces> strip[kAhead][kK / 16];
+  int kinds[kAhead][kK / 16];  // of a strip's pieces: the most steps, which have many buckets (from bit 4 on), far times (from bit 8 on)
   Barrier full[kAhead];
 
+  // A thread's queries 8 x + 0, 1 and 8 x + 8, 9 stand together.
+  static __device__ __forceinline__ int near_place(int query) {
+    return query / 16 * 16 + query / 2 % 4 * 4 + query / 8 % 2 * 2 + query % 2;
+  }
   // Not limited to the table.
   __device__ __forceinline__ int near_bucket(uint32_t d) const {
     int guess = bucket_guess(fmaxf(__uint2float_rz(d), 1.f));
     return guess + int(d >= threshold[guess]);
   }
   // `level`: whether terms may be made of differences.
-  __device__ __forceinline__ Piece piece_of(int slot, TimeSpan keys, TimeSpan queries, int last, bool level) const {
-    auto none = [](TimeKind kind) { return Piece{int(kind) << 16, 0.f, 0.f, 0}; };
-    if (last < 0) return none(TimeKind::kOne);
+  __device__ __forceinline__ Piece piece_of(TimeSpan keys, TimeSpan queries, int last, bool level) const {
     int kinds = queries.kinds | keys.kinds;
-    if (kinds) return none(kinds & kSomeFar ? TimeKind::kFar : TimeKind::kMany);
-    if (queries.least > queries.most || keys.least > keys.most) return none(TimeKind::kOne);
+    if (last < 0 || (!kinds && (queries.least > queries.most || keys.least > keys.most))) return {TimeKind::kOne, kUntimed, kUntimed};
+    if (kinds) return {kinds & kSomeFar ? TimeKind::kFar : TimeKind::kMany, 0, last};
     int low = min(near_bucket(max(max(queries.least - keys.most, keys.least - queries.most), 0)), last);
     int high = min(near_bucket(max(queries.most - keys.least, keys.most - queries.least)), last);
-    if (low < high && (!level || keys.most > queries.least || high - low >= 4)) return none(TimeKind::kMany);
-    TimeKind kind = low < high ? TimeKind::kFew : TimeKind::kOne;
-    return {int(kind) << 16 | high << 8 | low, time[slot][low], time[slot][low + 1] - time[slot][low], int(threshold[low])};
+    bool many = low < high && (!level || keys.most > queries.least || high - low > kFewSteps);
+    return {many ? TimeKind::kMany : low < high ? TimeKind::kFew : TimeKind::kOne, low, high};
   }
   // By all threads of a block, before its first barrier.
   __device__ __forceinline__ void begin(int thread, int threads) {
@@ -208,24 +217,33 @@ __device__ __forceinline__ Piece stage_tile(Bias& bias, int stage, int slot, con
     bool there = p.last_bucket >= 0 && first + r < s.queries;
     NearTime time{kUntimedQuery, kSomeUntimed};
     if (there && i0 + r >= s.contextual) time = near_time(asked.at[x], times.base);
-    bias.query_near[stage][r] = time.at;
+    bias.query_near[stage][Bias::near_place(r)] = time.at;
     TimeSpan all = TimeSpan::of_warp(time, there);
     if (lane % kPieces == x) span = all;
   }
-  Piece piece{0, 0.f, 0.f, 0};  // of one that no query sees
-  if (lane < Bias::kK / 16 * kPieces) {
-    bool none = p.causal && !p.contextual_full && i0 + lane % kPieces * 32 + 31 < j0 + lane / kPieces * 16;
-    if (!none) piece = bias.piece_of(slot, bias.key_span[lane / kPieces], span, p.last_bucket, times.level);
-    bias.piece[stage][lane / kPieces][lane % kPieces] = piece;
-  }
-  int others = 0;
+  int strip = lane / kPieces, x = lane % kPieces, kinds = 0;
+  bool mine = strip < Bias::kK / 16, none = p.causal && !p.contextual_full && i0 + x * 32 + 31 < j0 + strip * 16;
+  Piece piece{TimeKind::kOne, kUntimed, kUntimed};  // of one that no query sees
+  if (mine && !none) piece = bias.piece_of(bias.key_span[strip], span, p.last_bucket, times.level);
+  bool few = piece.kind == TimeKind::kFew, single = few || piece.kind == TimeKind::kOne;
+  if (mine) {
+    const float* time = bias.time[slot];
+    auto& to = bias.strip[stage][strip];
+    to.first.of[x] = single ? time[piece.low] : 0.f;
 #pragma unroll
-  for (int x = 0; x < 3; ++x) {
-    constexpr TimeKind kKinds[3] = {TimeKind::kFew, TimeKind::kMany, TimeKind::kFar};
-    unsigned those = __ballot_sync(kFullWarp, piece.kind() == kKinds[x]);
-    others |= (those >> lane / kPieces * kPieces & (1 << kPieces) - 1) << x * kPieces;
+    for (int k = 0; k < kFewSteps; ++k) {
+      int bucket = piece.low + k;
+      bool there = few && bucket < piece.high;
+      to.least[k].of[x] = there ? int(bias.threshold[bucket]) : 0, to.more[k].of[x] = there ? time[bucket + 1] - time[bucket] : 0.f;
+    }
+    kinds = few ? piece.high - piece.low : single ? 0 : (piece.kind == TimeKind::kMany ? 16 : 256) << x;
   }
-  if (lane % kPieces == 0 && lane < Bias::kK / 16 * kPieces) bias.others[stage][lane / kPieces] = others;
+#pragma unroll
+  for (int step = 1; step < kPieces; step *= 2) {
+    int other = __shfl_xor_sync(kFullWarp, kinds, step);
+    kinds = max(kinds & 15, other & 15) | ((kinds | other) & ~15);
+  }
+  if (mine && x == 0) bias.kinds[stage][strip] = kinds;
   return piece;
 }
 
@@ -355,74 +373,68 @@ __device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, cons
 template <typename Bias, typename T>
 __device__ __forceinline__ void find_bias(const Bias& bias, const Call<T>& p, const Item& item, const Tile& tile, int stage, float factor,
                                           float (&v)[Bias::kQ / 2]) {
-  constexpr int kPieces = Bias::kPieces;
   uint32_t thread = thread_index() - 128, key = thread / 32 * 16 + thread % 32 / 4, query = thread % 4 * 2;
-  const Piece* pieces = bias.piece[stage][key / 16];
-  int slot = item.parity, before = tile.before;
-  const int others = read(&bias.others[stage][key / 16]);
-  const int* near = &bias.query_near[stage][query];
+  const int kinds = read(&bias.kinds[stage][key / 16]), slot = item.parity, before = tile.before;
+  const auto& strip = bias.strip[stage][key / 16];
   uint32_t begin = tile.offset + Bias::kK - 1 - key;
-  if (likely(before >= Bias::kQ - 1)) {
-    int odd = begin & 1;  // pairs, from the row in which they are aligned
-    const float* pos = &bias.pos[stage][odd][begin + query - odd];
+  {
+    auto first = strip.first;
+    if (likely(before >= Bias::kQ - 1)) {
+      int odd = begin & 1;  // pairs, from the row in which they are aligned
+      const float* pos = &bias.pos[stage][odd][begin + query - odd];
 #pragma unroll
-    for (int x = 0; x < Bias::kQ / 2; x += 2) {
-      float2 two = *reinterpret_cast<const float2*>(pos + x / 4 * 8 - x / 2 % 2 * 8);
-      v[x] = fmaf(factor, two.x, pieces[x / 16].first), v[x + 1] = fmaf(factor, two.y, pieces[x / 16].first);
-    }
-  } else {  // targets stand at one position
-    const float* pos = &bias.pos[stage][0][begin];
-#pragma unroll
-    for (int x = 0; x < Bias::kQ / 2; ++x)
-      v[x] = fmaf(factor, pos[min(int(query) + x / 4 * 8 + x % 2, max(before, 0)) - x / 2 % 2 * 8], pieces[x / 16].first);
-  }
-  if (others == 0) return;
-#pragma unroll
-  for (int c = 0; c < kPieces; ++c) {
-    if (!(others >> c & 1)) continue;
-    Piece piece = pieces[c];
-    const int fixed[2] = {read(&bias.key_near[slot][key]), read(&bias.key_near[slot][key + 8])};
-#pragma unroll 1
-    for (int bucket = piece.low(), high = piece.high();;) {
-      int from[2] = {fixed[0] + piece.least, fixed[1] + piece.least};
-#pragma unroll
-      for (int x = 0; x < 4; ++x) {
-        int2 at = *reinterpret_cast<const int2*>(near + 32 * c + 8 * x);
-#pragma unroll
-        for (int y = 0; y < 4; ++y)
-          if ((y % 2 ? at.y : at.x) >= from[y / 2]) v[16 * c + 4 * x + y] += piece.more;
+      for (int x = 0; x < Bias::kQ / 2; x += 2) {
+        float2 two = *reinterpret_cast<const float2*>(pos + x / 4 * 8 - x / 2 % 2 * 8);
+        v[x] = fmaf(factor, two.x, first.of[x / 16]), v[x + 1] = fmaf(factor, two.y, first.of[x / 16]);
       }
-      if (++bucket >= high) break;
-      piece.least = int(bias.threshold[bucket]), piece.more = bias.time[slot][bucket + 1] - bias.time[slot][bucket];
+    } else {  // targets stand at one position
+      const float* pos = &bias.pos[stage][0][begin];
+#pragma unroll
+      for (int x = 0; x < Bias::kQ / 2; ++x)
+        v[x] = fmaf(factor, pos[min(int(query) + x / 4 * 8 + x % 2, max(before, 0)) - x / 2 % 2 * 8], first.of[x / 16]);
     }
   }
-  if (likely(others < 1 << kPieces)) return;
+  if (kinds == 0) return;
   const int fixed[2] = {read(&bias.key_near[slot][key]), read(&bias.key_near[slot][key + 8])};
+  const int* near = &bias.query_near[stage][2 * query];
+#pragma unroll 1
+  for (int k = 0; k < (kinds & 15); ++k) {
+    auto least = strip.least[k];
+    auto more = strip.more[k];
+#pragma unroll
+    for (int c = 0; c < Bias::kQ / 16; ++c) {
+      if (c > 0 && c % 4 == 0) part(key);
+      int4 at = *reinterpret_cast<const int4*>(near + 16 * c);
+      const int times[4] = {at.x, at.y, at.z, at.w};
+#pragma unroll
+      for (int x = 0; x < 8; ++x)
+        if (times[x / 4 * 2 + x % 2] >= fixed[x / 2 % 2] + least.of[c / 2]) v[8 * c + x] += more.of[c / 2];
+    }
+  }
+  if (likely(kinds < 16)) return;
   const float4* cells = bias.cells[slot];
 #pragma unroll 1
-  for (int c = 0; c < 2 * kPieces; ++c) {  // half a piece at a time
-    if (!(others >> kPieces + c / 2 & 1)) continue;
+  for (int c = 0; c < Bias::kQ / 16; ++c) {  // half a piece at a time
+    if (!(kinds >> 4 + c / 2 & 1)) continue;
+    int4 at = *reinterpret_cast<const int4*>(near + 16 * c);
+    const int times[4] = {at.x, at.y, at.z, at.w};
     float term[8];
 #pragma unroll
-    for (int x = 0; x < 2; ++x) {
-      int2 at = *reinterpret_cast<const int2*>(near + 16 * c + 8 * x);
-#pragma unroll
-      for (int y = 0; y < 4; ++y) {
-        uint32_t apart;
-        float4 cell = cells[cell_of(y % 2 ? at.y : at.x, fixed[y / 2], apart)];
-        term[4 * x + y] = apart >= __float_as_uint(cell.x) ? cell.z : cell.y;
-      }
+    for (int x = 0; x < 8; ++x) {
+      uint32_t apart;
+      float4 cell = cells[cell_of(times[x / 4 * 2 + x % 2], fixed[x / 2 % 2], apart)];
+      term[x] = apart >= __float_as_uint(cell.x) ? cell.z : cell.y;
     }
 #pragma unroll
-    for (int half = 0; half < 2 * kPieces; ++half)
+    for (int half = 0; half < Bias::kQ / 16; ++half)
       if (half == c)
 #pragma unroll
         for (int x = 0; x < 8; ++x) v[8 * half + x] += term[x];
   }
-  if (likely(others < 1 << 2 * kPieces)) return;
+  if (likely(kinds < 256)) return;
 #pragma unroll 1
   for (int y = 0; y < Bias::kQ / 2; ++y) {
-    if (!(others >> 2 * kPieces + y / 16 & 1)) continue;
+    if (!(kinds >> 8 + y / 16 & 1)) continue;
     int i = item.s.shift + tile.index * Bias::kQ + y / 4 * 8 + int(thread) % 4 * 2 + y % 2;
     float value = time_term(p, item.head, exact_bucket(p, item.s, i, item.tile * Bias::kK + int(key) + y / 2 % 2 * 8));
 #pragma unroll
