@@ -370,7 +370,7 @@ __device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, cons
 
 // A computing thread's bias of its two keys of 128 and all queries of a tile, `before` of which come before the targets: positions times
 // `factor`, and times.
-template <typename Bias, typename T>
+template <bool kAdd, typename Bias, typename T>
 __device__ __forceinline__ void find_bias(const Bias& bias, const Call<T>& p, const Item& item, const Tile& tile, int stage, float factor,
                                           float (&v)[Bias::kQ / 2]) {
   uint32_t thread = thread_index() - 128, key = thread / 32 * 16 + thread % 32 / 4, query = thread % 4 * 2;
@@ -385,13 +385,14 @@ __device__ __forceinline__ void find_bias(const Bias& bias, const Call<T>& p, co
 #pragma unroll
       for (int x = 0; x < Bias::kQ / 2; x += 2) {
         float2 two = *reinterpret_cast<const float2*>(pos + x / 4 * 8 - x / 2 % 2 * 8);
+        if (kAdd) two.x += v[x], two.y += v[x + 1];
         v[x] = fmaf(factor, two.x, first.of[x / 16]), v[x + 1] = fmaf(factor, two.y, first.of[x / 16]);
       }
     } else {  // targets stand at one position
       const float* pos = &bias.pos[stage][0][begin];
 #pragma unroll
       for (int x = 0; x < Bias::kQ / 2; ++x)
-        v[x] = fmaf(factor, pos[min(int(query) + x / 4 * 8 + x % 2, max(before, 0)) - x / 2 % 2 * 8], first.of[x / 16]);
+        v[x] = fmaf(factor, (kAdd ? v[x] : 0.f) + pos[min(int(query) + x / 4 * 8 + x % 2, max(before, 0)) - x / 2 % 2 * 8], first.of[x / 16]);
     }
   }
   if (kinds == 0) return;
@@ -403,7 +404,7 @@ __device__ __forceinline__ void find_bias(const Bias& bias, const Call<T>& p, co
     auto more = strip.more[k];
 #pragma unroll
     for (int c = 0; c < Bias::kQ / 16; ++c) {
-      if (c > 0 && c % 4 == 0) part(key);
+      if (c > 0 && c % (kAdd ? 2 : 4) == 0) part(key);
       int4 at = *reinterpret_cast<const int4*>(near + 16 * c);
       const int times[4] = {at.x, at.y, at.z, at.w};
 #pragma unroll
@@ -421,6 +422,7 @@ __device__ __forceinline__ void find_bias(const Bias& bias, const Call<T>& p, co
     float term[8];
 #pragma unroll
     for (int x = 0; x < 8; ++x) {
+      if (kAdd && x == 4) part(key);
       uint32_t apart;
       float4 cell = cells[cell_of(times[x / 4 * 2 + x % 2], fixed[x / 2 % 2], apart)];
       term[x] = apart >= __float_as_uint(cell.x) ? cell.z : cell.y;

@@ -238,17 +238,18 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
 
       auto make_weights = [&](bool first) {
         multiply_scores();
-        if constexpr (kBias) {  // dP comes later: its registers have the bias
+        if constexpr (kBias && kDim <= 64) {  // dP comes later: its registers have the bias
           float bias[kQ / 2];
-          int stage = count % S::kAhead;
-          find_bias(shared.bias, p, item, shared.tile[stage], stage, factor, bias);
+          find_bias<false>(shared.bias, p, item, shared.tile[count % S::kAhead], count % S::kAhead, factor, bias);
           wgmma_wait<0>(scores);
 #pragma unroll
           for (int x = 0; x < kQ / 2; ++x) scores[x] = fmaf(factor, scores[x], bias[x]);
         }
         if (first && !kBias) shared.v_full.wait(item.parity);
         multiply_gradient();
-        if (!kBias) wgmma_wait<1>(scores);
+        if constexpr (!kBias || kDim > 64) wgmma_wait<1>(scores);
+        if constexpr (kBias && kDim > 64)
+          find_bias<true>(shared.bias, p, item, shared.tile[count % S::kAhead], count % S::kAhead, factor, scores);
         weigh();
         wgmma_wait<0>(gradient);
       };
