@@ -368,23 +368,37 @@ __device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, cons
   }
 }
 
+// What a computing thread reads of a tile's bias before it is its turn: the positions of its two keys of 128 and all queries, in pairs, from
+// the row in which they are aligned.
+template <typename Bias>
+struct BiasAhead {
+  float2 pos[Bias::kQ / 8 + 1];
+  typename Strip<Bias::kPieces>::Row first;
+  int kinds;
+  __device__ __forceinline__ void load(const Bias& bias, int stage, int offset) {
+    uint32_t thread = thread_index() - 128, begin = offset + Bias::kK - 1 - thread / 32 * 16 - thread % 32 / 4, odd = begin & 1;
+    const float* from = &bias.pos[stage][odd][begin - odd - 8 + thread % 4 * 2];
+#pragma unroll
+    for (int x = 0; x <= Bias::kQ / 8; ++x) pos[x] = *reinterpret_cast<const float2*>(from + 8 * x);
+    first = bias.strip[stage][thread / 32].first, kinds = bias.kinds[stage][thread / 32];
+  }
+};
+
 // A computing thread's bias of its two keys of 128 and all queries of a tile, `before` of which come before the targets: positions times
 // `factor`, and times.
 template <bool kAdd, typename Bias, typename T>
-__device__ __forceinline__ void find_bias(const Bias& bias, const Call<T>& p, const Item& item, const Tile& tile, int stage, float factor,
+__device__ __forceinline__ void find_bias(const Bias& bias, const BiasAhead<Bias>& ahead, const Call<T>& p, const Item& item, const Tile& tile, int stage, float factor,
                                           float (&v)[Bias::kQ / 2]) {
   uint32_t thread = thread_index() - 128, key = thread / 32 * 16 + thread % 32 / 4, query = thread % 4 * 2;
-  const int kinds = read(&bias.kinds[stage][key / 16]), slot = item.parity, before = tile.before;
+  const int kinds = ahead.kinds, slot = item.parity, before = tile.before;
   const auto& strip = bias.strip[stage][key / 16];
   uint32_t begin = tile.offset + Bias::kK - 1 - key;
   {
-    auto first = strip.first;
+    const auto& first = ahead.first;
     if (likely(before >= Bias::kQ - 1)) {
-      int odd = begin & 1;  // pairs, from the row in which they are aligned
-      const float* pos = &bias.pos[stage][odd][begin + query - odd];
 #pragma unroll
       for (int x = 0; x < Bias::kQ / 2; x += 2) {
-        float2 two = *reinterpret_cast<const float2*>(pos + x / 4 * 8 - x / 2 % 2 * 8);
+        float2 two = ahead.pos[x / 4 + 1 - x / 2 % 2];
         if (kAdd) two.x += v[x], two.y += v[x + 1];
         v[x] = fmaf(factor, two.x, first.of[x / 16]), v[x + 1] = fmaf(factor, two.y, first.of[x / 16]);
       }

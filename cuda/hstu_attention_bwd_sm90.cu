@@ -91,8 +91,14 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         for (int x = 0; x < kQ; x += 16) wgmma<T, true>(c, a + x / 4, moved(queries, x * kBytes), true);
         wgmma_commit();
       };
-      auto multiply_scores = [&] {
+      constexpr bool kEarly = kBias && kDim <= 64;
+      std::conditional_t<kBias, BiasAhead<decltype(SharedWithBias<T, kDim>::bias)>, int> ahead;
+      auto look_ahead = [&](uint32_t count) {
         shared.q_full[count % 2].wait(count / 2 & 1);
+        if constexpr (kEarly) ahead.load(shared.bias, count % S::kAhead, shared.tile[count % S::kAhead].offset);
+      };
+      auto multiply_scores = [&] {
+        if (!kEarly) shared.q_full[count % 2].wait(count / 2 & 1);
         if (kBias) forget(scores);
         wgmma_fence();
         multiply(scores, shared.k, shared.q[count % 2]);
@@ -124,7 +130,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
       auto weigh_tile = [&](float factor, auto scaled) {
 #pragma unroll
         for (int x = 0; x < kQ / 8; ++x) {
-          if (x == 8) part(count);
+          if (x > 0 && x % (kBias ? 6 : 8) == 0) part(count);
           float weight[4], slope[4];
           if constexpr (kSoftmax) {
             float2 lse = *reinterpret_cast<const float2*>(&shared.scale[count % 2][8 * x + thread_index() % 4 * 2]);
@@ -240,7 +246,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         multiply_scores();
         if constexpr (kBias && kDim <= 64) {  // dP comes later: its registers have the bias
           float bias[kQ / 2];
-          find_bias<false>(shared.bias, p, item, shared.tile[count % S::kAhead], count % S::kAhead, factor, bias);
+          find_bias<false>(shared.bias, ahead, p, item, shared.tile[count % S::kAhead], count % S::kAhead, factor, bias);
           wgmma_wait<0>(scores);
 #pragma unroll
           for (int x = 0; x < kQ / 2; ++x) scores[x] = fmaf(factor, scores[x], bias[x]);
@@ -248,8 +254,9 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         if (first && !kBias) shared.v_full.wait(item.parity);
         multiply_gradient();
         if constexpr (!kBias || kDim > 64) wgmma_wait<1>(scores);
+        if constexpr (kBias && kDim > 64) ahead.load(shared.bias, count % S::kAhead, shared.tile[count % S::kAhead].offset);
         if constexpr (kBias && kDim > 64)
-          find_bias<true>(shared.bias, p, item, shared.tile[count % S::kAhead], count % S::kAhead, factor, scores);
+          find_bias<true>(shared.bias, ahead, p, item, shared.tile[count % S::kAhead], count % S::kAhead, factor, scores);
         weigh();
         wgmma_wait<0>(gradient);
       };
@@ -257,6 +264,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
       // With a bias one copy of the loop's first half: code is what the instruction cache is short of.
       shared.k_full.wait(item.parity);
       if (kBias) shared.v_full.wait(item.parity);
+      if constexpr (kEarly) look_ahead(count);
       if (!kBias) make_weights(true);
       for (;;) {
         if (kBias) make_weights(true);
@@ -278,6 +286,10 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
           leave();
         else
           finish();
+        if constexpr (kEarly) {  // of the last tile, nothing
+          if (!last) shared.q_full[(count + 1) % 2].wait((count + 1) / 2 & 1);
+          ahead.load(shared.bias, (count + 1) % S::kAhead, shared.tile[(count + 1) % S::kAhead].offset & 3);
+        }
         wgmma_wait<0>(dk);
         release(shared.q_empty[stage]);
         if (kBias) release(shared.tile_empty[count % S::kAhead]);
