@@ -115,18 +115,42 @@ struct BiasStages {
   }
 };
 
-struct ItemTimes {
-  bool sorted;   // its keys are
-  bool level;    // entries of its time table are small, so that differences of them add up to an entry but for some 1e-5
-  int64_t base;  // of near times
-};
-// A warp stages an item's times and time table, before its first tile. All loads first.
+// A warp stages a head's time table. Whether its entries are small, so that differences of them add up to an entry but for some 1e-5.
 template <typename Bias, typename T>
-__device__ __forceinline__ ItemTimes stage_item(Bias& bias, int slot, const Call<T>& p, const Sequence& s, int head, int tile) {
-  constexpr int kK = Bias::kK, kEach = kNearThresholds / 32 + 1;
+__device__ __forceinline__ bool stage_table(Bias& bias, int slot, const Call<T>& p, int head) {
+  constexpr int kEach = kNearThresholds / 32 + 1;
+  int lane = thread_index() % 32;
+  int64_t row = p.time_per_head ? head * p.time_width : 0;
+  bool level = true;
+  uint32_t bits[kEach];
+#pragma unroll
+  for (int x = 0; x < kEach; ++x) bits[x] = p.last_bucket >= 0 ? p.time_w.bits(row + min(32 * x + lane, p.last_bucket)) : 0;
+#pragma unroll
+  for (int x = 0; x < kEach; ++x) {
+    int bucket = 32 * x + lane;
+    float entry = p.last_bucket >= 0 && bucket < kUntimed ? p.unit * p.time_w.value(bits[x]) : 0.f;
+    if (bucket <= kNearThresholds) bias.time[slot][bucket] = entry, level = level && fabsf(entry) <= 64.f;
+  }
+  __syncwarp();
+#pragma unroll 1
+  for (int x = lane; x < kCells; x += 32) {
+    int bucket = min(int(kCellBuckets.at[x]), kNearThresholds - 1), next = bucket;
+    uint32_t threshold = bias.threshold[bucket];
+    while (next < kNearThresholds - 1 && bias.threshold[next] == threshold) ++next;
+    if (threshold != ~0u) ++threshold;
+    auto kept = [&](int x) { return x < kUntimed ? min(x, p.last_bucket) : kUntimed; };
+    bias.cells[slot][x] =
+        float4{__uint_as_float(threshold), bias.time[slot][bucket], bias.time[slot][next], __int_as_float(kept(bucket) | kept(next) << 16)};
+  }
+  level = __all_sync(kFullWarp, level);
+  __syncwarp();
+  return level;
+}
+// A warp stages the times of an item's keys. All loads first.
+template <typename Bias, typename T>
+__device__ __forceinline__ void stage_keys(Bias& bias, int slot, const Call<T>& p, const Sequence& s, int tile, int64_t base) {
+  constexpr int kK = Bias::kK;
   int lane = thread_index() % 32, j0 = tile * kK;
-  int64_t row = p.time_per_head ? head * p.time_width : 0, base = first_time(p, s);
-  bool sorted = true, level = true;
   unsigned far = 0;
   {
     int64_t at[kK / 32];
@@ -147,35 +171,11 @@ __device__ __forceinline__ ItemTimes stage_item(Bias& bias, int slot, const Call
     bool there = p.last_bucket >= 0 && j < s.history;
     NearTime time{bias.key_near[slot][r], int(far >> x & 1)};
     if (!there || j < s.contextual) time = {j < s.contextual ? kUntimedKey : kNoFixedTime, kSomeUntimed};
-    bias.key_near[slot][r] = time.at, sorted = sorted && !(time.kind & kSomeFar);
+    bias.key_near[slot][r] = time.at;
     TimeSpan low = TimeSpan::of_warp(time, there && lane < 16), high = TimeSpan::of_warp(time, there && lane >= 16);
     if (lane % 16 == 0) bias.key_span[r / 16] = lane ? high : low;
   }
-  uint32_t bits[kEach];
-#pragma unroll
-  for (int x = 0; x < kEach; ++x) bits[x] = p.last_bucket >= 0 ? p.time_w.bits(row + min(32 * x + lane, p.last_bucket)) : 0;
-#pragma unroll
-  for (int x = 0; x < kEach; ++x) {
-    int bucket = 32 * x + lane;
-    float entry = p.last_bucket >= 0 && bucket < kUntimed ? p.unit * p.time_w.value(bits[x]) : 0.f;
-    if (bucket <= kNearThresholds) bias.time[slot][bucket] = entry, level = level && fabsf(entry) <= 64.f;
-  }
   __syncwarp();
-#pragma unroll 1
-  for (int r = lane; r < kK - 1; r += 32) sorted = sorted && bias.key_near[slot][r] <= bias.key_near[slot][r + 1];
-#pragma unroll 1
-  for (int x = lane; x < kCells; x += 32) {
-    int bucket = min(int(kCellBuckets.at[x]), kNearThresholds - 1), next = bucket;
-    uint32_t threshold = bias.threshold[bucket];
-    while (next < kNearThresholds - 1 && bias.threshold[next] == threshold) ++next;
-    if (threshold != ~0u) ++threshold;
-    auto kept = [&](int x) { return x < kUntimed ? min(x, p.last_bucket) : kUntimed; };
-    bias.cells[slot][x] =
-        float4{__uint_as_float(threshold), bias.time[slot][bucket], bias.time[slot][next], __int_as_float(kept(bucket) | kept(next) << 16)};
-  }
-  ItemTimes times{__all_sync(kFullWarp, sorted) != 0, __all_sync(kFullWarp, level) != 0, base};
-  __syncwarp();
-  return times;
 }
 
 // One thread brings the positions of a tile: of its first query and its last key, `nearest` apart.
@@ -206,7 +206,7 @@ struct QueryTimes {
 // Its queries' times and how each piece's bias is found. Returns a lane's piece: of keys lane / kPieces, of queries lane % kPieces. first:
 // of the tile, a query; j0: a key.
 template <typename Bias, typename T>
-__device__ __forceinline__ Piece stage_tile(Bias& bias, int stage, int slot, const QueryTimes<Bias>& asked, const ItemTimes& times,
+__device__ __forceinline__ Piece stage_tile(Bias& bias, int stage, int slot, const QueryTimes<Bias>& asked, int64_t base, bool level,
                                             const Call<T>& p, const Sequence& s, int first, int j0) {
   constexpr int kPieces = Bias::kPieces;
   int lane = thread_index() % 32, i0 = s.shift + first;
@@ -216,7 +216,7 @@ __device__ __forceinline__ Piece stage_tile(Bias& bias, int stage, int slot, con
     int r = lane + 32 * x;
     bool there = p.last_bucket >= 0 && first + r < s.queries;
     NearTime time{kUntimedQuery, kSomeUntimed};
-    if (there && i0 + r >= s.contextual) time = near_time(asked.at[x], times.base);
+    if (there && i0 + r >= s.contextual) time = near_time(asked.at[x], base);
     bias.query_near[stage][Bias::near_place(r)] = time.at;
     TimeSpan all = TimeSpan::of_warp(time, there);
     if (lane % kPieces == x) span = all;
@@ -224,7 +224,7 @@ __device__ __forceinline__ Piece stage_tile(Bias& bias, int stage, int slot, con
   int strip = lane / kPieces, x = lane % kPieces, kinds = 0;
   bool mine = strip < Bias::kK / 16, none = p.causal && !p.contextual_full && i0 + x * 32 + 31 < j0 + strip * 16;
   Piece piece{TimeKind::kOne, kUntimed, kUntimed};  // of one that no query sees
-  if (mine && !none) piece = bias.piece_of(bias.key_span[strip], span, p.last_bucket, times.level);
+  if (mine && !none) piece = bias.piece_of(bias.key_span[strip], span, p.last_bucket, level);
   bool few = piece.kind == TimeKind::kFew, single = few || piece.kind == TimeKind::kOne;
   if (mine) {
     const float* time = bias.time[slot];
@@ -258,36 +258,70 @@ struct SharedWithBias : Shared<T, kDim, true> {
 template <typename T, int kDim, bool kBias>
 using SharedOf = std::conditional_t<kBias, SharedWithBias<T, kDim>, Shared<T, kDim, false>>;
 
-// A thread finds the items and tiles that come, up to kAhead tiles before they are done.
+// A warp finds the items and tiles that come, up to kAhead tiles before they are done: 32 tiles of an item at a time.
 struct Planner {
   uint32_t turn = ~0u;
-  int next = -1;  // its item's next tile
-  int finished = 0;
+  int first = 0, finished = 0;  // first: of the tiles of queries that were looked at
+  unsigned left = 0;            // those of them that see the item's keys and are still to be told
+  int told = 0;                 // of this lane's one: its turn, whether it finishes dQ, whether all is seen
   bool more = true;
+  // Looks at tiles from `first` on until some see the item's keys, or there are no more.
+  template <typename S, typename T>
+  __device__ __forceinline__ void look(const Call<T>& p, const Gradients<T>& g, const Item& item) {
+    int tiles = item.tile * S::kKeys < item.s.history ? (item.s.queries + S::kQueries - 1) / S::kQueries : 0;
+    for (left = 0; left == 0 && first < tiles;) {
+      int m = first + int(thread_index() % 32), before = 0, behind = 0;
+      bool seen = false;
+      if (m < tiles) {
+        const QueryTile& queries = g.query_tiles[int64_t(item.s.index) * g.most_query_tiles + m];
+        seen = sees<S>(queries, item.tile, before, g.last_first), sees<S>(queries, item.tile, behind, !g.last_first);
+        bool finishes = g.deterministic && behind == 0 && item.s.shift + min((m + 1) * S::kQueries, item.s.queries) <= item.s.history;
+        bool all = queries.all.all(item.tile * S::kKeys, (item.tile + 1) * S::kKeys) && item.s.queries - m * S::kQueries >= S::kQueries;
+        told = before & 0xffff | int(finishes) << 16 | int(all) << 17;
+      }
+      left = __ballot_sync(kFullWarp, seen);
+      if (left == 0) first += 32;
+    }
+  }
   // Tells tile `count`, or that there is none. False: not yet, for the next item has no tiles, or all was told. Waits until the item before
   // the last one is done.
   template <typename T, int kDim>
   __device__ __forceinline__ bool tell(SharedWithBias<T, kDim>& shared, const Call<T>& p, const Gradients<T>& g, uint32_t count) {
     using S = Shape<kDim, true>;
+    bool one = thread_index() % 32 == 0;
     int stage = count % S::kAhead;
     if (!more) return false;
-    if (next < 0) {
-      more = next_item<T, kDim, true>(shared, p, g, ++turn, false, g.last_first) >= 0;
-      if (more) next = first_seen<S>(p, g, shared.item[turn % 2]);
-      if (more && next < 0) return false;
+    if (left == 0) {
+      ++turn;
+      more = __shfl_sync(kFullWarp, one ? draw_item<S>(shared, p, g, turn, false, g.last_first) : 0, 0) >= 0;
+      Item& item = shared.item[turn % 2];
+      __syncwarp();
+      if (more) {
+        first = p.causal && !p.contextual_full ? max(item.tile * S::kKeys - item.s.shift, 0) / S::kQueries : 0;
+        look<S>(p, g, item);
+        if (one) item.any = left != 0, shared.item_full[turn % 2].arrive();
+        if (left == 0) return false;
+      }
     }
     shared.tile_empty[stage].wait(count / S::kAhead & 1 ^ 1);
     Tile& tile = shared.tile[stage];
     const Item& item = shared.item[turn % 2];
     if (more) {
-      tile.before = item.s.history - item.s.shift - next * S::kQueries;
-      tile.offset = min(item.s.shift + next * S::kQueries, item.s.history) + 1 & 3;
-      next = tell_tile<S>(p, g, item, turn, next, g.last_first, tile);
-      tile.finished = finished, finished += tile.finishes;
-    } else {
+      int x = __ffs(left) - 1, m = first + x, word = __shfl_sync(kFullWarp, told, x);
+      left &= left - 1;
+      if (left == 0) first += 32, look<S>(p, g, item);
+      if (one) {
+        int i0 = item.s.shift + m * S::kQueries;
+        tile = {sums_of<S>(p, g, item.s, m, item.head),
+                g.turns + (int64_t(item.s.index) * p.heads + item.head) * g.most_query_tiles + m,
+                int(turn % 2), m, word & 0xffff, item.s.queries - m * S::kQueries,
+                item.s.history - i0, min(i0, item.s.history) + 1 & 3, bool(word >> 17 & 1), left == 0, bool(word >> 16 & 1), finished};
+      }
+      finished += word >> 16 & 1;
+    } else if (one) {
       tile.item = -1;
     }
-    shared.told[stage].arrive();
+    if (one) shared.told[stage].arrive();
     return true;
   }
 };
@@ -337,8 +371,8 @@ __device__ __forceinline__ void load_tiles(SharedWithBias<T, kDim>& shared, cons
   // A tile is found before the one in front of it is loaded; all are loaded when an item is waited for that may end only after them.
   Planner planner;
   for (uint32_t found = 0, loaded = 0;;) {
-    bool told = one && planner.tell(shared, p, g, found);
-    told = __shfl_sync(kFullWarp, told, 0), found += told;
+    bool told = planner.tell(shared, p, g, found);
+    found += told;
     while (loaded + told < found)
       if (!load(loaded++)) return;
   }
@@ -348,21 +382,26 @@ __device__ __forceinline__ void load_tiles(SharedWithBias<T, kDim>& shared, cons
 template <typename T, int kDim>
 __device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, const Call<T>& p, const PositionTable& positions) {
   using S = Shape<kDim, true>;
-  bool begins = true;
-  ItemTimes times{};
+  bool begins = true, level = true;
+  int64_t base = 0;
+  unsigned staged = 0;  // slots that have the table of all heads
   for (uint32_t count = 0;; ++count) {
     int stage = count % S::kAhead, lane = thread_index() % 32;
     shared.told[stage].wait(count / S::kAhead & 1);
     const Tile& tile = shared.tile[stage];
     if (tile.item < 0) return;
     const Item& item = shared.item[tile.item];
-    int first = tile.index * S::kQueries, j0 = item.tile * S::kKeys;
+    int first = tile.index * S::kQueries, j0 = item.tile * S::kKeys, slot = item.parity;
     if (lane == 0)
       load_positions(shared.bias, stage, positions, p, item.head, min(item.s.shift + first, item.s.history) - j0 - (S::kKeys - 1));
-    if (begins) times = stage_item(shared.bias, item.parity, p, item.s, item.head, item.tile);
+    if (begins) {
+      base = first_time(p, item.s);
+      if (!(staged >> slot & 1)) level = stage_table(shared.bias, slot, p, item.head), staged |= int(!p.time_per_head) << slot;
+      stage_keys(shared.bias, slot, p, item.s, item.tile, base);
+    }
     begins = tile.last;
     QueryTimes<decltype(shared.bias)> asked(p, item.s, first);
-    stage_tile(shared.bias, stage, item.parity, asked, times, p, item.s, first, j0);
+    stage_tile(shared.bias, stage, slot, asked, base, level, p, item.s, first, j0);
     __syncwarp();
     shared.bias.full[stage].arrive_for_warp(lane);
   }
