@@ -61,16 +61,10 @@ struct Piece {
   int low, high;  // buckets, kOne and kFew
 };
 constexpr int kFewSteps = 3;
-// 16 keys by all queries of a tile, as computing warps take it.
-template <int kPieces>
-struct alignas(16) Strip {
-  struct alignas(4 * kPieces) Row {
-    float of[kPieces];
-  };
-  Row first, more[kFewSteps];
-  struct alignas(4 * kPieces) Times {
-    int of[kPieces];
-  } least[kFewSteps];
+// The same as computing warps take it: two buckets and more.
+struct alignas(16) Step {
+  int low, high, least;
+  float more;
 };
 
 // What the bias needs: of items, two at a time, and of kTiles tiles of kQueries queries by kKeys keys.
@@ -86,8 +80,11 @@ struct BiasStages {
   static constexpr int kPositions = kQ + kK + 4;
   alignas(16) float pos[kAhead][2][kPositions + 12];
   alignas(16) int query_near[kAhead][kQ];  // at near_place
-  Strip<kPieces> strip[kAhead][kK / 16];
-  int kinds[kAhead][kK / 16];  // of a strip's pieces: the most steps, which have many buckets (from bit 4 on), far times (from bit 8 on)
+  struct alignas(4 * kPieces) Row {
+    float of[kPieces];
+  } first[kAhead][kK / 16];  // of 16 keys, what all queries of a piece have
+  Step step[kAhead][kK / 16][kPieces];
+  int kinds[kAhead][kK / 16];  // which pieces have few buckets, many (from bit 4 on), far times (from bit 8 on)
   Barrier full[kAhead];
 
   // A thread's queries 8 x + 0, 1 and 8 x + 8, 9 stand together.
@@ -228,21 +225,12 @@ __device__ __forceinline__ Piece stage_tile(Bias& bias, int stage, int slot, con
   bool few = piece.kind == TimeKind::kFew, single = few || piece.kind == TimeKind::kOne;
   if (mine) {
     const float* time = bias.time[slot];
-    auto& to = bias.strip[stage][strip];
-    to.first.of[x] = single ? time[piece.low] : 0.f;
-#pragma unroll
-    for (int k = 0; k < kFewSteps; ++k) {
-      int bucket = piece.low + k;
-      bool there = few && bucket < piece.high;
-      to.least[k].of[x] = there ? int(bias.threshold[bucket]) : 0, to.more[k].of[x] = there ? time[bucket + 1] - time[bucket] : 0.f;
-    }
-    kinds = few ? piece.high - piece.low : single ? 0 : (piece.kind == TimeKind::kMany ? 16 : 256) << x;
+    bias.first[stage][strip].of[x] = single ? time[piece.low] : 0.f;
+    if (few) bias.step[stage][strip][x] = {piece.low, piece.high, int(bias.threshold[piece.low]), time[piece.low + 1] - time[piece.low]};
+    kinds = (few ? 1 : single ? 0 : piece.kind == TimeKind::kMany ? 16 : 256) << x;
   }
 #pragma unroll
-  for (int step = 1; step < kPieces; step *= 2) {
-    int other = __shfl_xor_sync(kFullWarp, kinds, step);
-    kinds = max(kinds & 15, other & 15) | ((kinds | other) & ~15);
-  }
+  for (int step = 1; step < kPieces; step *= 2) kinds |= __shfl_xor_sync(kFullWarp, kinds, step);
   if (mine && x == 0) bias.kinds[stage][strip] = kinds;
   return piece;
 }
@@ -407,65 +395,66 @@ __device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, cons
   }
 }
 
-// What a computing thread reads of a tile's bias before it is its turn: the positions of its two keys of 128 and all queries, in pairs, from
-// the row in which they are aligned.
+// A computing thread's scores, of its two keys of 128 and all queries, begin as the position's bias / alpha.
+template <typename Bias>
+__device__ __forceinline__ void begin_scores(const Bias& bias, int stage, int before, int offset, float (&scores)[Bias::kQ / 2]) {
+  uint32_t thread = thread_index() - 128, query = thread % 4 * 2, begin = offset + Bias::kK - 1 - thread / 32 * 16 - thread % 32 / 4;
+  if (likely(before >= Bias::kQ - 1)) {
+    int odd = begin & 1;  // pairs, from the row in which they are aligned
+    const float* pos = &bias.pos[stage][odd][begin + query - odd];
+#pragma unroll
+    for (int x = 0; x < Bias::kQ / 2; x += 2) {
+      float2 two = *reinterpret_cast<const float2*>(pos + x / 4 * 8 - x / 2 % 2 * 8);
+      scores[x] = two.x, scores[x + 1] = two.y;
+    }
+  } else {  // targets stand at one position
+    const float* pos = &bias.pos[stage][0][begin];
+#pragma unroll
+    for (int x = 0; x < Bias::kQ / 2; ++x) scores[x] = pos[min(int(query) + x / 4 * 8 + x % 2, max(before, 0)) - x / 2 % 2 * 8];
+  }
+}
+
+// What is asked for before scores are there.
 template <typename Bias>
 struct BiasAhead {
-  float2 pos[Bias::kQ / 8 + 1];
-  typename Strip<Bias::kPieces>::Row first;
+  typename Bias::Row first;
   int kinds;
-  __device__ __forceinline__ void load(const Bias& bias, int stage, int offset) {
-    uint32_t thread = thread_index() - 128, begin = offset + Bias::kK - 1 - thread / 32 * 16 - thread % 32 / 4, odd = begin & 1;
-    const float* from = &bias.pos[stage][odd][begin - odd - 8 + thread % 4 * 2];
-#pragma unroll
-    for (int x = 0; x <= Bias::kQ / 8; ++x) pos[x] = *reinterpret_cast<const float2*>(from + 8 * x);
-    first = bias.strip[stage][thread / 32].first, kinds = bias.kinds[stage][thread / 32];
+  __device__ __forceinline__ void load(const Bias& bias, int stage) {
+    uint32_t strip = thread_index() / 32 - 4;
+    first = bias.first[stage][strip], kinds = bias.kinds[stage][strip];
   }
 };
-
-// A computing thread's bias of its two keys of 128 and all queries of a tile, `before` of which come before the targets: positions times
-// `factor`, and times.
-template <bool kAdd, typename Bias, typename T>
-__device__ __forceinline__ void find_bias(const Bias& bias, const BiasAhead<Bias>& ahead, const Call<T>& p, const Item& item, const Tile& tile, int stage, float factor,
-                                          float (&v)[Bias::kQ / 2]) {
-  uint32_t thread = thread_index() - 128, key = thread / 32 * 16 + thread % 32 / 4, query = thread % 4 * 2;
-  const int kinds = ahead.kinds, slot = item.parity, before = tile.before;
-  const auto& strip = bias.strip[stage][key / 16];
-  uint32_t begin = tile.offset + Bias::kK - 1 - key;
-  {
-    const auto& first = ahead.first;
-    if (likely(before >= Bias::kQ - 1)) {
+// Scores times `factor`, and the time's bias.
+template <typename Bias, typename T>
+__device__ __forceinline__ void add_times(const Bias& bias, const BiasAhead<Bias>& ahead, const Call<T>& p, const Item& item, const Tile& tile,
+                                          int stage, float factor, float (&v)[Bias::kQ / 2]) {
+  constexpr int kPieces = Bias::kPieces;
+  int kinds = ahead.kinds, slot = item.parity;
 #pragma unroll
-      for (int x = 0; x < Bias::kQ / 2; x += 2) {
-        float2 two = ahead.pos[x / 4 + 1 - x / 2 % 2];
-        if (kAdd) two.x += v[x], two.y += v[x + 1];
-        v[x] = fmaf(factor, two.x, first.of[x / 16]), v[x + 1] = fmaf(factor, two.y, first.of[x / 16]);
-      }
-    } else {  // targets stand at one position
-      const float* pos = &bias.pos[stage][0][begin];
-#pragma unroll
-      for (int x = 0; x < Bias::kQ / 2; ++x)
-        v[x] = fmaf(factor, (kAdd ? v[x] : 0.f) + pos[min(int(query) + x / 4 * 8 + x % 2, max(before, 0)) - x / 2 % 2 * 8], first.of[x / 16]);
-    }
-  }
+  for (int x = 0; x < Bias::kQ / 2; ++x) v[x] = fmaf(factor, v[x], ahead.first.of[x / 16]);
   if (kinds == 0) return;
-  const int fixed[2] = {read(&bias.key_near[slot][key]), read(&bias.key_near[slot][key + 8])};
-  const int* near = &bias.query_near[stage][2 * query];
+  uint32_t thread = thread_index() - 128, key = thread / 32 * 16 + thread % 32 / 4;
+  const int* near = &bias.query_near[stage][thread % 4 * 4];
+#pragma unroll
+  for (int c = 0; c < kPieces; ++c) {
+    if (!(kinds >> c & 1)) continue;
+    Step step = bias.step[stage][key / 16][c];
+    const int fixed[2] = {read(&bias.key_near[slot][key]), read(&bias.key_near[slot][key + 8])};
+    int4 at[2] = {*reinterpret_cast<const int4*>(near + 32 * c), *reinterpret_cast<const int4*>(near + 32 * c + 16)};
 #pragma unroll 1
-  for (int k = 0; k < (kinds & 15); ++k) {
-    auto least = strip.least[k];
-    auto more = strip.more[k];
+    for (;;) {
+      int from[2] = {fixed[0] + step.least, fixed[1] + step.least};
 #pragma unroll
-    for (int c = 0; c < Bias::kQ / 16; ++c) {
-      if (c > 0 && c % (kAdd ? 2 : 4) == 0) part(key);
-      int4 at = *reinterpret_cast<const int4*>(near + 16 * c);
-      const int times[4] = {at.x, at.y, at.z, at.w};
-#pragma unroll
-      for (int x = 0; x < 8; ++x)
-        if (times[x / 4 * 2 + x % 2] >= fixed[x / 2 % 2] + least.of[c / 2]) v[8 * c + x] += more.of[c / 2];
+      for (int x = 0; x < 16; ++x) {
+        const int times[4] = {at[x / 8].x, at[x / 8].y, at[x / 8].z, at[x / 8].w};
+        if (times[x / 4 % 2 * 2 + x % 2] >= from[x / 2 % 2]) v[16 * c + x] += step.more;
+      }
+      if (++step.low >= step.high) break;
+      step.least = int(bias.threshold[step.low]), step.more = bias.time[slot][step.low + 1] - bias.time[slot][step.low];
     }
   }
   if (likely(kinds < 16)) return;
+  const int fixed[2] = {read(&bias.key_near[slot][key]), read(&bias.key_near[slot][key + 8])};
   const float4* cells = bias.cells[slot];
 #pragma unroll 1
   for (int c = 0; c < Bias::kQ / 16; ++c) {  // half a piece at a time
@@ -475,7 +464,7 @@ __device__ __forceinline__ void find_bias(const Bias& bias, const BiasAhead<Bias
     float term[8];
 #pragma unroll
     for (int x = 0; x < 8; ++x) {
-      if (kAdd && x == 4) part(key);
+      if (x == 4) part(key);
       uint32_t apart;
       float4 cell = cells[cell_of(times[x / 4 * 2 + x % 2], fixed[x / 2 % 2], apart)];
       term[x] = apart >= __float_as_uint(cell.x) ? cell.z : cell.y;

@@ -77,12 +77,12 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
       }
       float scores[kQ / 2], gradient[kQ / 2], dq[S::kPart / 128];
       uint32_t weights[kQ / 4], slopes[kQ / 4], ds[kQ / 4];
-      auto multiply = [&](float(&c)[kQ / 2], const T* keys_tile, const T* tile) {
+      auto multiply = [&](float(&c)[kQ / 2], const T* keys_tile, const T* tile, bool add) {
         uint64_t keys = by_rows<kBytes>(shared_address(keys_tile) + 64 * group * kBytes), queries = by_rows<kBytes>(shared_address(tile));
 #pragma unroll
         for (int d = 0; d < kDim; d += 16)
           wgmma<T, false>(c, moved(keys, d / kColumns * kK * kBytes + d % kColumns * 2),
-                          moved(queries, d / kColumns * kQ * kBytes + d % kColumns * 2), d > 0);
+                          moved(queries, d / kColumns * kQ * kBytes + d % kColumns * 2), add || d > 0);
         wgmma_commit();
       };
       auto accumulate = [&](float(&c)[kDim / 2], const uint32_t* a, const T* tile) {
@@ -91,17 +91,17 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         for (int x = 0; x < kQ; x += 16) wgmma<T, true>(c, a + x / 4, moved(queries, x * kBytes), true);
         wgmma_commit();
       };
-      constexpr bool kEarly = kBias && kDim <= 64;
       std::conditional_t<kBias, BiasAhead<decltype(SharedWithBias<T, kDim>::bias)>, int> ahead;
-      auto look_ahead = [&](uint32_t count) {
-        shared.q_full[count % 2].wait(count / 2 & 1);
-        if constexpr (kEarly) ahead.load(shared.bias, count % S::kAhead, shared.tile[count % S::kAhead].offset);
+      auto begin = [&](uint32_t count) {  // scores begin as the position's bias
+        if constexpr (kBias) {
+          const Tile& tile = shared.tile[count % S::kAhead];
+          begin_scores(shared.bias, count % S::kAhead, tile.before, tile.offset & 3, scores);
+        }
       };
       auto multiply_scores = [&] {
-        if (!kEarly) shared.q_full[count % 2].wait(count / 2 & 1);
-        if (kBias) forget(scores);
+        if (!kBias) shared.q_full[count % 2].wait(count / 2 & 1);
         wgmma_fence();
-        multiply(scores, shared.k, shared.q[count % 2]);
+        multiply(scores, shared.k, shared.q[count % 2], kBias);
       };
       auto multiply_gradient = [&] {
         int stage = count % 2;
@@ -113,7 +113,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         }
         if (kBias) forget(gradient);
         wgmma_fence();
-        multiply(gradient, shared.v, shared.dout[stage]);
+        multiply(gradient, shared.v, shared.dout[stage], false);
       };
       constexpr float kHidden = kSoftmax ? -1e30f : -128.f;  // a score where P and dsilu are 0 in float32
       auto hide = [&](float factor) {
@@ -244,19 +244,14 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
 
       auto make_weights = [&](bool first) {
         multiply_scores();
-        if constexpr (kBias && kDim <= 64) {  // dP comes later: its registers have the bias
-          float bias[kQ / 2];
-          find_bias<false>(shared.bias, ahead, p, item, shared.tile[count % S::kAhead], count % S::kAhead, factor, bias);
+        if constexpr (kBias) ahead.load(shared.bias, count % S::kAhead);
+        if constexpr (kBias) {  // dP comes later: its registers are needed
           wgmma_wait<0>(scores);
-#pragma unroll
-          for (int x = 0; x < kQ / 2; ++x) scores[x] = fmaf(factor, scores[x], bias[x]);
+          add_times(shared.bias, ahead, p, item, shared.tile[count % S::kAhead], count % S::kAhead, factor, scores);
         }
         if (first && !kBias) shared.v_full.wait(item.parity);
         multiply_gradient();
-        if constexpr (!kBias || kDim > 64) wgmma_wait<1>(scores);
-        if constexpr (kBias && kDim > 64) ahead.load(shared.bias, count % S::kAhead, shared.tile[count % S::kAhead].offset);
-        if constexpr (kBias && kDim > 64)
-          find_bias<true>(shared.bias, ahead, p, item, shared.tile[count % S::kAhead], count % S::kAhead, factor, scores);
+        if (!kBias) wgmma_wait<1>(scores);
         weigh();
         wgmma_wait<0>(gradient);
       };
@@ -264,7 +259,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
       // With a bias one copy of the loop's first half: code is what the instruction cache is short of.
       shared.k_full.wait(item.parity);
       if (kBias) shared.v_full.wait(item.parity);
-      if constexpr (kEarly) look_ahead(count);
+      if (kBias) shared.q_full[count % 2].wait(count / 2 & 1), begin(count);
       if (!kBias) make_weights(true);
       for (;;) {
         if (kBias) make_weights(true);
@@ -286,9 +281,9 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
           leave();
         else
           finish();
-        if constexpr (kEarly) {  // of the last tile, nothing
+        if (kBias) {  // behind the last tile scores are anything
           if (!last) shared.q_full[(count + 1) % 2].wait((count + 1) / 2 & 1);
-          ahead.load(shared.bias, (count + 1) % S::kAhead, shared.tile[(count + 1) % S::kAhead].offset & 3);
+          begin(count + 1);
         }
         wgmma_wait<0>(dk);
         release(shared.q_empty[stage]);
