@@ -239,7 +239,9 @@ template <typename T, int kDim>
 struct SharedWithBias : Shared<T, kDim, true> {
   using S = Shape<kDim, true>;
   BiasStages<S::kQueries, S::kKeys, S::kAhead> bias;
+  int turn;  // items drawn but one
   __device__ __forceinline__ void init() {
+    turn = -1;
     for (int x = 0; x < S::kAhead; ++x) this->tile_empty[x].init(2, 8), bias.full[x].init(1, 1);
   }
 };
@@ -248,8 +250,7 @@ using SharedOf = std::conditional_t<kBias, SharedWithBias<T, kDim>, Shared<T, kD
 
 // A warp finds the items and tiles that come, up to kAhead tiles before they are done: 32 tiles of an item at a time.
 struct Planner {
-  uint32_t turn = ~0u;
-  int first = 0, finished = 0;  // first: of the tiles of queries that were looked at
+  int first = 0;          // of the tiles of queries that were looked at
   unsigned left = 0;            // those of them that see the item's keys and are still to be told
   int told = 0;                 // of this lane's one: its turn, whether it finishes dQ, whether all is seen
   bool more = true;
@@ -279,33 +280,36 @@ struct Planner {
     bool one = thread_index() % 32 == 0;
     int stage = count % S::kAhead;
     if (!more) return false;
-    if (left == 0) {
-      ++turn;
-      more = __shfl_sync(kFullWarp, one ? draw_item<S>(shared, p, g, turn, false, g.last_first) : 0, 0) >= 0;
-      Item& item = shared.item[turn % 2];
+    bool begins = left == 0;
+    if (begins) {
+      if (one) ++shared.turn;
+      __syncwarp();
+      more = __shfl_sync(kFullWarp, one ? draw_item<S>(shared, p, g, shared.turn, false, g.last_first) : 0, 0) >= 0;
+      Item& item = shared.item[read(&shared.turn) % 2];
       __syncwarp();
       if (more) {
         first = p.causal && !p.contextual_full ? max(item.tile * S::kKeys - item.s.shift, 0) / S::kQueries : 0;
         look<S>(p, g, item);
-        if (one) item.any = left != 0, shared.item_full[turn % 2].arrive();
+        if (one) item.any = left != 0, shared.item_full[read(&shared.turn) % 2].arrive();
         if (left == 0) return false;
       }
     }
     shared.tile_empty[stage].wait(count / S::kAhead & 1 ^ 1);
     Tile& tile = shared.tile[stage];
-    const Item& item = shared.item[turn % 2];
+    const Item& item = shared.item[read(&shared.turn) % 2];
     if (more) {
       int x = __ffs(left) - 1, m = first + x, word = __shfl_sync(kFullWarp, told, x);
       left &= left - 1;
       if (left == 0) first += 32, look<S>(p, g, item);
       if (one) {
+        const Tile& before = shared.tile[(count + S::kAhead - 1) % S::kAhead];
         int i0 = item.s.shift + m * S::kQueries;
         tile = {sums_of<S>(p, g, item.s, m, item.head),
                 g.turns + (int64_t(item.s.index) * p.heads + item.head) * g.most_query_tiles + m,
-                int(turn % 2), m, word & 0xffff, item.s.queries - m * S::kQueries,
-                item.s.history - i0, min(i0, item.s.history) + 1 & 3, bool(word >> 17 & 1), left == 0, bool(word >> 16 & 1), finished};
+                read(&shared.turn) % 2, m, word & 0xffff, item.s.queries - m * S::kQueries,
+                item.s.history - i0, min(i0, item.s.history) + 1 & 3, begins, bool(word >> 17 & 1), left == 0, bool(word >> 16 & 1),
+                count > 0 ? before.finished + before.finishes : 0};
       }
-      finished += word >> 16 & 1;
     } else if (one) {
       tile.item = -1;
     }
@@ -319,20 +323,14 @@ template <typename T, int kDim>
 __device__ __forceinline__ void load_tiles(SharedWithBias<T, kDim>& shared, const CUtensorMap& q_map, const CUtensorMap& k_map,
                                            const CUtensorMap& v_map, const CUtensorMap& dout_map, const Call<T>& p, const Gradients<T>& g) {
   using S = Shape<kDim, true>;
-  constexpr int kQ = S::kQueries, kK = S::kKeys, kAhead = S::kAhead, kTileBytes = kQ * kDim * int(sizeof(T)),
-                kColumns = kRowBytes<T, kDim> / int(sizeof(T));
-  bool begins = true, one = thread_index() % 32 == 0;
+  constexpr int kQ = S::kQueries, kK = S::kKeys, kAhead = S::kAhead, kTileBytes = kQ * kDim * int(sizeof(T));
   auto load = [&](uint32_t count) {
     int stage = count % 2;
     shared.told[count % kAhead].wait(count / kAhead & 1);
     const Tile& tile = shared.tile[count % kAhead];
     if (tile.item < 0) return false;
     const Item& item = shared.item[tile.item];
-    bool last = tile.last;
-    if (one && begins)  // read once, and waited for when the item before ends
-#pragma unroll
-      for (int d = 0; d < kDim; d += kColumns)
-        prefetch_box(v_map, d, item.head, int(item.s.key) + item.tile * kK), prefetch_box(k_map, d, item.head, int(item.s.key) + item.tile * kK);
+    bool one = thread_index() % 32 == 0;
     shared.q_empty[stage].wait(count / 2 & 1 ^ 1);
     if (one) {
       shared.q_full[stage].expect(2 * kTileBytes);
@@ -340,7 +338,7 @@ __device__ __forceinline__ void load_tiles(SharedWithBias<T, kDim>& shared, cons
       load_tile<T, kDim, kQ>(shared.dout[stage], dout_map, item.head, item.s.query + tile.index * kQ, shared.q_full[stage]);
     }
     tell_seen<T, kDim, true>(shared, p, g, stage, tile, item, false);
-    if (one && begins) {
+    if (one && tile.first) {
       shared.v_empty.wait(item.parity ^ 1);
       shared.v_full.expect(kK * kDim * int(sizeof(T)));
       load_tile<T, kDim, kK>(shared.v, v_map, item.head, item.s.key + item.tile * kK, shared.v_full);
@@ -352,8 +350,6 @@ __device__ __forceinline__ void load_tiles(SharedWithBias<T, kDim>& shared, cons
     shared.bias.full[count % kAhead].wait(count / kAhead & 1);
     __syncwarp();
     shared.q_full[stage].arrive_for_warp(thread_index() % 32);
-    begins = last;
-    __syncwarp();
     return true;
   };
   // A tile is found before the one in front of it is loaded; all are loaded when an item is waited for that may end only after them.
@@ -370,7 +366,7 @@ __device__ __forceinline__ void load_tiles(SharedWithBias<T, kDim>& shared, cons
 template <typename T, int kDim>
 __device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, const Call<T>& p, const PositionTable& positions) {
   using S = Shape<kDim, true>;
-  bool begins = true, level = true;
+  bool level = true;
   int64_t base = 0;
   unsigned staged = 0;  // slots that have the table of all heads
   for (uint32_t count = 0;; ++count) {
@@ -382,12 +378,11 @@ __device__ __forceinline__ void stage_bias(SharedWithBias<T, kDim>& shared, cons
     int first = tile.index * S::kQueries, j0 = item.tile * S::kKeys, slot = item.parity;
     if (lane == 0)
       load_positions(shared.bias, stage, positions, p, item.head, min(item.s.shift + first, item.s.history) - j0 - (S::kKeys - 1));
-    if (begins) {
+    if (tile.first) {
       base = first_time(p, item.s);
       if (!(staged >> slot & 1)) level = stage_table(shared.bias, slot, p, item.head), staged |= int(!p.time_per_head) << slot;
       stage_keys(shared.bias, slot, p, item.s, item.tile, base);
     }
-    begins = tile.last;
     QueryTimes<decltype(shared.bias)> asked(p, item.s, first);
     stage_tile(shared.bias, stage, slot, asked, base, level, p, item.s, first, j0);
     __syncwarp();
