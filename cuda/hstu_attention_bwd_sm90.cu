@@ -77,12 +77,12 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
       }
       float scores[kQ / 2], gradient[kQ / 2], dq[S::kPart / 128];
       uint32_t weights[kQ / 4], slopes[kQ / 4], ds[kQ / 4];
-      auto multiply = [&](float(&c)[kQ / 2], const T* keys_tile, const T* tile) {
+      auto multiply = [&](float(&c)[kQ / 2], const T* keys_tile, const T* tile, bool add) {
         uint64_t keys = by_rows<kBytes>(shared_address(keys_tile) + 64 * group * kBytes), queries = by_rows<kBytes>(shared_address(tile));
 #pragma unroll
         for (int d = 0; d < kDim; d += 16)
           wgmma<T, false>(c, moved(keys, d / kColumns * kK * kBytes + d % kColumns * 2),
-                          moved(queries, d / kColumns * kQ * kBytes + d % kColumns * 2), d > 0);
+                          moved(queries, d / kColumns * kQ * kBytes + d % kColumns * 2), add || d > 0);
         wgmma_commit();
       };
       auto accumulate = [&](float(&c)[kDim / 2], const uint32_t* a, const T* tile) {
@@ -91,11 +91,17 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         for (int x = 0; x < kQ; x += 16) wgmma<T, true>(c, a + x / 4, moved(queries, x * kBytes), true);
         wgmma_commit();
       };
+      std::conditional_t<kBias, BiasAhead<decltype(SharedWithBias<T, kDim>::bias)>, int> ahead;
+      auto begin = [&](uint32_t count) {  // scores begin as the position's bias
+        if constexpr (kBias) {
+          const Tile& tile = shared.tile[count % S::kAhead];
+          begin_scores(shared.bias, count % S::kAhead, tile.before, tile.offset & 3, scores);
+        }
+      };
       auto multiply_scores = [&] {
-        shared.q_full[count % 2].wait(count / 2 & 1);
-        if (kBias) forget(scores);
+        if (!kBias) shared.q_full[count % 2].wait(count / 2 & 1);
         wgmma_fence();
-        multiply(scores, shared.k, shared.q[count % 2]);
+        multiply(scores, shared.k, shared.q[count % 2], kBias);
       };
       auto multiply_gradient = [&] {
         int stage = count % 2;
@@ -107,7 +113,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
         }
         if (kBias) forget(gradient);
         wgmma_fence();
-        multiply(gradient, shared.v, shared.dout[stage]);
+        multiply(gradient, shared.v, shared.dout[stage], false);
       };
       constexpr float kHidden = kSoftmax ? -1e30f : -128.f;  // a score where P and dsilu are 0 in float32
       auto hide = [&](float factor) {
@@ -124,7 +130,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
       auto weigh_tile = [&](float factor, auto scaled) {
 #pragma unroll
         for (int x = 0; x < kQ / 8; ++x) {
-          if (x == 8) part(count);
+          if (x > 0 && x % (kBias ? 6 : 8) == 0) part(count);
           float weight[4], slope[4];
           if constexpr (kSoftmax) {
             float2 lse = *reinterpret_cast<const float2*>(&shared.scale[count % 2][8 * x + thread_index() % 4 * 2]);
@@ -238,13 +244,10 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
 
       auto make_weights = [&](bool first) {
         multiply_scores();
-        if constexpr (kBias) {  // dP comes later: its registers have the bias
-          float bias[kQ / 2];
-          int stage = count % S::kAhead;
-          find_bias(shared.bias, p, item, shared.tile[stage], stage, factor, bias);
+        if constexpr (kBias) ahead.load(shared.bias, count % S::kAhead);
+        if constexpr (kBias) {  // dP comes later: its registers are needed
           wgmma_wait<0>(scores);
-#pragma unroll
-          for (int x = 0; x < kQ / 2; ++x) scores[x] = fmaf(factor, scores[x], bias[x]);
+          add_times(shared.bias, ahead, p, item, shared.tile[count % S::kAhead], count % S::kAhead, factor, scores);
         }
         if (first && !kBias) shared.v_full.wait(item.parity);
         multiply_gradient();
@@ -256,6 +259,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
       // With a bias one copy of the loop's first half: code is what the instruction cache is short of.
       shared.k_full.wait(item.parity);
       if (kBias) shared.v_full.wait(item.parity);
+      if (kBias) shared.q_full[count % 2].wait(count / 2 & 1), begin(count);
       if (!kBias) make_weights(true);
       for (;;) {
         if (kBias) make_weights(true);
@@ -284,6 +288,10 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
           leave();
         else
           finish();
+        if (kBias) {  // behind the last tile scores are anything
+          if (!last) shared.q_full[(count + 1) % 2].wait((count + 1) / 2 & 1);
+          begin(count + 1);
+        }
         wgmma_wait<0>(dk);
         release(shared.q_empty[stage]);
         if (kBias) release(shared.tile_empty[count % S::kAhead]);

@@ -48,7 +48,7 @@ struct Tile {
   int* turns;
   int item, index, turn, rows;  // turn: tiles of keys before this one that these queries see
   int before, offset;           // with a bias: its queries before the targets; its positions in shared memory
-  bool all, last;
+  bool first, all, last;         // first: of its item, with a bias
   bool finishes;  // no tile of keys after this one adds to these queries, none of which is a target: the computing warps write dQ
   int finished;   // how many before it do: the phase of sums_full
 };
@@ -223,11 +223,9 @@ __device__ __forceinline__ int tell_tile(const Call<T>& p, const Gradients<T>& g
   return m;
 }
 
-// The next item, or a last one of tile -1, to shared memory; returns its ticket, -1: there is none.
-template <typename T, int kDim, bool kBias, typename Memory>
-__device__ __forceinline__ int next_item(Memory& shared, const Call<T>& p, const Gradients<T>& g, uint32_t turn, bool softmax,
-                                         bool last_first) {
-  using S = Shape<kDim, kBias>;
+// The next item, or a last one of tile -1, to shared memory, for this thread; returns its ticket, -1: there is none, and all know.
+template <typename S, typename T, typename Memory>
+__device__ __forceinline__ int draw_item(Memory& shared, const Call<T>& p, const Gradients<T>& g, uint32_t turn, bool softmax, bool last_first) {
   uint32_t ticket = atomicAdd(g.ticket, 1);
   Item &item = shared.item[turn % 2], &before = shared.item[turn % 2 ^ 1];
   shared.item_empty[turn % 2].wait(turn / 2 & 1 ^ 1);
@@ -250,9 +248,19 @@ __device__ __forceinline__ int next_item(Memory& shared, const Call<T>& p, const
   item.unit = units.weight, item.inverse_unit = 1 / item.unit;
   item.ds_unit = (softmax ? 1.f : 0.5f) * units.gradient, item.inverse_ds_unit = 1 / item.ds_unit;
   item.parity = turn > 0 ? before.parity ^ int(before.any) : 0;
+  return int(ticket);
+}
+// The same, and whether some query sees its keys; all know.
+template <typename T, int kDim, bool kBias, typename Memory>
+__device__ __forceinline__ int next_item(Memory& shared, const Call<T>& p, const Gradients<T>& g, uint32_t turn, bool softmax,
+                                         bool last_first) {
+  using S = Shape<kDim, kBias>;
+  int ticket = draw_item<S>(shared, p, g, turn, softmax, last_first);
+  if (ticket < 0) return ticket;
+  Item& item = shared.item[turn % 2];
   item.any = first_seen<S>(p, g, item) >= 0;
   shared.item_full[turn % 2].arrive();
-  return int(ticket);
+  return ticket;
 }
 
 // The thread that loads: tells the others which items and tiles come.
