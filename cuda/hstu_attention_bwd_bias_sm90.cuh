@@ -284,11 +284,11 @@ struct Planner {
     if (begins) {
       if (one) ++shared.turn;
       __syncwarp();
-      more = __shfl_sync(kFullWarp, one ? draw_item<S>(shared, p, g, shared.turn, false, g.last_first) : 0, 0) >= 0;
+      more = __shfl_sync(kFullWarp, one ? draw_item<S, true>(shared, p, g, shared.turn, false, g.last_first) : 0, 0) >= 0;
       Item& item = shared.item[read(&shared.turn) % 2];
       __syncwarp();
       if (more) {
-        first = p.causal && !p.contextual_full ? max(item.tile * S::kKeys - item.s.shift, 0) / S::kQueries : 0;
+        first = first_tile_of_queries(p, item.s, item.tile * S::kKeys, S::kQueries);
         look<S>(p, g, item);
         if (one) item.any = left != 0, shared.item_full[read(&shared.turn) % 2].arrive();
         if (left == 0) return false;

@@ -17,7 +17,7 @@ struct Shape {
   static constexpr int kKeys = kDim <= 128 ? 128 : 64, kQueries = kDim <= 64 ? 128 : 64, kStages = 2;
   static constexpr int kAhead = kBias ? 4 : kStages;  // tiles that are known before they are done
   static constexpr int kThreads = kDim <= 128 ? 384 : 512;
-  static constexpr int kLoading = kBias ? 40 : 24, kComputing = kBias ? 232 : 240;  // registers a thread
+  static constexpr int kLoading = 40, kComputing = 232;  // registers a thread
   // Deterministic: the computing warps write dQ where no more is added to it.
   static constexpr bool kFinishes = kDim <= 128;
   static constexpr int kPart = kQueries * kDim / 2;  // floats of a tile of dQ that one warpgroup makes
@@ -224,7 +224,7 @@ __device__ __forceinline__ int tell_tile(const Call<T>& p, const Gradients<T>& g
 }
 
 // The next item, or a last one of tile -1, to shared memory, for this thread; returns its ticket, -1: there is none, and all know.
-template <typename S, typename T, typename Memory>
+template <typename S, bool kBias, typename T, typename Memory>
 __device__ __forceinline__ int draw_item(Memory& shared, const Call<T>& p, const Gradients<T>& g, uint32_t turn, bool softmax, bool last_first) {
   uint32_t ticket = atomicAdd(g.ticket, 1);
   Item &item = shared.item[turn % 2], &before = shared.item[turn % 2 ^ 1];
@@ -255,7 +255,7 @@ template <typename T, int kDim, bool kBias, typename Memory>
 __device__ __forceinline__ int next_item(Memory& shared, const Call<T>& p, const Gradients<T>& g, uint32_t turn, bool softmax,
                                          bool last_first) {
   using S = Shape<kDim, kBias>;
-  int ticket = draw_item<S>(shared, p, g, turn, softmax, last_first);
+  int ticket = draw_item<S, kBias>(shared, p, g, turn, softmax, last_first);
   if (ticket < 0) return ticket;
   Item& item = shared.item[turn % 2];
   item.any = first_seen<S>(p, g, item) >= 0;
