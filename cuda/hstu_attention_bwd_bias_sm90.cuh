@@ -452,23 +452,25 @@ __device__ __forceinline__ void add_times(const Bias& bias, const BiasAhead<Bias
   const int fixed[2] = {read(&bias.key_near[slot][key]), read(&bias.key_near[slot][key + 8])};
   const float4* cells = bias.cells[slot];
 #pragma unroll 1
-  for (int c = 0; c < Bias::kQ / 16; ++c) {  // half a piece at a time
-    if (!(kinds >> 4 + c / 2 & 1)) continue;
-    int4 at = *reinterpret_cast<const int4*>(near + 16 * c);
-    const int times[4] = {at.x, at.y, at.z, at.w};
-    float term[8];
+  for (int c = 0; c < kPieces; ++c) {
+    if (!(kinds >> 4 + c & 1)) continue;
+    float term[16];
 #pragma unroll
-    for (int x = 0; x < 8; ++x) {
-      if (x == 4) part(key);
-      uint32_t apart;
-      float4 cell = cells[cell_of(times[x / 4 * 2 + x % 2], fixed[x / 2 % 2], apart)];
-      term[x] = apart >= __float_as_uint(cell.x) ? cell.z : cell.y;
+    for (int x = 0; x < 16; x += 4) {
+      if (kPieces < 4 && x == 8) part(key);
+      int2 at = *reinterpret_cast<const int2*>(near + 32 * c + x / 8 * 16 + x / 4 % 2 * 2);
+#pragma unroll
+      for (int y = 0; y < 4; ++y) {
+        uint32_t apart;
+        float4 cell = cells[cell_of(y % 2 ? at.y : at.x, fixed[y / 2], apart)];
+        term[x + y] = apart >= __float_as_uint(cell.x) ? cell.z : cell.y;
+      }
     }
 #pragma unroll
-    for (int half = 0; half < Bias::kQ / 16; ++half)
-      if (half == c)
+    for (int piece = 0; piece < kPieces; ++piece)
+      if (piece == c)
 #pragma unroll
-        for (int x = 0; x < 8; ++x) v[8 * half + x] += term[x];
+        for (int x = 0; x < 16; ++x) v[16 * piece + x] += term[x];
   }
   if (likely(kinds < 256)) return;
 #pragma unroll 1
