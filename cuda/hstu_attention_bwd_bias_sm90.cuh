@@ -428,13 +428,13 @@ __device__ __forceinline__ void add_times(const Bias& bias, const BiasAhead<Bias
 #pragma unroll
   for (int x = 0; x < Bias::kQ / 2; ++x) v[x] = fmaf(factor, v[x], ahead.first.of[x / 16]);
   if (kinds == 0) return;
-  uint32_t thread = thread_index() - 128, key = thread / 32 * 16 + thread % 32 / 4;
-  const int* near = &bias.query_near[stage][thread % 4 * 4];
 #pragma unroll
   for (int c = 0; c < kPieces; ++c) {
     if (!(kinds >> c & 1)) continue;
-    Step step = bias.step[stage][key / 16][c];
-    const int fixed[2] = {read(&bias.key_near[slot][key]), read(&bias.key_near[slot][key + 8])};
+    uint32_t thread = thread_index() - 128, key = thread / 32 * 16 + thread % 32 / 4;
+    const int* near = &bias.query_near[stage][thread % 4 * 4];
+    Step step = bias.step[stage][thread / 32][c];
+    const int fixed[2] = {bias.key_near[slot][key], bias.key_near[slot][key + 8]};
     int4 at[2] = {*reinterpret_cast<const int4*>(near + 32 * c), *reinterpret_cast<const int4*>(near + 32 * c + 16)};
 #pragma unroll 1
     for (;;) {
@@ -449,7 +449,8 @@ __device__ __forceinline__ void add_times(const Bias& bias, const BiasAhead<Bias
     }
   }
   if (likely(kinds < 16)) return;
-  const int fixed[2] = {read(&bias.key_near[slot][key]), read(&bias.key_near[slot][key + 8])};
+  uint32_t thread = thread_index() - 128, key = thread / 32 * 16 + thread % 32 / 4;
+  const int fixed[2] = {bias.key_near[slot][key], bias.key_near[slot][key + 8]}, *near = &bias.query_near[stage][thread % 4 * 4];
   const float4* cells = bias.cells[slot];
 #pragma unroll 1
   for (int c = 0; c < kPieces; ++c) {
@@ -457,7 +458,7 @@ __device__ __forceinline__ void add_times(const Bias& bias, const BiasAhead<Bias
     float term[16];
 #pragma unroll
     for (int x = 0; x < 16; x += 4) {
-      if (kPieces < 4 && x == 8) part(key);
+      if (kPieces < 4 && x > 0) part(key);
       int2 at = *reinterpret_cast<const int2*>(near + 32 * c + x / 8 * 16 + x / 4 % 2 * 2);
 #pragma unroll
       for (int y = 0; y < 4; ++y) {
