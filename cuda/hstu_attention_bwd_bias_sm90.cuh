@@ -181,8 +181,7 @@ __device__ __forceinline__ void load_positions(Bias& bias, int stage, const Posi
                                                int nearest) {
   constexpr int kBytes = Bias::kPositions * 4;
   bias.full[stage].expect(2 * kBytes);
-  const float* from =
-      positions.entries + (p.pos_per_head ? int64_t(head) * 2 * positions.width : 0) + (nearest + positions.begin & ~3);
+  const float* from = positions.entries + (p.pos_per_head ? int64_t(head) * 2 * positions.width : 0) + (nearest + positions.begin & ~3);
   load_bulk(shared_address(bias.pos[stage][0]), from, kBytes, bias.full[stage]);
   load_bulk(shared_address(bias.pos[stage][1]), from + positions.width, kBytes, bias.full[stage]);
 }
@@ -250,9 +249,9 @@ using SharedOf = std::conditional_t<kBias, SharedWithBias<T, kDim>, Shared<T, kD
 
 // A warp finds the items and tiles that come, up to kAhead tiles before they are done: 32 tiles of an item at a time.
 struct Planner {
-  int first = 0;          // of the tiles of queries that were looked at
-  unsigned left = 0;            // those of them that see the item's keys and are still to be told
-  int told = 0;                 // of this lane's one: its turn, whether it finishes dQ, whether all is seen
+  int first = 0;      // of the tiles of queries that were looked at
+  unsigned left = 0;  // those of them that see the item's keys and are still to be told
+  int told = 0;       // of this lane's one: its turn, whether it finishes dQ, whether all is seen
   bool more = true;
   // Looks at tiles from `first` on until some see the item's keys, or there are no more.
   template <typename S, typename T>
@@ -306,8 +305,16 @@ struct Planner {
         int i0 = item.s.shift + m * S::kQueries;
         tile = {sums_of<S>(p, g, item.s, m, item.head),
                 g.turns + (int64_t(item.s.index) * p.heads + item.head) * g.most_query_tiles + m,
-                read(&shared.turn) % 2, m, word & 0xffff, item.s.queries - m * S::kQueries,
-                item.s.history - i0, min(i0, item.s.history) + 1 & 3, begins, bool(word >> 17 & 1), left == 0, bool(word >> 16 & 1),
+                read(&shared.turn) % 2,
+                m,
+                word & 0xffff,
+                item.s.queries - m * S::kQueries,
+                item.s.history - i0,
+                min(i0, item.s.history) + 1 & 3,
+                begins,
+                bool(word >> 17 & 1),
+                left == 0,
+                bool(word >> 16 & 1),
                 count > 0 ? before.finished + before.finishes : 0};
       }
     } else if (one) {
@@ -421,8 +428,8 @@ struct BiasAhead {
 };
 // Scores times `factor`, and the time's bias.
 template <typename Bias, typename T>
-__device__ __forceinline__ void add_times(const Bias& bias, const BiasAhead<Bias>& ahead, const Call<T>& p, const Item& item, const Tile& tile,
-                                          int stage, float factor, float (&v)[Bias::kQ / 2]) {
+__device__ __forceinline__ void add_times(const Bias& bias, const BiasAhead<Bias>& ahead, const Call<T>& p, const Item& item,
+                                          const Tile& tile, int stage, float factor, float (&v)[Bias::kQ / 2]) {
   constexpr int kPieces = Bias::kPieces;
   int kinds = ahead.kinds, slot = item.parity;
 #pragma unroll

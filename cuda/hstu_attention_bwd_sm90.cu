@@ -206,8 +206,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
             kK * kBytes);
         if (kBias) forget(dq);
 #pragma unroll
-        for (int x = 0; x < kK; x += 16)
-          wgmma<T, true>(dq, moved(a, x / 64 * kQ * 128 + x % 64 * 2), moved(b, x * kBytes), x > 0);
+        for (int x = 0; x < kK; x += 16) wgmma<T, true>(dq, moved(a, x / 64 * kQ * 128 + x % 64 * 2), moved(b, x * kBytes), x > 0);
         wgmma_commit();
       };
       auto leave = [&] {  // dQ of a tile is added by another warp
@@ -343,9 +342,9 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
 #endif
 }
 
-constexpr int64_t kTargetParts = 4;         // blocks for a sequence's tiles with targets
-constexpr int64_t kCached = 1 << 21;        // entries of Q, 8 bytes each with dO and sums of dQ, that stay in the L2 cache
-constexpr int64_t kGroupTokens = 1 << 14;   // where tiles of keys work on the same queries
+constexpr int64_t kTargetParts = 4;        // blocks for a sequence's tiles with targets
+constexpr int64_t kCached = 1 << 21;       // entries of Q, 8 bytes each with dO and sums of dQ, that stay in the L2 cache
+constexpr int64_t kGroupTokens = 1 << 14;  // where tiles of keys work on the same queries
 
 template <typename T, int kDim, Mode kMode>
 void run(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int64_t rows, int64_t keys, int64_t longest, Stream stream) {

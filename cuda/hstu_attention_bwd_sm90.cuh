@@ -45,7 +45,7 @@ struct Tile {
   int* turns;
   int item, index, turn, rows;  // turn: tiles of keys before this one that these queries see
   int before, offset;           // with a bias: its queries before the targets; its positions in shared memory
-  bool first, all, last;         // first: of its item, with a bias
+  bool first, all, last;        // first: of its item, with a bias
   bool finishes;  // no tile of keys after this one adds to these queries, none of which is a target: the computing warps write dQ
   int finished;   // how many before it do: the phase of sums_full
 };
@@ -217,7 +217,8 @@ __device__ __forceinline__ int tell_tile(const Call<T>& p, const Gradients<T>& g
 
 // The next item, or a last one of tile -1, to shared memory, for this thread; returns its ticket, -1: there is none, and all know.
 template <typename S, typename T, typename Memory>
-__device__ __forceinline__ int draw_item(Memory& shared, const Call<T>& p, const Gradients<T>& g, uint32_t turn, bool softmax, bool last_first) {
+__device__ __forceinline__ int draw_item(Memory& shared, const Call<T>& p, const Gradients<T>& g, uint32_t turn, bool softmax,
+                                         bool last_first) {
   uint32_t ticket = atomicAdd(g.ticket, 1);
   Item &item = shared.item[turn % 2], &before = shared.item[turn % 2 ^ 1];
   shared.item_empty[turn % 2].wait(turn / 2 & 1 ^ 1);
