@@ -181,8 +181,7 @@ __device__ __forceinline__ void load_positions(Bias& bias, int stage, const Posi
                                                int nearest) {
   constexpr int kBytes = Bias::kPositions * 4;
   bias.full[stage].expect(2 * kBytes);
-  const float* from =
-      positions.entries + (p.pos_per_head ? int64_t(head) * 2 * positions.width : 0) + (nearest + positions.begin & ~3);
+  const float* from = positions.entries + (p.pos_per_head ? int64_t(head) * 2 * positions.width : 0) + (nearest + positions.begin & ~3);
   load_bulk(shared_address(bias.pos[stage][0]), from, kBytes, bias.full[stage]);
   load_bulk(shared_address(bias.pos[stage][1]), from + positions.width, kBytes, bias.full[stage]);
 }
@@ -250,9 +249,9 @@ using SharedOf = std::conditional_t<kBias, SharedWithBias<T, kDim>, Shared<T, kD
 
 // A warp finds the items and tiles that come, up to kAhead tiles before they are done: 32 tiles of an item at a time.
 struct Planner {
-  int first = 0;          // of the tiles of queries that were looked at
-  unsigned left = 0;            // those of them that see the item's keys and are still to be told
-  int told = 0;                 // of this lane's one: its turn, whether it finishes dQ, whether all is seen
+  int first = 0;      // of the tiles of queries that were looked at
+  unsigned left = 0;  // those of them that see the item's keys and are still to be told
+  int told = 0;       // of this lane's one: its turn, whether it finishes dQ, whether all is seen
   bool more = true;
   // Looks at tiles from `first` on until some see the item's keys, or there are no more.
   template <typename S, typename T>
@@ -306,8 +305,16 @@ struct Planner {
         int i0 = item.s.shift + m * S::kQueries;
         tile = {sums_of<S>(p, g, item.s, m, item.head),
                 g.turns + (int64_t(item.s.index) * p.heads + item.head) * g.most_query_tiles + m,
-                read(&shared.turn) % 2, m, word & 0xffff, item.s.queries - m * S::kQueries,
-                item.s.history - i0, min(i0, item.s.history) + 1 & 3, begins, bool(word >> 17 & 1), left == 0, bool(word >> 16 & 1),
+                read(&shared.turn) % 2,
+                m,
+                word & 0xffff,
+                item.s.queries - m * S::kQueries,
+                item.s.history - i0,
+                min(i0, item.s.history) + 1 & 3,
+                begins,
+                bool(word >> 17 & 1),
+                left == 0,
+                bool(word >> 16 & 1),
                 count > 0 ? before.finished + before.finishes : 0};
       }
     } else if (one) {
@@ -421,20 +428,20 @@ struct BiasAhead {
 };
 // Scores times `factor`, and the time's bias.
 template <typename Bias, typename T>
-__device__ __forceinline__ void add_times(const Bias& bias, const BiasAhead<Bias>& ahead, const Call<T>& p, const Item& item, const Tile& tile,
-                                          int stage, float factor, float (&v)[Bias::kQ / 2]) {
+__device__ __forceinline__ void add_times(const Bias& bias, const BiasAhead<Bias>& ahead, const Call<T>& p, const Item& item,
+                                          const Tile& tile, int stage, float factor, float (&v)[Bias::kQ / 2]) {
   constexpr int kPieces = Bias::kPieces;
   int kinds = ahead.kinds, slot = item.parity;
 #pragma unroll
   for (int x = 0; x < Bias::kQ / 2; ++x) v[x] = fmaf(factor, v[x], ahead.first.of[x / 16]);
   if (kinds == 0) return;
-  uint32_t thread = thread_index() - 128, key = thread / 32 * 16 + thread % 32 / 4;
-  const int* near = &bias.query_near[stage][thread % 4 * 4];
 #pragma unroll
   for (int c = 0; c < kPieces; ++c) {
     if (!(kinds >> c & 1)) continue;
-    Step step = bias.step[stage][key / 16][c];
-    const int fixed[2] = {read(&bias.key_near[slot][key]), read(&bias.key_near[slot][key + 8])};
+    uint32_t thread = thread_index() - 128, key = thread / 32 * 16 + thread % 32 / 4;
+    const int* near = &bias.query_near[stage][thread % 4 * 4];
+    Step step = bias.step[stage][thread / 32][c];
+    const int fixed[2] = {bias.key_near[slot][key], bias.key_near[slot][key + 8]};
     int4 at[2] = {*reinterpret_cast<const int4*>(near + 32 * c), *reinterpret_cast<const int4*>(near + 32 * c + 16)};
 #pragma unroll 1
     for (;;) {
@@ -449,26 +456,29 @@ __device__ __forceinline__ void add_times(const Bias& bias, const BiasAhead<Bias
     }
   }
   if (likely(kinds < 16)) return;
-  const int fixed[2] = {read(&bias.key_near[slot][key]), read(&bias.key_near[slot][key + 8])};
+  uint32_t thread = thread_index() - 128, key = thread / 32 * 16 + thread % 32 / 4;
+  const int fixed[2] = {bias.key_near[slot][key], bias.key_near[slot][key + 8]}, *near = &bias.query_near[stage][thread % 4 * 4];
   const float4* cells = bias.cells[slot];
 #pragma unroll 1
-  for (int c = 0; c < Bias::kQ / 16; ++c) {  // half a piece at a time
-    if (!(kinds >> 4 + c / 2 & 1)) continue;
-    int4 at = *reinterpret_cast<const int4*>(near + 16 * c);
-    const int times[4] = {at.x, at.y, at.z, at.w};
-    float term[8];
+  for (int c = 0; c < kPieces; ++c) {
+    if (!(kinds >> 4 + c & 1)) continue;
+    float term[16];
 #pragma unroll
-    for (int x = 0; x < 8; ++x) {
-      if (x == 4) part(key);
-      uint32_t apart;
-      float4 cell = cells[cell_of(times[x / 4 * 2 + x % 2], fixed[x / 2 % 2], apart)];
-      term[x] = apart >= __float_as_uint(cell.x) ? cell.z : cell.y;
+    for (int x = 0; x < 16; x += 4) {
+      if (kPieces < 4 && x > 0) part(key);
+      int2 at = *reinterpret_cast<const int2*>(near + 32 * c + x / 8 * 16 + x / 4 % 2 * 2);
+#pragma unroll
+      for (int y = 0; y < 4; ++y) {
+        uint32_t apart;
+        float4 cell = cells[cell_of(y % 2 ? at.y : at.x, fixed[y / 2], apart)];
+        term[x + y] = apart >= __float_as_uint(cell.x) ? cell.z : cell.y;
+      }
     }
 #pragma unroll
-    for (int half = 0; half < Bias::kQ / 16; ++half)
-      if (half == c)
+    for (int piece = 0; piece < kPieces; ++piece)
+      if (piece == c)
 #pragma unroll
-        for (int x = 0; x < 8; ++x) v[8 * half + x] += term[x];
+        for (int x = 0; x < 16; ++x) v[16 * piece + x] += term[x];
   }
   if (likely(kinds < 256)) return;
 #pragma unroll 1

@@ -206,8 +206,7 @@ __global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
             kK * kBytes);
         if (kBias) forget(dq);
 #pragma unroll
-        for (int x = 0; x < kK; x += 16)
-          wgmma<T, true>(dq, moved(a, x / 64 * kQ * 128 + x % 64 * 2), moved(b, x * kBytes), x > 0);
+        for (int x = 0; x < kK; x += 16) wgmma<T, true>(dq, moved(a, x / 64 * kQ * 128 + x % 64 * 2), moved(b, x * kBytes), x > 0);
         wgmma_commit();
       };
       auto leave = [&] {  // dQ of a tile is added by another warp

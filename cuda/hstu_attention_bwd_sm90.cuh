@@ -48,7 +48,7 @@ struct Tile {
   int* turns;
   int item, index, turn, rows;  // turn: tiles of keys before this one that these queries see
   int before, offset;           // with a bias: its queries before the targets; its positions in shared memory
-  bool first, all, last;         // first: of its item, with a bias
+  bool first, all, last;        // first: of its item, with a bias
   bool finishes;  // no tile of keys after this one adds to these queries, none of which is a target: the computing warps write dQ
   int finished;   // how many before it do: the phase of sums_full
 };
