@@ -25,13 +25,12 @@ __device__ __forceinline__ int next_cut(const Call<T>& p, const Gradients<T>& g,
 
 // The next item that has tiles, by one thread; returns its first tile, -1: there is no more.
 template <typename T>
-__device__ __forceinline__ int next_item(const Call<T>& p, const Gradients<T>& g, const Cuts& cuts, CutItem& item, int positions, bool begins) {
+__device__ __forceinline__ int next_item(const Call<T>& p, const Gradients<T>& g, const Cuts& cuts, CutItem& item, int positions) {
   using S = TableShape;
   int first_tile = g.ds_bounds[g.launch];
   unsigned each = unsigned(cuts.parts * cuts.groups), tiles = unsigned(g.ds_bounds[g.launch + 1] - first_tile);
   for (;;) {
-    unsigned ticket = begins ? blockIdx.x : gridDim.x + atomicAdd(g.ticket, 1);
-    begins = false;
+    unsigned ticket = atomicAdd(g.ticket, 1);
     if (ticket >= tiles * each) return -1;
     unsigned tile = ticket / each, rest = ticket % each;
     if (g.last_first) tile = tiles - 1 - tile;  // the longest first
@@ -89,8 +88,8 @@ __device__ __forceinline__ void find_tiles(TableMemory<T>& shared, const Call<T>
   for (uint32_t turn = 0;; ++turn) {
     int slot = turn % 2, m = -1;
     CutItem& item = shared.item_of[slot];
-    shared.slot_empty[slot].wait(turn / 2 & 1 ^ 1);
-    if (lane == 0) m = next_item(p, g, cuts, item, positions, turn == 0);
+    doze(shared.slot_empty[slot], turn / 2 & 1 ^ 1, 100);
+    if (lane == 0) m = next_item(p, g, cuts, item, positions);
     __syncwarp();
     m = __shfl_sync(kFullWarp, m, 0);
     if (m < 0) break;
@@ -98,7 +97,7 @@ __device__ __forceinline__ void find_tiles(TableMemory<T>& shared, const Call<T>
     if (lane == 0)
       for (; m >= 0; ++count) {
         CutTile& tile = shared.tile[count % S::kAhead];
-        shared.tile_empty[count % S::kAhead].wait(count / S::kAhead & 1 ^ 1);
+        doze(shared.tile_empty[count % S::kAhead], count / S::kAhead & 1 ^ 1, 100);
         tile.index = m, tile.first = m * S::kQueries, tile.rows = item.s.queries - tile.first, tile.slot = slot;
         tile.before = item.s.history - item.s.shift - tile.first;
         int next = next_cut(p, g, cuts, item, m + 1);
@@ -110,7 +109,7 @@ __device__ __forceinline__ void find_tiles(TableMemory<T>& shared, const Call<T>
   }
   if (lane == 0)
     for (int x = 0; x < S::kStaging; ++x, ++count) {  // for each warp that stages
-      shared.tile_empty[count % S::kAhead].wait(count / S::kAhead & 1 ^ 1);
+      doze(shared.tile_empty[count % S::kAhead], count / S::kAhead & 1 ^ 1, 100);
       shared.tile[count % S::kAhead].first = -1, shared.told[count % S::kAhead].arrive();
     }
 }
@@ -123,7 +122,7 @@ __device__ __forceinline__ void stage_tiles(TableMemory<T>& shared, const Call<T
   for (uint32_t count = warp;; count += S::kStaging) {
     constexpr int kAhead = S::kAhead;
     int stage = count % kAhead, lane = thread_index() % 32;
-    shared.told[stage].wait(count / kAhead & 1);
+    doze(shared.told[stage], count / kAhead & 1, 100);
     const CutTile& tile = shared.tile[stage];
     if (tile.first < 0) {
       if (lane == 0) shared.tile_of[stage].first = -1;
@@ -177,13 +176,14 @@ __device__ __forceinline__ void stage_tiles(TableMemory<T>& shared, const Call<T
   }
 }
 
-// Four warps bring tiles of dS, added over the heads of their group, by blocks of 8 x 8: a warp 8 queries by 64 keys at a time, a thread 8
-// keys of one.
+// Eight warps bring tiles of dS, added over the heads of their group, by blocks of 8 x 8: a warp 8 queries, a thread 8 keys of one at a
+// time.
 template <typename T>
 __device__ __forceinline__ void add_heads(TableMemory<T>& shared, const Call<T>& p, const Gradients<T>& g, const Cuts& cuts) {
   using S = TableShape;
   static_assert(std::is_same_v<T, __nv_bfloat16>);
-  int lane = thread_index() % 32, warp = int(thread_index() / 32) - 4, chunk = cuts.halves * 64 * 128;
+  constexpr int kEach = S::kKeys / 32;
+  int lane = thread_index() % 32, block = int(thread_index() / 32) - 4, row = 8 * block + lane % 8, chunk = cuts.halves * 64 * 128;
   const int64_t step = int64_t(cuts.halves) * S::kQueries * S::kKeys * int(sizeof(T));  // to the next head
   for (uint32_t count = 0;; ++count) {
     int stage = count % S::kAhead, to = count % S::kDsStages;
@@ -191,40 +191,36 @@ __device__ __forceinline__ void add_heads(TableMemory<T>& shared, const Call<T>&
     const CutTile& tile = shared.tile[stage];
     if (tile.first < 0) return;
     const CutItem& item = shared.item_of[tile.slot];
-    const int heads = item.heads;
     int64_t place = place_of_ds(p, item.s, item.place, item.tile, S::kKeys, tile.index / cuts.halves, 64 * cuts.halves, item.head);
-    const unsigned char* tiles =
-        reinterpret_cast<const unsigned char*>(g.ds_tiles) + place * step + (tile.index % cuts.halves * 64 + lane % 8) * 128;
+    const unsigned char* from =
+        reinterpret_cast<const unsigned char*>(g.ds_tiles) + place * step + (tile.index % cuts.halves * 64 + row) * 128;
+    float sum[kEach][8] = {};
+#pragma unroll 2
+    for (int head = 0, heads = item.heads; head < heads; ++head, from += step) {
+      uint4 words[kEach];
+#pragma unroll
+      for (int x = 0; x < kEach; ++x) {
+        int unit = 4 * x + lane / 8;
+        words[x] = __ldcs(reinterpret_cast<const uint4*>(from + unit / 8 * chunk + (unit % 8 ^ row % 8) * 16));
+      }
+#pragma unroll
+      for (int x = 0; x < kEach; ++x) {
+        const uint32_t pairs[4] = {words[x].x, words[x].y, words[x].z, words[x].w};
+#pragma unroll
+        for (int e = 0; e < 4; ++e)
+          sum[x][2 * e] += __uint_as_float(pairs[e] << 16), sum[x][2 * e + 1] += __uint_as_float(pairs[e] & 0xffff0000);
+      }
+    }
     __syncwarp();
     shared.tile_empty[stage].arrive_for_warp(lane);
-#pragma unroll 1
-    for (int part = warp; part < S::kQueries / 8 * 2; part += S::kAdding) {
-      int block = part / 2, half = part % 2;
-      const unsigned char* from = tiles + block * 1024 + half * chunk + (lane / 8 ^ lane % 8) * 16;
-      const int other = ((lane / 8 + 4 ^ lane % 8) - (lane / 8 ^ lane % 8)) * 16;
-      float sum[2][8] = {};
-#pragma unroll 4
-      for (int head = 0; head < heads; ++head, from += step) {
-        uint4 words[2];
+    shared.ds_empty[to].wait(count / S::kDsStages & 1 ^ 1);
+    unsigned char* ds = reinterpret_cast<unsigned char*>(shared.ds(to)) + lane % 8 * 16;
 #pragma unroll
-        for (int x = 0; x < 2; ++x) words[x] = __ldcs(reinterpret_cast<const uint4*>(from + x * other));
+    for (int x = 0; x < kEach; ++x) {
+      uint32_t pairs[4];
 #pragma unroll
-        for (int x = 0; x < 2; ++x) {
-          const uint32_t pairs[4] = {words[x].x, words[x].y, words[x].z, words[x].w};
-#pragma unroll
-          for (int e = 0; e < 4; ++e)
-            sum[x][2 * e] += __uint_as_float(pairs[e] << 16), sum[x][2 * e + 1] += __uint_as_float(pairs[e] & 0xffff0000);
-        }
-      }
-      if (part == warp) shared.ds_empty[to].wait(count / S::kDsStages & 1 ^ 1);
-      unsigned char* ds = reinterpret_cast<unsigned char*>(shared.ds(to)) + lane % 8 * 16;
-#pragma unroll
-      for (int x = 0; x < 2; ++x) {
-        uint32_t pairs[4];
-#pragma unroll
-        for (int e = 0; e < 4; ++e) pairs[e] = pack_pair<T>(sum[x][2 * e], sum[x][2 * e + 1]);
-        *reinterpret_cast<uint4*>(ds + diagonal_block(block, 8 * half + 4 * x + lane / 8)) = uint4{pairs[0], pairs[1], pairs[2], pairs[3]};
-      }
+      for (int e = 0; e < 4; ++e) pairs[e] = pack_pair<T>(sum[x][2 * e], sum[x][2 * e + 1]);
+      *reinterpret_cast<uint4*>(ds + diagonal_block(block, 4 * x + lane / 8)) = uint4{pairs[0], pairs[1], pairs[2], pairs[3]};
     }
     __syncwarp();
     shared.ds_full[to].arrive_for_warp(lane);
@@ -232,7 +228,7 @@ __device__ __forceinline__ void add_heads(TableMemory<T>& shared, const Call<T>&
 }
 
 template <typename T>
-__global__ void __launch_bounds__(TableShape::kThreads, 2)
+__global__ void __launch_bounds__(TableShape::kThreads, 1)
     hstu_attention_tables_sm90_kernel(const __grid_constant__ Call<T> p, const __grid_constant__ Gradients<T> g,
                                       const __grid_constant__ Cuts cuts, int positions) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
@@ -244,7 +240,7 @@ __global__ void __launch_bounds__(TableShape::kThreads, 2)
   if (warp == 3) return find_tiles(shared, p, g, cuts, positions);
   if (warp < TableShape::kStaging) return stage_tiles(shared, p, g, warp);
   if (warp < 4) return;
-  if (warp < 8) return add_heads(shared, p, g, cuts);
+  if (warp < 12) return add_heads(shared, p, g, cuts);
   sum_tiles<T>(shared, p, positions);
 #endif
 }
@@ -278,10 +274,10 @@ template int table_copies(const Call<__nv_bfloat16>&, const Gradients<__nv_bfloa
 
 template <typename T>
 void table_gradients(const Call<T>& p, Gradients<T> g, int queries, Tensor* dpos_w, Tensor* dtime_w, Stream stream) {
-  static_assert(2 * sizeof(TableMemory<T>) + 2048 <= kHopperShared + 1024);  // 1 KB a block is the system's
+  static_assert(sizeof(TableMemory<T>) <= kHopperShared);
   Cuts cuts = cuts_of(p, g, queries);
   int64_t positions = std::min<int64_t>(p.positions, int64_t(p.max_seq_len)), buckets = p.last_bucket + 1;
-  int64_t copies = int64_t(g.copies) * cuts.parts, sums = copies * cuts.groups, blocks = std::min<int64_t>(2 * processors(), sums);
+  int64_t copies = int64_t(g.copies) * cuts.parts, sums = copies * cuts.groups, blocks = std::min<int64_t>(processors(), sums);
   Scratch<float> pos_sums(dpos_w ? sums * cuts.rows * positions : 0, stream), time_sums(dtime_w ? sums * buckets : 0, stream);
   if (dpos_w) pos_sums.zero();
   if (dtime_w) time_sums.zero();

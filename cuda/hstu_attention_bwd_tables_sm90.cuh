@@ -11,10 +11,10 @@ constexpr int kTablesBarrier = 2, kPositionsBarrier = 3;  // of all warps that s
 constexpr int kKeyBlock = 1024, kQueryBlock = 1152;
 __device__ __forceinline__ uint32_t diagonal_block(int queries, int keys) { return keys * kKeyBlock + (7 - queries) * kQueryBlock; }
 
-// dS is added over the heads of a group (all, where both tables are shared by heads) and summed once for all of them. Four warpgroups: one
-// that finds tiles and stages their times, one that brings dS, two that sum.
+// dS is added over the heads of a group (all, where both tables are shared by heads) and summed once for all of them. Five warpgroups: one
+// that finds tiles and stages their times, two that bring dS, two that sum.
 struct TableShape {
-  static constexpr int kKeys = 128, kQueries = 64, kThreads = 512, kStaging = 2, kAdding = 4;  // two blocks a processor
+  static constexpr int kKeys = 128, kQueries = 64, kThreads = 640, kStaging = 2;
   static constexpr int kAhead = 4;  // tiles that are known before they are done
   static constexpr int kDsStages = 2, kDsBytes = (kKeys / 8 + kQueries / 8 - 1) * kQueries * 16;
 };
@@ -58,7 +58,7 @@ struct TableMemory {
   alignas(16) int counts[kWarps][kUntimed + 1][kCounts];  // the last row is for pairs without a time
   float far[kWarps][kTimeThresholds + 1];                 // by time bucket
   alignas(16) float before[2][kK / 8][kQ + 8];  // of each query, the sum of dS over the keys before a block of 8
-  alignas(16) float square[kWarps][8 * 24];
+  float square[kWarps][72];
   alignas(16) uint32_t zero[4];
   float clamped[kWarps];
   CutItem item_of[2];
@@ -68,8 +68,8 @@ struct TableMemory {
 
   __device__ __forceinline__ T* ds(int stage) { return ds_data[stage]; }
   __device__ __forceinline__ void init() {
-    for (int x = 0; x < kAhead; ++x) told[x].init(1, 0), staged[x].init(0, 1), tile_empty[x].init(0, S::kAdding + kWarps);
-    for (int x = 0; x < S::kDsStages; ++x) ds_full[x].init(0, S::kAdding), ds_empty[x].init(0, kWarps);
+    for (int x = 0; x < kAhead; ++x) told[x].init(1, 0), staged[x].init(0, 1), tile_empty[x].init(0, 8 + kWarps);
+    for (int x = 0; x < S::kDsStages; ++x) ds_full[x].init(0, 8), ds_empty[x].init(0, kWarps);
     for (int x = 0; x < 2; ++x) slot_empty[x].init(0, kWarps);
   }
   __device__ __forceinline__ int near_bucket(uint32_t d) const {
@@ -88,6 +88,15 @@ struct TableMemory {
     return coded(low < high ? TimeKind::kFew : TimeKind::kOne, low, high);
   }
 };
+
+// Waits as Barrier::wait, but looks only now and then: for warps that work ahead, so that they take no turns from those that compute.
+__device__ __forceinline__ void doze(Barrier& barrier, int parity, int nanoseconds) {
+  asm volatile(
+      "{\n.reg .pred done;\nagain:\nmbarrier.test_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra over;\nnanosleep.u32 %2;\nbra again;\nover:\n}" ::"r"(
+          barrier.address()),
+      "r"(parity), "r"(nanoseconds)
+      : "memory");
+}
 
 __device__ __forceinline__ void add_to(float* to, float x) { asm volatile("red.global.add.f32 [%0], %1;" ::"l"(to), "f"(x) : "memory"); }
 
@@ -136,10 +145,6 @@ __device__ __forceinline__ void sum_runs(W& shared, int stage, int ahead, int wa
     for (int c = 0; c < W::kQ / 32; ++c) {
       int query = 32 * c + lane, time = shared.query_near[ahead][query], end = tile.ends[c] / 8, at = 0;
       int limit = bucket > high ? kUntimedKey : time - least;
-      if (bucket == low && end < W::kK / 8) {  // all of them
-        sum += time == kUntimedQuery ? 0.f : before[end][query];
-        continue;
-      }
 #pragma unroll
       for (int step = 8; step > 0; step /= 2)
         if (keys[8 * (at + step)] <= limit) at += step;
@@ -274,52 +279,51 @@ struct Diagonals {
   float sum[3][4] = {};
   float clamped = 0;  // what lies beyond the table
 };
-// A tile's, added. Returns a lane's part of the sum of all of them, where it is asked for.
+// A tile's, added. Returns a lane's part of all of them.
 template <typename T, typename W>
-__device__ __forceinline__ float add_diagonals(W& shared, Diagonals& kept, int stage, int warp, int before, bool ask) {
+__device__ __forceinline__ float add_diagonals(W& shared, Diagonals& kept, int stage, int warp, int before) {
   int lane = thread_index() % 32, g = lane / 4, t = lane % 4;
-  uint32_t unit = pack_pair<T>(2 * t == g ? 1.f : 0.f, 2 * t + 1 == g ? 1.f : 0.f), ones = pack_pair<T>(1.f, 1.f);
-  uint32_t ds = shared_address(shared.ds(stage)) + lane * 16 + (7 - warp) * kKeyBlock, zero = shared_address(shared.zero), from[2], step[2];
-  float all[4] = {};
+  uint32_t unit = pack_pair<T>(2 * t == g ? 1.f : 0.f, 2 * t + 1 == g ? 1.f : 0.f), ds = shared_address(shared.ds(stage)) + lane * 16;
+  uint32_t from[2], step[2];
+  float all = 0;
 #pragma unroll
   for (int y = 0; y < 2; ++y) {
     bool there = W::kQ - 8 - 8 * (lane / 8 + 4 * y) + lane % 8 < before;
-    from[y] = there ? ds + y * 512 : zero, step[y] = there ? 8 * kKeyBlock : 0;
+    from[y] = there ? ds + (7 - warp) * kKeyBlock + y * 512 : shared_address(shared.zero), step[y] = there ? 8 * kKeyBlock : 0;
   }
 #pragma unroll
   for (int x = 2; x >= 0; --x) {
-    uint32_t words[2][4];
+    float sum[2][4] = {};
+    uint32_t words[4];
     if (x == 0 && warp == 0) break;  // beyond the tile
 #pragma unroll
-    for (int y = 0; y < 2; ++y) load_matrices(words[y], from[y]), from[y] += step[y];
+    for (int y = 0; y < 2; ++y) load_matrices(words, from[y]), mma_m16n8k16<T>(sum[y], words, unit, unit), from[y] += step[y];
 #pragma unroll
-    for (int y = 0; y < 2; ++y) mma_m16n8k16<T>(kept.sum[x], words[y], unit, unit);
-    if (ask)
-#pragma unroll
-      for (int y = 0; y < 2; ++y) mma_m16n8k16<T>(all, words[y], ones, ones);
+    for (int e = 0; e < 4; ++e) sum[0][e] += sum[1][e], kept.sum[x][e] += sum[0][e];
+    all += (sum[0][0] + sum[0][1]) + (sum[0][2] + sum[0][3]);
   }
-  return t == 0 ? all[0] + all[2] : 0.f;  // all columns are alike
+  return all;
 }
 // The first of a warp's three is whole: to memory. `distance`: of its query 0 from its key 0.
 template <typename W>
 __device__ __forceinline__ void flush_diagonal(W& shared, Diagonals& kept, int warp, int distance, const auto& item, int positions) {
-  int lane = thread_index() % 32, apart = lane - 7;
-  float* square = shared.square[warp];  // [8 queries][24], the keys from column 8 on, zeros around them
-  *reinterpret_cast<float2*>(&square[lane / 4 * 24 + 8 + lane % 4 * 2]) =
-      float2{kept.sum[0][0] + kept.sum[0][2], kept.sum[0][1] + kept.sum[0][3]};
+  int lane = thread_index() % 32, g = lane / 4, t = lane % 4, apart = lane - 7;
+  float* square = shared.square[warp];
+  square[9 * g + 2 * t] = kept.sum[0][0] + kept.sum[0][2], square[9 * g + 2 * t + 1] = kept.sum[0][1] + kept.sum[0][3];
   __syncwarp();
-  if (lane < 15) {
-    float part[2] = {};
+  float part[2] = {};
 #pragma unroll
-    for (int y = 0; y < 8; ++y) part[y % 2] += square[25 * y + 8 - apart];
-    float sum = part[0] + part[1];
-    distance += apart;
-    if (abs(distance) >= positions - 1)
-      kept.clamped += sum;
-    else if (sum != 0)
-      add_to(item.pos_sums + (distance < 0 ? positions : 0) + abs(distance), item.unit * sum);
+  for (int y = 0; y < 8; ++y) {
+    unsigned key = unsigned(y - apart);
+    if (key < 8) part[y % 2] += square[9 * y + key];
   }
   __syncwarp();
+  float sum = part[0] + part[1];
+  distance += apart;
+  if (abs(distance) >= positions - 1)
+    kept.clamped += sum;
+  else if (sum != 0)
+    add_to(item.pos_sums + (distance < 0 ? positions : 0) + abs(distance), item.unit * sum);
 #pragma unroll
   for (int e = 0; e < 4; ++e) kept.sum[0][e] = kept.sum[1][e], kept.sum[1][e] = kept.sum[2][e], kept.sum[2][e] = 0;
 }
@@ -344,7 +348,7 @@ __device__ __forceinline__ void sum_tiles(W& shared, const Call<T>& p, int posit
   int runs_before = 0;
   for (uint32_t count = 0;; ++count) {
     constexpr int kAhead = W::S::kAhead, kStages = W::S::kDsStages;
-    int stage = count % kStages, ahead = count % kAhead, warp = int(thread_index() / 32) - 8;
+    int stage = count % kStages, ahead = count % kAhead, warp = int(thread_index() / 32) - 12;
     shared.staged[ahead].wait(count / kAhead & 1);
     const auto& tile = shared.tile_of[ahead];
     if (tile.first < 0) return;
@@ -354,9 +358,8 @@ __device__ __forceinline__ void sum_tiles(W& shared, const Call<T>& p, int posit
     bool several = item.time_sums && tile.bucket < 0, runs = several && tile.high >= 0;
     if (runs) sum_before<T>(shared, stage, warp, shared.before[runs_before % 2]);
     if (item.pos_sums) {
-      bool one = item.time_sums && !several;
-      float all = add_diagonals<T>(shared, kept, stage, warp, before, one);
-      if (one) {
+      float all = add_diagonals<T>(shared, kept, stage, warp, before);
+      if (item.time_sums && !several) {
         all = warp_sum(all);
         if (thread_index() % 32 == 0) shared.far[warp][tile.bucket] += all;
       }
@@ -392,7 +395,7 @@ __device__ __forceinline__ void begin_tables(TableMemory<T>& shared, int last_bu
     for (int at = thread; at < int(sizeof(x) / 4); at += kThreads) reinterpret_cast<uint32_t*>(&x)[at] = 0;
   };
   for (int x = thread; x < kNearThresholds; x += kThreads) shared.threshold[x] = uint32_t(min(kThresholds.at[x], int64_t(UINT32_MAX)));
-  clear(shared.counts), clear(shared.far), clear(shared.zero), clear(shared.square), clear(shared.ds_data);
+  clear(shared.counts), clear(shared.far), clear(shared.zero), clear(shared.ds_data);
   __syncthreads();
   for (int x = thread; x < kCells; x += kThreads) {
     int bucket = min(int(kCellBuckets.at[x]), kNearThresholds - 1), next = bucket;
