@@ -359,13 +359,13 @@ __device__ __forceinline__ void load_tiles(SharedWithBias<T, kDim>& shared, cons
     shared.q_full[stage].arrive_for_warp(thread_index() % 32);
     return true;
   };
-  // A tile is found before the one in front of it is loaded; all are loaded when an item is waited for that may end only after them.
+  // A tile is found before the one in front of it is loaded; all are loaded before the next item is drawn, which waits for the one before
+  // this one.
   Planner planner;
   for (uint32_t found = 0, loaded = 0;;) {
-    bool told = planner.tell(shared, p, g, found);
-    found += told;
-    while (loaded + told < found)
+    while (loaded + (planner.left != 0) < found)
       if (!load(loaded++)) return;
+    found += planner.tell(shared, p, g, found);
   }
 }
 
