@@ -57,6 +57,12 @@ struct Gradients {
   int most_query_tiles, group;   // group: sequences whose tiles are worked on in turn
   int first_tile, copies;        // this launch has key_tiles[first_tile ..], at most `copies`, each with its own sums of the tables
   bool deterministic;
+  // On Hopper with a bias: dS for the tables, by launches that have about as many tiles of it each, at most ds_most (and the rest of a tile
+  // of keys), key_tiles[ds_bounds[launch] .. ds_bounds[launch + 1]]. A tile of keys has them from its ds_first on, of each tile of queries
+  // from `first_tile_of_queries` on those of all heads.
+  T* ds_tiles = nullptr;
+  int *ds_first = nullptr, *ds_bounds = nullptr;  // [key tiles], [launches + 1]
+  int launch = 0, launches = 1, ds_most = 0, ds_least = 0;  // ds_least: what a tile of keys counts at least
   bool last_first = false;  // up to D 128 on Hopper: the order in which key tiles add to dQ
   __device__ __forceinline__ Units units_of(const Call<T>& p, int b, bool softmax) const {
     Units units{softmax ? 1.f : p.scale, 1.f, 1.f};
@@ -119,9 +125,49 @@ __global__ void __launch_bounds__(256) delta_kernel(float* delta, const T* dout,
   if (threadIdx.x % 32 == 0) delta[row] = sum;
 }
 
+// Without rows that look ahead no query before the first key sees any.
+template <typename T>
+__device__ __forceinline__ int first_tile_of_queries(const Call<T>& p, const Sequence& s, int first_key, int queries) {
+  return p.causal && !p.contextual_full ? max(first_key - s.shift, 0) / queries : 0;
+}
+
+// Where tiles of dS stand and which launch makes them, from how many each tile of keys has. By 128 threads.
+template <typename T>
+__device__ __forceinline__ void place_ds(const Gradients<T>& g, int tiles) {
+  __shared__ int sums[4];
+  int thread = int(threadIdx.x), lane = thread % 32, all = 0;
+  for (int x0 = 0; x0 < tiles; x0 += 128) {
+    int x = x0 + thread, own = x < tiles ? g.ds_first[x] : 0, to = own;
+    for (int step = 1; step < 32; step *= 2)
+      if (int before = __shfl_up_sync(kFullWarp, to, step); lane >= step) to += before;
+    __syncthreads();
+    if (lane == 31) sums[thread / 32] = to;
+    __syncthreads();
+    for (int w = 0; w < 4; ++w) to += w < thread / 32 ? sums[w] : 0;
+    if (x < tiles) g.ds_first[x] = all + to - own;
+    for (int w = 0; w < 4; ++w) all += sums[w];
+  }
+  __syncthreads();
+  int launches = min(max((all + g.ds_most - 1) / g.ds_most, 1), g.launches), each = max((all + launches - 1) / launches, 1), last = -1;
+  for (int x0 = 0; x0 < tiles; x0 += 128) {
+    int x = x0 + thread, first = x < tiles ? g.ds_first[x] : 0, launch = first / each;
+    if (x > x0) last = g.ds_first[x - 1] / each;
+    __syncthreads();
+    if (x < tiles) {
+      for (int y = last + 1; y <= launch; ++y) g.ds_bounds[y] = x;
+      g.ds_first[x] = first - launch * each;
+    }
+    if (thread == 127) sums[0] = launch;
+    __syncthreads();
+    last = sums[0];
+  }
+  if (thread == 0)
+    for (int y = (tiles > 0 ? (all - 1) / each : -1) + 1; y <= g.launches; ++y) g.ds_bounds[y] = tiles;
+}
+
 // The tiles of keys in the order in which they are worked on: of `group` sequences all last tiles, then those before, ..., so that tiles of
 // one sequence start some time after each other. With last_first the sequences with the most tiles come first, of each 128.
-template <int kKeyTile, typename T>
+template <int kQueryTile, int kKeyTile, typename T>
 __device__ __forceinline__ void list_key_tiles(const Call<T>& p, const Gradients<T>& g) {
   __shared__ int counts[128], sorted[128];
   int thread = int(threadIdx.x), total = 0;
@@ -142,17 +188,25 @@ __device__ __forceinline__ void list_key_tiles(const Call<T>& p, const Gradients
       int at = before;
       for (int x = first; x < first + g.group; ++x) at += min(sorted[x], n) + int(x < rank && sorted[x] > n);
       g.key_tiles[at] = {b, own - 1 - n};
+      if (g.ds_first) {
+        Sequence s = sequence_of(p, b);
+        int tile = g.last_first ? own - 1 - n : n;
+        int count = (s.queries + kQueryTile - 1) / kQueryTile - first_tile_of_queries(p, s, tile * kKeyTile, kQueryTile);
+        g.ds_first[at] = max(count, g.ds_least);
+      }
     }
     for (int x = 0; x < 128; ++x) total += counts[x];
   }
   if (thread == 0) *g.tiles = total, *g.ticket = 0;
+  __syncthreads();
+  if (g.ds_first) place_ds(g, total);
 }
 
 // A warp a tile of queries: what it sees, its turns set to 0, the largest scale of its rows. The last block lists the tiles of keys.
 template <typename T, int kQueryTile, int kKeyTile>
 __global__ void __launch_bounds__(128) prepare_kernel(const Call<T> p, const Gradients<T> g) {
   int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
-  if (blockIdx.x == gridDim.x - 1) return list_key_tiles<kKeyTile>(p, g);
+  if (blockIdx.x == gridDim.x - 1) return list_key_tiles<kQueryTile, kKeyTile>(p, g);
   int64_t item = int64_t(blockIdx.x) * 4 + warp;
   if (item >= int64_t(p.sequences) * g.most_query_tiles) return;
   int b = int(item / g.most_query_tiles), tile = int(item % g.most_query_tiles), first = tile * kQueryTile;

@@ -1,7 +1,7 @@
 // HSTU attention, backward, for Hopper (sm_90a): the kernel, the launches. See docs/hstu_attention.md for a drawing.
 #include <cmath>
 
-#include "hstu_attention_bwd_tables_sm90.cuh"
+#include "hstu_attention_bwd_bias_sm90.cuh"
 #include "hstu_attention_choice.cuh"
 
 namespace hstu::cuda {
@@ -13,7 +13,7 @@ namespace {
 // th = tanh(s / 2), P = s / 2 (1 + th) and 2 dsilu = 1 + v, v = th + P (1 - th), which waits for dP in float16. dS is kept doubled.
 // Softmax: 2^14 P waits for dP in float16.
 template <typename T, int kDim, Mode kMode>
-__global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThreads, 1)
+__global__ void __launch_bounds__(Shape<kDim>::kThreads, 1)
     hstu_attention_backward_sm90_kernel(const __grid_constant__ CUtensorMap q_map, const __grid_constant__ CUtensorMap k_map,
                                         const __grid_constant__ CUtensorMap v_map, const __grid_constant__ CUtensorMap dout_map,
                                         const __grid_constant__ Call<T> p, const __grid_constant__ Gradients<T> g, float factor,
@@ -35,24 +35,19 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
       shared.q_full[x].init(1, 1), shared.q_empty[x].init(kBias ? 0 : 2, 8), shared.dout_full[x].init(1, 0),
           shared.dout_empty[x].init(0, 8);
     for (int x = 0; x < 2; ++x)
-      shared.dq_full[x].init(0, S::kWhole ? 8 : 4), shared.dq_empty[x].init(1, 0), shared.item_full[x].init(1, 0),
+      shared.dq_full[x].init(0, 4), shared.dq_empty[x].init(1, 0), shared.sums_full[x].init(1, 0), shared.item_full[x].init(1, 0),
           shared.item_empty[x].init(0, 8);
-    for (int x = 0; x < (kBias ? 0 : 2); ++x) shared.sums_full[x].init(1, 0);
     if constexpr (kBias) shared.init();
     fence_barriers();
   }
-  if constexpr (kBias) begin_tables<T, kDim>(shared, threadIdx.x, S::kThreads);
+  if constexpr (kBias) shared.bias.begin(threadIdx.x, S::kThreads);
   __syncthreads();
 
   if (group < 0) {
     give_registers<S::kLoading>();
     if constexpr (kBias) {
       if (warp == 3) return load_tiles<T, kDim>(shared, q_map, k_map, v_map, dout_map, p, g);
-      if constexpr (SharedOf<T, kDim, true>::kPlans) {
-        if (warp == 0) return stage_bias<T, kDim>(shared, p, g, positions);
-      } else {
-        if (warp == 0 && lane == 0) return plan<T, kDim>(shared, p, g);
-      }
+      if (warp == 0) return stage_bias<T, kDim>(shared, p, positions);
     } else {
       if (warp == 3) return tell<T, kDim>(shared, p, g);
       if (warp == 0 && lane == 0) return produce<T, kDim, kBias>(shared, q_map, k_map, v_map, dout_map, p, g, kSoftmax, g.last_first);
@@ -61,12 +56,6 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
     return;
   }
 
-  if constexpr (kBias)
-    if (group == 2) {
-      give_registers<S::kTables>();
-      return keep_tables<T, kDim>(shared, p, g, positions);
-    }
-
   take_registers<S::kComputing>();
   group = __shfl_sync(kFullWarp, group, 0), warp = __shfl_sync(kFullWarp, warp, 0) % 4;
   auto release = [&](Barrier& barrier) { barrier.arrive_for_warp(lane); };
@@ -74,7 +63,7 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
   for (uint32_t turn = 0;; ++turn) {
     shared.item_full[turn % 2].wait(turn / 2 & 1);
     const Item& item = shared.item[turn % 2];
-    if (item.tile < 0) break;
+    if ((kBias ? read(&item.tile) : item.tile) < 0) break;
     float dk[kDim / 2], dv[kDim / 2];
 #pragma unroll
     for (int x = 0; x < kDim / 2; ++x) dk[x] = dv[x] = 0.f;
@@ -87,11 +76,7 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
         meet(1, 256);
       }
       float scores[kQ / 2], gradient[kQ / 2], dq[S::kPart / 128];
-      constexpr bool kWide = kBias && kDim <= 64;  // slopes wait as they are
-      uint32_t weights[kQ / 4], ds[kQ / 4];
-      std::conditional_t<kWide, float, uint32_t> slopes[kWide ? kQ / 2 : kQ / 4];
-      [[maybe_unused]] std::conditional_t<kBias, PieceTimes, int> times{};
-      [[maybe_unused]] const int parity = item.parity;
+      uint32_t weights[kQ / 4], slopes[kQ / 4], ds[kQ / 4];
       auto multiply = [&](float(&c)[kQ / 2], const T* keys_tile, const T* tile, bool add) {
         uint64_t keys = by_rows<kBytes>(shared_address(keys_tile) + 64 * group * kBytes), queries = by_rows<kBytes>(shared_address(tile));
 #pragma unroll
@@ -106,12 +91,15 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
         for (int x = 0; x < kQ; x += 16) wgmma<T, true>(c, a + x / 4, moved(queries, x * kBytes), true);
         wgmma_commit();
       };
-      // Here there are registers for it.
-      auto own_thread = [&] { return kBias && kDim <= 64 ? uint32_t(threadIdx.x) : thread_index(); };
+      std::conditional_t<kBias, BiasAhead<decltype(SharedWithBias<T, kDim>::bias)>, int> ahead;
+      auto begin = [&](uint32_t count) {  // scores begin as the position's bias
+        if constexpr (kBias) {
+          const Tile& tile = shared.tile[count % S::kAhead];
+          begin_scores(shared.bias, count % S::kAhead, tile.before, tile.offset & 3, scores);
+        }
+      };
       auto multiply_scores = [&] {
-        shared.q_full[count % 2].wait(count / 2 & 1);
-        if constexpr (kWide) times = PieceTimes(shared, parity, count % S::kAhead);  // early, where there are registers for it
-        if constexpr (kBias) begin_scores<T, kDim>(shared, count % S::kAhead, scores);
+        if (!kBias) shared.q_full[count % 2].wait(count / 2 & 1);
         wgmma_fence();
         multiply(scores, shared.k, shared.q[count % 2], kBias);
       };
@@ -123,12 +111,13 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
           fence_async();
           meet(1, 256);
         }
+        if (kBias) forget(gradient);
         wgmma_fence();
         multiply(gradient, shared.v, shared.dout[stage], false);
       };
       constexpr float kHidden = kSoftmax ? -1e30f : -128.f;  // a score where P and dsilu are 0 in float32
       auto hide = [&](float factor) {
-        uint32_t thread = own_thread(), key = thread / 4 % 8 + thread / 32 % 2 * 16;
+        uint32_t thread = thread_index(), key = thread / 4 % 8 + thread / 32 % 2 * 16;
         const uint32_t* seen = &shared.seen[count % 2][thread / 64 - 2][thread % 4 * 2];
 #pragma unroll
         for (int x = 0; x < kQ / 8; ++x) {
@@ -141,10 +130,10 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
       auto weigh_tile = [&](float factor, auto scaled) {
 #pragma unroll
         for (int x = 0; x < kQ / 8; ++x) {
-          if (x == 8) part(count);
+          if (x > 0 && x % (kBias ? 6 : 8) == 0) part(count);
           float weight[4], slope[4];
           if constexpr (kSoftmax) {
-            float2 lse = *reinterpret_cast<const float2*>(&shared.scale[count % 2][8 * x + own_thread() % 4 * 2]);
+            float2 lse = *reinterpret_cast<const float2*>(&shared.scale[count % 2][8 * x + thread_index() % 4 * 2]);
 #pragma unroll
             for (int e = 0; e < 4; ++e)
               weight[e] = exp2_approx(fmaf(factor, scores[4 * x + e], e % 2 ? -lse.y : -lse.x)), slope[e] = weight[e] * 16384.f;
@@ -156,14 +145,9 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
               slope[e] = fmaf(weight[e], 1.f - th, th);
             }
           }
-          if constexpr (kWide) {
-#pragma unroll
-            for (int e = 0; e < 4; ++e) slopes[4 * x + e] = slope[e];
-          } else {
-            slopes[2 * x] = pack_pair<__half>(slope[0], slope[1]), slopes[2 * x + 1] = pack_pair<__half>(slope[2], slope[3]);
-          }
+          slopes[2 * x] = pack_pair<__half>(slope[0], slope[1]), slopes[2 * x + 1] = pack_pair<__half>(slope[2], slope[3]);
           if (scaled) {
-            float2 scale = *reinterpret_cast<const float2*>(&shared.scale[count % 2][8 * x + own_thread() % 4 * 2]);
+            float2 scale = *reinterpret_cast<const float2*>(&shared.scale[count % 2][8 * x + thread_index() % 4 * 2]);
             weight[0] *= scale.x, weight[1] *= scale.y, weight[2] *= scale.x, weight[3] *= scale.y;
           }
           weights[2 * x] = pack_pair<T>(weight[0], weight[1]), weights[2 * x + 1] = pack_pair<T>(weight[2], weight[3]);
@@ -172,8 +156,6 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
       auto weigh = [&] {
         bool all = shared.tile[count % S::kAhead].all;
         float whole = kSoftmax ? factor * kLog2E : factor, last = all ? whole : 1.f;
-        if constexpr (kBias && !kWide) times = PieceTimes(shared, item.parity, count % S::kAhead);
-        if constexpr (kBias) add_times<T, kDim>(shared, p, item, count % S::kAhead, factor, times, scores);
         if (!likely(all)) hide(kBias ? 1.f : whole);
         if (!kSoftmax && !likely(!p.scales))
           weigh_tile(last, std::true_type{});
@@ -186,14 +168,10 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
         for (int x = 0; x < kQ / 8; ++x) {
           float value[4];
           float2 delta{0, 0};
-          if (kSoftmax) delta = *reinterpret_cast<const float2*>(&shared.delta[count % 2][8 * x + own_thread() % 4 * 2]);
+          if (kSoftmax) delta = *reinterpret_cast<const float2*>(&shared.delta[count % 2][8 * x + thread_index() % 4 * 2]);
 #pragma unroll
           for (int half = 0; half < 2; ++half) {
-            float2 slope;
-            if constexpr (kWide)
-              slope = float2{slopes[4 * x + 2 * half], slopes[4 * x + 2 * half + 1]};
-            else
-              slope = __half22float2(*reinterpret_cast<const __half2*>(&slopes[2 * x + half]));
+            float2 slope = __half22float2(*reinterpret_cast<const __half2*>(&slopes[2 * x + half]));
             float* from = &gradient[4 * x + 2 * half];
             if (kSoftmax) {
               value[2 * half] = slope.x * fmaf(from[0], unit, -delta.x), value[2 * half + 1] = slope.y * fmaf(from[1], unit, -delta.y);
@@ -203,7 +181,7 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
             }
           }
           if (scaled) {
-            float2 scale = *reinterpret_cast<const float2*>(&shared.scale[count % 2][8 * x + own_thread() % 4 * 2]);
+            float2 scale = *reinterpret_cast<const float2*>(&shared.scale[count % 2][8 * x + thread_index() % 4 * 2]);
             value[0] *= scale.x, value[1] *= scale.y, value[2] *= scale.x, value[3] *= scale.y;
           }
           ds[2 * x] = pack_pair<T>(value[0], value[1]), ds[2 * x + 1] = pack_pair<T>(value[2], value[3]);
@@ -214,46 +192,36 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
           differentiate_tile(std::true_type{});
         else
           differentiate_tile(std::false_type{});
-        if constexpr (kBias) shared.ds_empty[count % S::kDsStages].wait(count / S::kDsStages & 1 ^ 1);
         uint32_t thread = thread_index(), row = thread / 16 % 2 * 8 + thread % 8, unit = thread / 32 % 4 * 2 + thread / 8 % 2;
-        uint32_t to = shared_address(shared.ds(count % S::kDsStages));
-        to += kBias ? diagonal_block(row / 8, 8 * group + unit) + row % 8 * 16 : (group * kQ + row) * 128 + (unit ^ row % 8) * 16;
+        uint32_t to = shared_address(shared.ds[count % 2]) + (group * kQ + row) * 128 + (unit ^ row % 8) * 16;
 #pragma unroll
-        for (int x = 0; x < kQ / 8; x += 2) store_matrices_transposed(to + x * (kBias ? -kQueryBlock : 1024), ds + 2 * x);
+        for (int x = 0; x < kQ / 8; x += 2) store_matrices_transposed(to + x * 1024, ds + 2 * x);
         fence_async();
-        if constexpr (kBias) {
-          __syncwarp();
-          release(shared.ds_full[count % S::kDsStages]);
-        }
       };
       auto multiply_ds = [&] {
         constexpr bool kByColumns = kQ == 64;  // the warpgroups share dQ by columns, else by rows
-        uint32_t from = shared_address(shared.ds(count % S::kDsStages));
-        uint64_t a = kBias ? by_blocks(from, kKeyBlock, kQueryBlock) : by_rows<128>(from + (kByColumns ? 0 : 64 * group * 128));
+        uint64_t a = by_rows<128>(shared_address(shared.ds[count % 2]) + (kByColumns ? 0 : 64 * group * 128));
         uint64_t b = by_columns<kBytes>(
             shared_address(shared.k) + (kByColumns ? group * kDim / 2 / kColumns * kK * kBytes + kDim / 2 % kColumns * 2 * group : 0),
             kK * kBytes);
+        if (kBias) forget(dq);
 #pragma unroll
-        for (int x = 0; x < kK; x += 16)
-          wgmma<T, true>(dq, moved(a, kBias ? x / 8 * kKeyBlock : x / 64 * kQ * 128 + x % 64 * 2), moved(b, x * kBytes), x > 0);
+        for (int x = 0; x < kK; x += 16) wgmma<T, true>(dq, moved(a, x / 64 * kQ * 128 + x % 64 * 2), moved(b, x * kBytes), x > 0);
         wgmma_commit();
       };
       auto leave = [&] {  // dQ of a tile is added by another warp
-        int slot = S::kWhole ? count % 2 : group;
-        shared.dq_empty[slot].wait((S::kWhole ? count / 2 : count) & 1 ^ 1);
+        shared.dq_empty[group].wait(count & 1 ^ 1);
         uint32_t thread = thread_index() % 128;
-        float* to = shared.dq[slot] + (S::kWhole ? group * S::kPart : 0);
 #pragma unroll
         for (int x = 0; x < S::kPart / 512; ++x)
-          *reinterpret_cast<float4*>(&to[(x * 128 + thread) * 4]) =
+          *reinterpret_cast<float4*>(&shared.dq[group][(x * 128 + thread) * 4]) =
               float4{dq[4 * x], dq[4 * x + 1], dq[4 * x + 2], dq[4 * x + 3]};
-        if (kBias && thread == 0) shared.out[slot] = shared.tile[count % S::kAhead];
         fence_async();
         __syncwarp();
-        release(shared.dq_full[slot]);
+        release(shared.dq_full[group]);
       };
       auto finish = [&] {  // the last part of dQ: dQ in its dtype
-        const Tile& tile = shared.tile[count % 2];
+        const Tile& tile = shared.tile[count % S::kAhead];
         constexpr bool kByColumns = kQ == 64;
         shared.dq_empty[group].wait(count & 1 ^ 1), shared.sums_full[group].wait(tile.finished & 1);
         if (tile.turn > 0) {
@@ -275,15 +243,23 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
 
       auto make_weights = [&](bool first) {
         multiply_scores();
+        if constexpr (kBias) ahead.load(shared.bias, count % S::kAhead);
+        if constexpr (kBias) {  // dP comes later: its registers are needed
+          wgmma_wait<0>(scores);
+          add_times(shared.bias, ahead, p, item, shared.tile[count % S::kAhead], count % S::kAhead, factor, scores);
+        }
         if (first && !kBias) shared.v_full.wait(item.parity);
         multiply_gradient();
-        wgmma_wait<1>(scores);
+        if (!kBias) wgmma_wait<1>(scores);
         weigh();
         wgmma_wait<0>(gradient);
       };
 
       // With a bias one copy of the loop's first half: code is what the instruction cache is short of.
-      if (!kBias) shared.k_full.wait(item.parity), make_weights(true);
+      shared.k_full.wait(item.parity);
+      if (kBias) shared.v_full.wait(item.parity);
+      if (kBias) shared.q_full[count % 2].wait(count / 2 & 1), begin(count);
+      if (!kBias) make_weights(true);
       for (;;) {
         if (kBias) make_weights(true);
         int stage = count % 2;
@@ -291,7 +267,14 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
         wgmma_fence();
         accumulate(dv, weights, shared.dout[stage]);
         differentiate();
+        bool stores = kBias && threadIdx.x == 128 && g.ds_tiles;
+        if (stores) bulk_wait_read();
         meet(1, 256);  // dS of all keys is there; that of the tile before is read no more
+        if (stores) {
+          int64_t place = place_of_ds(p, item.s, item.place, item.tile, kK, shared.tile[count % S::kAhead].index, kQ, item.head);
+          store_bulk(g.ds_tiles + place * (kQ * kK), shared_address(shared.ds[count % 2]), kQ * kK * int(sizeof(T)));
+          bulk_commit();
+        }
         wgmma_fence();
         multiply_ds();
         wgmma_fence();
@@ -299,20 +282,23 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
         bool last = shared.tile[count % S::kAhead].last;
         wgmma_wait<1>(dq);
         if (!kBias) release(shared.dout_empty[stage]);
-        if (!kBias && last) release(shared.k_empty);
-        if (kBias || likely(!shared.tile[count % 2].finishes))
+        if (last) release(shared.k_empty);
+        if (likely(!shared.tile[count % S::kAhead].finishes))
           leave();
         else
           finish();
+        if (kBias) {  // behind the last tile scores are anything
+          if (!last) shared.q_full[(count + 1) % 2].wait((count + 1) / 2 & 1);
+          begin(count + 1);
+        }
         wgmma_wait<0>(dk);
         release(shared.q_empty[stage]);
-        if constexpr (kBias) __syncwarp(), release(shared.tile_empty[count % S::kAhead]);
+        if (kBias) release(shared.tile_empty[count % S::kAhead]);
         if (last) break;
         ++count;
         if (!kBias) make_weights(false);
       }
       wgmma_wait<0>(dv);
-      if (kBias) release(shared.k_empty);
       ++count;
     }
 
@@ -359,20 +345,12 @@ __global__ void __launch_bounds__(Shape<kDim, kMode == Mode::kSiluBias>::kThread
     __syncwarp();
     release(shared.item_empty[turn % 2]);
   }
-  if constexpr (!kBias)
-    shared.dq_empty[group].wait(count & 1 ^ 1);  // for ptxas: without it all products are serialised (C7512)
-  else
-    for (int x = 0; x < (S::kWhole ? 2 : 1); ++x, ++count) {
-      int slot = S::kWhole ? count % 2 : group;
-      shared.dq_empty[slot].wait((S::kWhole ? count / 2 : count) & 1 ^ 1);
-      if (threadIdx.x % 128 == 0) shared.out[slot].sums = nullptr;
-      __syncwarp();
-      release(shared.dq_full[slot]);
-    }
+  if (kBias && threadIdx.x == 128) bulk_wait();
+  shared.dq_empty[group].wait(count & 1 ^ 1);  // for ptxas: without it all products are serialised (C7512)
 #endif
 }
 
-constexpr int64_t kTableScratch = 1 << 26;  // floats for private sums of the tables
+constexpr int64_t kDsScratch = int64_t(3) << 29;  // bytes of dS that wait for the tables
 constexpr int64_t kTargetParts = 4;         // blocks for a sequence's tiles with targets
 constexpr int64_t kCached = 1 << 21;        // entries of Q, 8 bytes each with dO and sums of dQ, that stay in the L2 cache
 constexpr int64_t kGroupTokens = 1 << 14;   // where tiles of keys work on the same queries
@@ -386,15 +364,10 @@ void run(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int6
   int64_t key_tiles = std::min<int64_t>(ceil_div(int64_t(p.max_seq_len), S::kKeys) * p.sequences, keys / S::kKeys + p.sequences);
   HSTU_CHECK(query_tiles <= INT_MAX - 4 && key_tiles * p.heads <= INT_MAX / 2, kInvalidArgument, "hstu_attention_backward: ", p.sequences,
              " sequences of ", p.max_seq_len, " rows are too many for one call");
-  // Each item has its own sums of the tables; where all these would be too large, a launch has a part of the tiles.
-  int64_t positions = std::min<int64_t>(p.positions, int64_t(p.max_seq_len)), buckets = p.last_bucket + 1;
-  int64_t entries = ((dpos_w ? positions : 0) + (dtime_w ? buckets : 0)) * p.heads;
-  g.copies = int(entries ? std::clamp<int64_t>(kTableScratch / entries, 1, std::max<int64_t>(key_tiles, 1)) : key_tiles);
-  int64_t sums = int64_t(g.copies) * p.heads, blocks = std::min<int64_t>(processors(), sums),
+  int64_t blocks = std::min<int64_t>(processors(), key_tiles * p.heads), buckets = p.last_bucket + 1,
           own = p.num_targets ? query_tiles * p.heads : 0;
-  Scratch<float> pos_sums(dpos_w ? sums * positions : 0, stream), time_sums(dtime_w ? sums * buckets : 0, stream);
   int64_t farthest = std::min<int64_t>(p.max_seq_len, keys), position_rows = p.pos_per_head ? p.heads : 1;
-  PositionTable table{nullptr, 0, int(ceil_div(farthest + S::kKeys, 4) * 4), int(positions)};
+  PositionTable table{nullptr, 0, int(ceil_div(farthest + S::kKeys, 4) * 4)};
   if (kBias) table.width = table.begin + int(ceil_div(farthest + S::kQueries + 8, 4) * 4);
   Scratch<float> table_rows(position_rows * 2 * table.width, stream);
   table.entries = table_rows;
@@ -407,10 +380,27 @@ void run(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int6
   if (largest) largest.zero();
   if (!g.deterministic) dq_sums.zero();
   g.dq_sums = dq_sums, g.query_tiles = seen, g.turns = turns + 2, g.tiles = turns, g.ticket = turns + 1, g.key_tiles = key_list;
-  g.largest = largest, g.most_query_tiles = int(tiles), g.pos_sums = pos_sums, g.time_sums = time_sums;
+  g.largest = largest, g.most_query_tiles = int(tiles);
   g.last_first = S::kFinishes && g.deterministic;
   int64_t most = g.last_first ? kCached / (p.heads * kDim) : kGroupTokens;
   for (g.group = 32; g.group > 1 && g.group * int64_t(p.max_seq_len) > most;) g.group /= 2;
+  // Tiles of dS wait in memory for the tables; where all would be too large, a launch has a part of the tiles of keys.
+  bool tables = kBias && (dpos_w || dtime_w);
+  int64_t ds_tile = int64_t(p.heads) * S::kQueries * S::kKeys, ds_most = 1, ds_tiles = 0;
+  g.copies = int(key_tiles);
+  if (tables) {
+    constexpr int64_t kWide = S::kKeys / S::kQueries;  // tiles of queries beside a tile of keys
+    ds_most = std::max<int64_t>(kDsScratch / int64_t(sizeof(T)) / ds_tile, 1);
+    int64_t all = key_tiles * (p.causal && !p.contextual_full && !p.q_offsets && !p.kv_lengths ? ceil_div(tiles + kWide, 2) : tiles);
+    if (int copies = table_copies(p, g, S::kQueries, dpos_w, dtime_w); copies < key_tiles) {
+      g.copies = copies, g.ds_least = int(ceil_div(ds_most, std::max(copies - 1, 1)));
+      all += key_tiles * g.ds_least;
+    }
+    g.launches = int(ceil_div(all, ds_most)), g.ds_most = int(ds_most), ds_tiles = std::min(all, ds_most) + tiles;
+  }
+  Scratch<T> ds(ds_tiles * ds_tile, stream);
+  Scratch<int> ds_places(tables ? key_tiles + g.launches + 1 : 0, stream);
+  if (tables) g.ds_tiles = ds, g.ds_first = ds_places, g.ds_bounds = ds_places + key_tiles;
   CUtensorMap q_map = tensor_map<T, kDim>(p.q, rows, p.heads, p.key_dim, S::kQueries);
   CUtensorMap k_map = tensor_map<T, kDim>(p.k, keys, p.heads, p.key_dim, S::kKeys);
   CUtensorMap v_map = tensor_map<T, kDim>(p.v, keys, p.heads, p.value_dim, S::kKeys);
@@ -420,16 +410,14 @@ void run(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int6
   if (kBias)
     launch(position_table_kernel<T>, dim3(unsigned(ceil_div(table.width, 256)), unsigned(position_rows)), dim3(256), 0, stream, p,
            table_rows.get(), table.width, table.begin);
-  do {
-    if (dpos_w) pos_sums.zero();
-    if (dtime_w) time_sums.zero();
-    if (g.first_tile > 0) CUDA_CHECK(cudaMemsetAsync(g.ticket, 0, sizeof(int), handle_of(stream)));
+  for (;; ++g.launch) {
+    if (g.launch > 0) CUDA_CHECK(cudaMemsetAsync(g.ticket, 0, sizeof(int), handle_of(stream)));
     launch(hstu_attention_backward_sm90_kernel<T, kDim, kMode>, dim3(unsigned(blocks)), dim3(S::kThreads), sizeof(SharedOf<T, kDim, kBias>),
            stream, q_map, k_map, v_map, dout_map, p, g, p.unit * p.alpha, table);
-    if (dpos_w) reduce_table(*dpos_w, pos_sums, g.copies, p.heads, int(positions), g.first_tile > 0, stream);
-    if (dtime_w) reduce_table(*dtime_w, time_sums, g.copies, p.heads, int(buckets), g.first_tile > 0, stream);
-    g.first_tile += g.copies;
-  } while (g.first_tile < key_tiles);
+    if constexpr (kBias)
+      if (tables) table_gradients(p, g, S::kQueries, dpos_w, dtime_w, stream);
+    if (g.launch + 1 == g.launches) break;
+  }
   if (own_pos) own_pos.zero();
   if (own_time) own_time.zero();
   bool all = !S::kFinishes || !g.deterministic;  // or only tiles with targets

@@ -10,44 +10,45 @@ namespace backward_sm90 {
 
 using namespace sm90;
 
-// Up to D 128 two warpgroups own 64 keys each of a tile of 128, and one more loads and adds to dQ; with a bias a fourth one has to do with
-// the tables: hstu_attention_bwd_bias_sm90.cuh. D 256: hstu_attention_bwd_wide_sm90.cuh.
+// Up to D 128 two warpgroups own 64 keys each of a tile of 128, and one more loads, brings the bias (hstu_attention_bwd_bias_sm90.cuh) and
+// adds to dQ. D 256: hstu_attention_bwd_wide_sm90.cuh.
 template <int kDim, bool kBias = false>
 struct Shape {
-  static constexpr int kKeys = kDim <= 128 ? 128 : 64, kQueries = kDim <= 64 && !kBias ? 128 : 64, kStages = 2;
-  static constexpr int kAhead = kBias ? (kDim <= 64 ? 4 : 3) : kStages;  // tiles that are known before they are done
-  static constexpr int kThreads = kDim <= 128 && !kBias ? 384 : 512;
-  static constexpr int kLoading = kBias && kDim <= 64 ? 56 : 24, kTables = kDim <= 64 ? 72 : 40;  // registers a thread
-  static constexpr int kComputing = kBias ? (512 - kLoading - kTables) / 2 : 240;
+  static constexpr int kKeys = kDim <= 128 ? 128 : 64, kQueries = kDim <= 64 ? 128 : 64, kStages = 2;
+  static constexpr int kAhead = kBias ? 4 : kStages;  // tiles that are known before they are done
+  static constexpr int kThreads = kDim <= 128 ? 384 : 512;
+  static constexpr int kLoading = 40, kComputing = 232;  // registers a thread
   // Deterministic: the computing warps write dQ where no more is added to it.
-  static constexpr bool kFinishes = kDim <= 128 && !kBias;
+  static constexpr bool kFinishes = kDim <= 128;
   static constexpr int kPart = kQueries * kDim / 2;  // floats of a tile of dQ that one warpgroup makes
-  // dS of a stage, bytes to the next one. With a bias by block diagonals; where memory is short the first of one stage stand among the last
-  // of the other.
-  static constexpr int kDsBytes = kBias ? (kKeys / 8 + kQueries / 8 - 1) * kQueries * 16 : kQueries * kKeys * 2;
-  static constexpr int kDsStep = kBias && kDim > 64 ? kQueries * kKeys * 2 : kDsBytes;
-  static constexpr int kDsStages = kBias && kDim <= 64 ? 3 : 2;
-  static constexpr bool kWhole = kBias && kDim <= 64;  // a thread adds whole tiles of dQ, every other one; else a warpgroup's parts
 };
 
 // Head dims of 129 to 256.
 template <typename T>
 void run_wide(const Call<T>& p, Gradients<T> g, int64_t rows, int64_t keys, int64_t longest, Stream stream);
 
+// Of how many tiles of keys a launch may have sums of their own.
+template <typename T>
+int table_copies(const Call<T>& p, const Gradients<T>& g, int queries, bool positions, bool times);
+// Gradients of the tables from the tiles of dS (of `queries` queries) of a launch, but for what targets' own groups add; those of launches
+// before are added to. hstu_attention_bwd_tables_sm90.cu.
+template <typename T>
+void table_gradients(const Call<T>& p, Gradients<T> g, int queries, Tensor* dpos_w, Tensor* dtime_w, Stream stream);
+
 struct Item {
   Sequence s;
-  int head, tile;                  // tile -1: no more
+  int head, tile, place;           // tile -1: no more; place: with a bias, of its first tile of dS
   bool any;                        // whether some query sees a key of the tile
   int parity;                      // of K and V
   float unit, inverse_unit;        // of scales, and so of dV
   float ds_unit, inverse_ds_unit;  // of dS besides: silu keeps it doubled
 };
 struct Tile {
-  float* sums;  // of dQ; with a bias, and beyond D 128, null: no more
+  float* sums;  // of dQ; beyond D 128 null: no more
   int* turns;
   int item, index, turn, rows;  // turn: tiles of keys before this one that these queries see
   int before, offset;           // with a bias: its queries before the targets; its positions in shared memory
-  bool all, last;
+  bool first, all, last;        // first: of its item, with a bias
   bool finishes;  // no tile of keys after this one adds to these queries, none of which is a target: the computing warps write dQ
   int finished;   // how many before it do: the phase of sums_full
 };
@@ -59,17 +60,16 @@ struct Shared {
   alignas(1024) T v[S::kKeys * kDim];
   alignas(1024) T q[S::kStages][S::kQueries * kDim];
   alignas(1024) T dout[S::kStages][S::kQueries * kDim];
-  // [64 keys a chunk][query][key], swizzled; with a bias [key block - query block][query block, descending][query][key], blocks of 8 x 8.
-  alignas(1024) T ds_data[((S::kDsStages - 1) * S::kDsStep + S::kDsBytes) / sizeof(T)];
-  alignas(128) float dq[2][(S::kWhole ? 2 : 1) * S::kPart];  // of two tiles or two warpgroups: [warpgroup][four accumulators][thread]
+  alignas(1024) T ds[S::kStages][S::kQueries * S::kKeys];  // [64 keys a chunk][query][key], swizzled
+  alignas(128) float dq[2][S::kPart];                      // [warpgroup][four accumulators][thread]
   uint32_t seen[S::kStages][S::kKeys / 32][S::kQueries];
   float scale[S::kStages][S::kQueries], delta[S::kStages][kBias ? 1 : S::kQueries];  // softmax: lse log2(e); delta in units of 2^14 dS
   Barrier k_full, k_empty, v_full, v_empty, told[S::kAhead], q_full[S::kStages], q_empty[S::kStages], dout_full[S::kStages],
       dout_empty[S::kStages];
-  Barrier dq_full[2], dq_empty[2], sums_full[kBias ? 1 : 2], item_full[2], item_empty[2];
-  Tile tile[S::kAhead], out[2];
+  Barrier dq_full[2], dq_empty[2], sums_full[2], item_full[2], item_empty[2];
+  Barrier tile_empty[S::kAhead];  // with a bias; else a tile's is that of its stage of Q
+  Tile tile[S::kAhead];
   Item item[2];
-  __device__ __forceinline__ T* ds(int stage) { return ds_data + stage * (S::kDsStep / sizeof(T)); }
 };
 
 // Code of what is not so stands elsewhere: instructions are fetched in rows.
@@ -86,6 +86,13 @@ __device__ __forceinline__ float exp2_approx(float x) {
 __device__ __forceinline__ uint32_t thread_index() {
   uint32_t x;
   asm volatile("mov.u32 %0, %%tid.x;" : "=r"(x));
+  return x;
+}
+
+// Shared memory, read here and not before.
+__device__ __forceinline__ int read(const int* from) {
+  int x;
+  asm volatile("ld.shared.s32 %0, [%1];" : "=r"(x) : "r"(shared_address(from)));
   return x;
 }
 
@@ -187,10 +194,15 @@ __device__ __forceinline__ int next_seen(const Call<T>& p, const Gradients<T>& g
     if (sees<S>(g.query_tiles[int64_t(item.s.index) * g.most_query_tiles + m], item.tile, turn)) return m;
   return -1;
 }
-// Without rows that look ahead no query before the first key sees any.
 template <typename S, typename T>
 __device__ __forceinline__ int first_seen(const Call<T>& p, const Gradients<T>& g, const Item& item) {
-  return next_seen<S>(p, g, item, p.causal && !p.contextual_full ? max(item.tile * S::kKeys - item.s.shift, 0) / S::kQueries : 0);
+  return next_seen<S>(p, g, item, first_tile_of_queries(p, item.s, item.tile * S::kKeys, S::kQueries));
+}
+// Where a tile of dS stands, in such tiles.
+template <typename T>
+__device__ __forceinline__ int64_t place_of_ds(const Call<T>& p, const Sequence& s, int place, int key_tile, int keys, int tile, int queries,
+                                               int head) {
+  return int64_t(place + tile - first_tile_of_queries(p, s, key_tile * keys, queries)) * p.heads + head;
 }
 // Tile m of queries; returns the next one.
 template <typename S, typename T>
@@ -211,23 +223,22 @@ __device__ __forceinline__ int tell_tile(const Call<T>& p, const Gradients<T>& g
   return m;
 }
 
-// The next item, or a last one of tile -1, to shared memory; returns its ticket, -1: there is none.
-template <typename T, int kDim, bool kBias, typename Memory>
-__device__ __forceinline__ int next_item(Memory& shared, const Call<T>& p, const Gradients<T>& g, uint32_t turn, bool softmax,
-                                         bool last_first) {
-  using S = Shape<kDim, kBias>;
+// The next item, or a last one of tile -1, to shared memory, for this thread; returns its ticket, -1: there is none, and all know.
+template <typename S, bool kBias, typename T, typename Memory>
+__device__ __forceinline__ int draw_item(Memory& shared, const Call<T>& p, const Gradients<T>& g, uint32_t turn, bool softmax, bool last_first) {
   uint32_t ticket = atomicAdd(g.ticket, 1);
   Item &item = shared.item[turn % 2], &before = shared.item[turn % 2 ^ 1];
   shared.item_empty[turn % 2].wait(turn / 2 & 1 ^ 1);
-  // With a bias a launch may have a part of the tiles, and the last one none.
-  int first_tile = kBias ? g.first_tile : 0, tiles = kBias ? max(min(*g.tiles - first_tile, g.copies), 0) : *g.tiles;
+  int first_tile = 0, tiles = *g.tiles;
+  if constexpr (kBias)
+    if (g.ds_tiles) first_tile = g.ds_bounds[g.launch], tiles = g.ds_bounds[g.launch + 1] - first_tile;
   if (ticket >= uint32_t(tiles * p.heads)) {
     item.tile = -1, shared.item_full[turn % 2].arrive();
     return -1;
   }
   int2 where = g.key_tiles[first_tile + ticket / uint32_t(p.heads)];
+  if constexpr (kBias) item.place = g.ds_tiles ? g.ds_first[first_tile + ticket / uint32_t(p.heads)] : 0;
   item.head = int(ticket % uint32_t(p.heads)), item.tile = where.y;
-  if constexpr (kBias) shared.copy[turn % 2] = int(ticket / uint32_t(p.heads));
   __threadfence_block();  // this thread is short of registers
   item.s = sequence_of(p, where.x);
   __threadfence_block();
@@ -237,9 +248,19 @@ __device__ __forceinline__ int next_item(Memory& shared, const Call<T>& p, const
   item.unit = units.weight, item.inverse_unit = 1 / item.unit;
   item.ds_unit = (softmax ? 1.f : 0.5f) * units.gradient, item.inverse_ds_unit = 1 / item.ds_unit;
   item.parity = turn > 0 ? before.parity ^ int(before.any) : 0;
+  return int(ticket);
+}
+// The same, and whether some query sees its keys; all know.
+template <typename T, int kDim, bool kBias, typename Memory>
+__device__ __forceinline__ int next_item(Memory& shared, const Call<T>& p, const Gradients<T>& g, uint32_t turn, bool softmax,
+                                         bool last_first) {
+  using S = Shape<kDim, kBias>;
+  int ticket = draw_item<S, kBias>(shared, p, g, turn, softmax, last_first);
+  if (ticket < 0) return ticket;
+  Item& item = shared.item[turn % 2];
   item.any = first_seen<S>(p, g, item) >= 0;
   shared.item_full[turn % 2].arrive();
-  return int(ticket);
+  return ticket;
 }
 
 // The thread that loads: tells the others which items and tiles come.
@@ -326,43 +347,37 @@ __device__ __forceinline__ void tell(Shared<T, kDim, kBias>& shared, const Call<
   }
 }
 
-// A thread that adds parts of dQ to their sums, the first one stores: one warpgroup's, or whole tiles, every other one. Without a bias it
-// knows a tile before it is done, and brings the sums to which the computing warps add the last part.
+// A thread that adds a warpgroup's parts of dQ to their sums, the first one stores. It knows a tile before it is done, and brings the sums
+// to which the computing warps add the last part.
 template <typename T, int kDim, bool kBias>
 __device__ __forceinline__ void add_parts(Shared<T, kDim, kBias>& shared, int slot, bool deterministic) {
   using S = Shape<kDim, kBias>;
   constexpr int kBytes = sizeof(shared.dq[0]);
-  int shift = S::kWhole ? 0 : 16 * slot;
+  int shift = 16 * slot;
   for (uint32_t count = 0;; ++count) {
-    Tile out;
-    if constexpr (kBias) {
-      shared.dq_full[slot].wait(count & 1);
-      out = shared.out[slot];
-      if (!out.sums) return;
-    } else {
-      shared.told[count % 2].wait(count / 2 & 1);
-      out = shared.tile[count % 2];
-      if (out.item < 0) return;
+    shared.told[count % S::kAhead].wait(count / S::kAhead & 1);
+    Tile out = shared.tile[count % S::kAhead];
+    if (out.item < 0) return;
+    if constexpr (kBias)
+      shared.tile_empty[count % S::kAhead].arrive();
+    else
       shared.q_empty[count % 2].arrive();
-    }
-    if (!S::kWhole) out.sums += slot * S::kPart;
+    out.sums += slot * S::kPart;
     if (deterministic) {
       for (int done = 0; done < out.turn; done = done >> shift & 0xffff)
         asm volatile("ld.acquire.gpu.global.s32 %0, [%1];" : "=r"(done) : "l"(out.turns) : "memory");
     }
-    if constexpr (!kBias) {
-      if (out.finishes && out.turn > 0) {
-        shared.sums_full[slot].expect(kBytes);
-        asm volatile("fence.proxy.async;" ::: "memory");
-        load_bulk(shared_address(shared.dq[slot]), out.sums, kBytes, shared.sums_full[slot]);
-      } else if (out.finishes) {
-        shared.sums_full[slot].arrive();
-      }
-      shared.dq_full[slot].wait(count & 1);
-      if (out.finishes) {
-        shared.dq_empty[slot].arrive();
-        continue;
-      }
+    if (out.finishes && out.turn > 0) {
+      shared.sums_full[slot].expect(kBytes);
+      asm volatile("fence.proxy.async;" ::: "memory");
+      load_bulk(shared_address(shared.dq[slot]), out.sums, kBytes, shared.sums_full[slot]);
+    } else if (out.finishes) {
+      shared.sums_full[slot].arrive();
+    }
+    shared.dq_full[slot].wait(count & 1);
+    if (out.finishes) {
+      shared.dq_empty[slot].arrive();
+      continue;
     }
     if (deterministic && out.turn == 0)
       store_bulk(out.sums, shared_address(shared.dq[slot]), kBytes);
@@ -381,9 +396,12 @@ __device__ __forceinline__ void add_parts(Shared<T, kDim, kBias>& shared, int sl
 // A branch that is never taken. Instructions stay on their side of it: with fewer of them interleaved fewer registers are needed.
 __device__ __forceinline__ void part(uint32_t x) { asm volatile("{\n.reg .pred p;\nsetp.eq.u32 p, %0, 0xffffffff;\n@p trap;\n}" ::"r"(x)); }
 
-// Where a block of 8 queries by 8 keys of dS stands by block diagonals, in bytes: blocks on one diagonal are neighbours.
-constexpr int kKeyBlock = 1024, kQueryBlock = 1152;
-__device__ __forceinline__ uint32_t diagonal_block(int queries, int keys) { return keys * kKeyBlock + (7 - queries) * kQueryBlock; }
+// What c holds is needed no more: else a product that does not add to c would keep it.
+template <int kCount>
+__device__ __forceinline__ void forget(float (&c)[kCount]) {
+#pragma unroll
+  for (int x = 0; x < kCount; ++x) asm volatile("" : "=f"(c[x]));
+}
 
 // `descriptor` of what stands `bytes` further on.
 __device__ __forceinline__ uint64_t moved(uint64_t descriptor, int bytes) {
@@ -412,11 +430,13 @@ __device__ __forceinline__ void make_dq(const Call<T>& p, const Gradients<T>& g,
   constexpr bool kByColumns = S::kQueries == 64;
   constexpr int kSteps = kBias ? 1 : std::min(kDim, 128) / 32;
   int first = tile * S::kQueries, rows = s.queries - first, group = threadIdx.x / 128, thread = threadIdx.x % 128, lane = threadIdx.x % 32;
-  __shared__ float time_sums[kBias ? 4 : 1][kBias ? kTimeThresholds + 1 : 1], pos_sums[4];
+  constexpr int kOwnWarps = kByColumns ? 4 : 8;  // that have all rows of the tile
+  __shared__ float time_sums[kBias ? kOwnWarps : 1][kBias ? kTimeThresholds + 1 : 1], pos_sums[kOwnWarps];
   bool own = kBias && (own_pos || own_time) && s.shift + min(first + S::kQueries, s.queries) > s.history;
   float own_sum = 0;
   if (own) {
-    for (int x = threadIdx.x; x < 4 * (kTimeThresholds + 1); x += 256) (&time_sums[0][0])[x] = 0;
+    __syncthreads();  // the tile before
+    for (int x = threadIdx.x; x < kOwnWarps * (kTimeThresholds + 1); x += 256) (&time_sums[0][0])[x] = 0;
     __syncthreads();
   }
   bool some = !g.deterministic || KeyTiles::of(g.query_tiles[int64_t(s.index) * g.most_query_tiles + tile].any, S::kKeys).last > 0;
@@ -429,10 +449,9 @@ __device__ __forceinline__ void make_dq(const Call<T>& p, const Gradients<T>& g,
     c[4 * x] = four.x, c[4 * x + 1] = four.y, c[4 * x + 2] = four.z, c[4 * x + 3] = four.w;
   }
   int column = kByColumns ? kDim / 2 * group : 0, row0 = (kByColumns ? 0 : 64 * group) + thread / 32 * 16 + lane / 4;
-  if (kBias) row0 ^= S::kQueries - 8;
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
-    int r = row0 ^ 8 * half, i = s.shift + first + r, count = 0;
+    int r = row0 + 8 * half, i = s.shift + first + r, count = 0;
     if (r < rows && i >= s.history) count = (i - s.history) % p.group + 1;
     int64_t row = s.query + first + (r < rows ? r : 0), at = row * p.heads + head;
     float scale = !kSoftmax && p.scales ? p.scales[row] / unit : 1.f;
@@ -451,7 +470,7 @@ __device__ __forceinline__ void make_dq(const Call<T>& p, const Gradients<T>& g,
         ds = scale / ds_unit * pair.ds;
         add_to_row(c, half, ds, key, column + lane % 4 * 2, p.key_dim);
       }
-      if (own && group == 0) {
+      if (own && threadIdx.x < 32 * kOwnWarps) {
         if (lane % 4 != 0) bucket = -1, ds = 0;
         own_sum += ds;
         if (own_time) add_by_bucket(time_sums[threadIdx.x / 32], bucket, ds);
@@ -462,13 +481,18 @@ __device__ __forceinline__ void make_dq(const Call<T>& p, const Gradients<T>& g,
   if constexpr (kBias) {
     if (!own) return;
     own_sum = warp_sum(own_sum);
-    if (group == 0 && lane == 0) pos_sums[threadIdx.x / 32] = own_sum;
+    if (threadIdx.x < 32 * kOwnWarps && lane == 0) pos_sums[threadIdx.x / 32] = own_sum;
     __syncthreads();
-    int64_t to = int64_t(head) * gridDim.x + blockIdx.x;
-    auto of_warps = [&](float w0, float w1, float w2, float w3) { return unit * ds_unit * ((w0 + w1) + (w2 + w3)); };
-    if (own_pos && threadIdx.x == 0) own_pos[to] = of_warps(pos_sums[0], pos_sums[1], pos_sums[2], pos_sums[3]);
+    int64_t to = (int64_t(head) * p.sequences + s.index) * g.most_query_tiles + tile;
+    auto of_warps = [&](auto&& of) {
+      float sum = 0;
+#pragma unroll
+      for (int x = 0; x < kOwnWarps; x += 4) sum += (of(x) + of(x + 1)) + (of(x + 2) + of(x + 3));
+      return unit * ds_unit * sum;
+    };
+    if (own_pos && threadIdx.x == 0) own_pos[to] = of_warps([&](int w) { return pos_sums[w]; });
     if (int x = threadIdx.x; own_time && x <= p.last_bucket)
-      own_time[to * (p.last_bucket + 1) + x] = of_warps(time_sums[0][x], time_sums[1][x], time_sums[2][x], time_sums[3][x]);
+      own_time[to * (p.last_bucket + 1) + x] = of_warps([&](int w) { return time_sums[w][x]; });
   }
 }
 // A block has a tile of each sequence, the first or one after it, and each `parts`-th from there. Where the computing warps write dQ only

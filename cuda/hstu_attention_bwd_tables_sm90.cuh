@@ -7,12 +7,102 @@ namespace backward_sm90 {
 
 constexpr int kTablesBarrier = 2, kPositionsBarrier = 3;  // of all warps that sum: at an item's end, in a tile
 
+// Where a block of 8 queries by 8 keys of dS stands by block diagonals, in bytes: blocks on one diagonal are neighbours.
+constexpr int kKeyBlock = 1024, kQueryBlock = 1152;
+__device__ __forceinline__ uint32_t diagonal_block(int queries, int keys) { return keys * kKeyBlock + (7 - queries) * kQueryBlock; }
+
+// dS is added over the heads of a group (all, where both tables are shared by heads) and summed once for all of them. Five warpgroups: one
+// that finds tiles and stages their times, two that bring dS, two that sum.
+struct TableShape {
+  static constexpr int kKeys = 128, kQueries = 64, kThreads = 640, kStaging = 2;
+  static constexpr int kAhead = 4;  // tiles that are known before they are done
+  static constexpr int kDsStages = 2, kDsBytes = (kKeys / 8 + kQueries / 8 - 1) * kQueries * 16;
+};
+
+struct CutItem {
+  Sequence s;
+  int head, heads, tile, place, end;  // place: of its first tile of dS; end: of its tiles of queries
+  float unit;                         // of dS as it is kept
+  int64_t base;                       // of near times
+  float *pos_sums, *target_sums, *time_sums;
+  bool sorted;  // its keys are, by time
+};
+struct CutTile {
+  int first, index, rows, slot;  // its first query, -1: no more; its item's slot
+  int before, steps;             // queries before the targets; block diagonals of a warp that are whole after it
+  bool last;
+};
+struct SumTile {
+  int first, slot;
+  unsigned pieces[8];  // of 16 keys by 32 queries, each by itself: each warp's
+  int ends[2];         // keys before this one, for each half of the queries, are summed by runs of keys in one bucket
+  int low, high;       // the buckets of those
+  int bucket;          // of all its pairs, so that the sum over its positions will do; -1: there are several
+  int steps;
+  bool last;
+};
+
+template <typename T>
+struct TableMemory {
+  using S = TableShape;
+  static constexpr int kQ = S::kQueries, kK = S::kKeys, kAhead = S::kAhead;
+  static constexpr int kWarps = 8, kThreads = 32 * kWarps, kCounts = 8;  // that sum; copies of counts
+  static constexpr int kNothing = 255 << 8;                              // a path: no query sees a key
+  alignas(1024) T ds_data[S::kDsStages][S::kDsBytes / sizeof(T)];
+  uint32_t threshold[kNearThresholds];
+  alignas(16) int key_near[2][kK];
+  TimeSpan key_span[2][kK / 16];
+  uint2 cells[kCells];  // a threshold; bytes of `counts` before the bucket below it and (upper half) before the other
+  alignas(8) int query_near[kAhead][kQ];
+  alignas(8) int path[kAhead][kK / 16][kQ / 32];  // of 16 keys by 32 queries: kind, high, low, a byte each
+  alignas(16) int counts[kWarps][kUntimed + 1][kCounts];  // the last row is for pairs without a time
+  float far[kWarps][kTimeThresholds + 1];                 // by time bucket
+  alignas(16) float before[2][kK / 8][kQ + 8];  // of each query, the sum of dS over the keys before a block of 8
+  float square[kWarps][72];
+  alignas(16) uint32_t zero[4];
+  float clamped[kWarps];
+  CutItem item_of[2];
+  CutTile tile[kAhead];
+  SumTile tile_of[kAhead];
+  Barrier told[kAhead], tile_empty[kAhead], staged[kAhead], ds_full[S::kDsStages], ds_empty[S::kDsStages], slot_empty[2];
+
+  __device__ __forceinline__ T* ds(int stage) { return ds_data[stage]; }
+  __device__ __forceinline__ void init() {
+    for (int x = 0; x < kAhead; ++x) told[x].init(1, 0), staged[x].init(0, 1), tile_empty[x].init(0, 8 + kWarps);
+    for (int x = 0; x < S::kDsStages; ++x) ds_full[x].init(0, 8), ds_empty[x].init(0, kWarps);
+    for (int x = 0; x < 2; ++x) slot_empty[x].init(0, kWarps);
+  }
+  __device__ __forceinline__ int near_bucket(uint32_t d) const {
+    int guess = bucket_guess(fmaxf(__uint2float_rz(d), 1.f));
+    return guess + int(d >= threshold[guess]);
+  }
+  __device__ __forceinline__ int path_of(TimeSpan keys, TimeSpan queries, int last) const {
+    auto coded = [](TimeKind kind, int low, int high) { return int(kind) << 16 | high << 8 | low; };
+    if (last < 0) return coded(TimeKind::kOne, 0, 0);
+    int kinds = queries.kinds | keys.kinds;
+    if (kinds & kSomeFar) return coded(TimeKind::kFar, 0, last);
+    if (queries.least > queries.most || keys.least > keys.most) return coded(TimeKind::kMany, 0, 0);
+    int low = min(near_bucket(max(max(queries.least - keys.most, keys.least - queries.most), 0)), last);
+    int high = min(near_bucket(max(queries.most - keys.least, keys.most - queries.least)), last);
+    if (kinds || keys.most > queries.least || high - low >= 4) return coded(TimeKind::kMany, low, high);
+    return coded(low < high ? TimeKind::kFew : TimeKind::kOne, low, high);
+  }
+};
+
+// Waits as Barrier::wait, but looks only now and then: for warps that work ahead, so that they take no turns from those that compute.
+__device__ __forceinline__ void doze(Barrier& barrier, int parity, int nanoseconds) {
+  asm volatile(
+      "{\n.reg .pred done;\nagain:\nmbarrier.test_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra over;\nnanosleep.u32 %2;\nbra again;\nover:\n}" ::"r"(
+          barrier.address()),
+      "r"(parity), "r"(nanoseconds)
+      : "memory");
+}
+
 __device__ __forceinline__ void add_to(float* to, float x) { asm volatile("red.global.add.f32 [%0], %1;" ::"l"(to), "f"(x) : "memory"); }
 
 // A tile's sums of dS over the keys before each block of 8, by query: a warp's blocks of 8 queries.
-template <typename T, int kDim>
-__device__ __forceinline__ void sum_before(SharedWithBias<T, kDim>& shared, int stage, int warp) {
-  using W = SharedWithBias<T, kDim>;
+template <typename T, typename W>
+__device__ __forceinline__ void sum_before(W& shared, int stage, int warp, auto& before) {
   int lane = thread_index() % 32, g = lane / 4, t = lane % 4;
   uint32_t ones = pack_pair<T>(1.f, 1.f), later[8];
 #pragma unroll
@@ -35,15 +125,14 @@ __device__ __forceinline__ void sum_before(SharedWithBias<T, kDim>& shared, int 
     }
 #pragma unroll
     for (int e = 0; e < 4; ++e) sum[0][e] += sum[1][e], sum[2][e] += sum[3][e];
-    *reinterpret_cast<float2*>(&shared.before[g][8 * block + 2 * t]) = float2{sum[0][0], sum[0][1]};
-    *reinterpret_cast<float2*>(&shared.before[g + 8][8 * block + 2 * t]) = float2{sum[0][2] + sum[2][2], sum[0][3] + sum[2][3]};
+    *reinterpret_cast<float2*>(&before[g][8 * block + 2 * t]) = float2{sum[0][0], sum[0][1]};
+    *reinterpret_cast<float2*>(&before[g + 8][8 * block + 2 * t]) = float2{sum[0][2] + sum[2][2], sum[0][3] + sum[2][3]};
   }
 }
 
 // Where keys are sorted, those at least so much earlier than a query are the first ones: their sums tell those of buckets. A warp's share.
-template <typename T, int kDim>
-__device__ __forceinline__ void sum_runs(SharedWithBias<T, kDim>& shared, int stage, int ahead, int warp, const TableTile& tile) {
-  using W = SharedWithBias<T, kDim>;
+template <typename T, typename W>
+__device__ __forceinline__ void sum_runs(W& shared, int stage, int ahead, int warp, const auto& tile, const auto& before) {
   int lane = thread_index() % 32;
   const int* keys = shared.key_near[tile.slot];
   const unsigned char* ds = reinterpret_cast<const unsigned char*>(shared.ds(stage));
@@ -61,7 +150,7 @@ __device__ __forceinline__ void sum_runs(SharedWithBias<T, kDim>& shared, int st
         if (keys[8 * (at + step)] <= limit) at += step;
       bool whole = at >= end;
       if (whole) at = end;
-      float part[2] = {shared.before[at][query], 0.f};
+      float part[2] = {before[at][query], 0.f};
       uint4 words = *reinterpret_cast<const uint4*>(ds + diagonal_block(query / 8, at) + query % 8 * 16);
       const uint32_t pairs[4] = {words.x, words.y, words.z, words.w};
       if (whole) limit = INT_MIN;
@@ -84,11 +173,10 @@ __device__ __forceinline__ void sum_runs(SharedWithBias<T, kDim>& shared, int st
 }
 
 // dS by time bucket of a warp's pieces of 16 keys by 32 queries, each score by itself.
-template <typename T, int kDim>
-__device__ __forceinline__ void sum_pieces(SharedWithBias<T, kDim>& shared, int stage, int ahead, int warp, const TableTile& tile,
+template <typename T, typename W>
+__device__ __forceinline__ void sum_pieces(W& shared, int stage, int ahead, int warp, const auto& tile,
                                           const Call<T>& p) {
-  using S = Shape<kDim, true>;
-  using W = SharedWithBias<T, kDim>;
+  using S = typename W::S;
   static_assert(std::is_same_v<T, __nv_bfloat16>);
   int lane = thread_index() % 32, quad = lane / 4, t = lane % 4;
   float* sums = shared.far[warp];
@@ -113,7 +201,7 @@ __device__ __forceinline__ void sum_pieces(SharedWithBias<T, kDim>& shared, int 
       uint32_t exponent = min(274 - (most >> 7), 253u);
       float up = __uint_as_float(exponent << 23), down = __uint_as_float(254 - exponent << 23);
       uint32_t row = shared_address(&shared.counts[warp][0][lane % W::kCounts]);
-      const float4* cells = shared.cells[tile.slot];
+      const uint2* cells = shared.cells;
       const int2 keys_at[2] = {*reinterpret_cast<const int2*>(key_near), *reinterpret_cast<const int2*>(key_near + 8)};
 #pragma unroll 1
       for (int y = 0; y < 4; y += 2) {
@@ -125,9 +213,9 @@ __device__ __forceinline__ void sum_pieces(SharedWithBias<T, kDim>& shared, int 
           constexpr float kWhole = 1.5f * (1 << 23);
           int2 at = keys_at[x / 2 % 2];
           uint32_t apart, word = words[x / 4][x / 2 % 2];
-          const float4& cell = cells[cell_of(query_near[x / 4 * 16 + 4 * y], x % 2 ? at.y : at.x, apart)];
-          uint32_t rows = __float_as_uint(cell.w);
-          to[x] = row + (apart >= __float_as_uint(cell.x) ? rows >> 16 : rows & 0xffff);
+          const uint2 cell = cells[cell_of(query_near[x / 4 * 16 + 4 * y], x % 2 ? at.y : at.x, apart)];
+          
+          to[x] = row + (apart >= cell.x ? cell.y >> 16 : cell.y & 0xffff);
           whole[x] = __float_as_int(fmaf(__uint_as_float(x % 2 ? word & 0xffff0000 : word << 16), up, kWhole)) - __float_as_int(kWhole);
         }
 #pragma unroll
@@ -146,7 +234,7 @@ __device__ __forceinline__ void sum_pieces(SharedWithBias<T, kDim>& shared, int 
       for (int bucket = lane; bucket <= p.last_bucket; bucket += 32) sums[bucket] = __int_as_float(0x7fffffff);
       __syncwarp();
     } else {
-      const TableItem& item = shared.item_of[tile.slot];
+      const auto& item = shared.item_of[tile.slot];
 #pragma unroll 1
       for (int y = 0; y < 16; ++y) {
         int i = item.s.shift + tile.first + c0 + y / 8 * 16 + y / 4 % 2 * 8 + quad;
@@ -160,100 +248,11 @@ __device__ __forceinline__ void sum_pieces(SharedWithBias<T, kDim>& shared, int 
   }
 }
 
-// dS of a tile along diagonals of blocks; target rows, which all stand at one position, by key. Returns a lane's part of all but these.
-template <typename T, int kDim>
-__device__ __forceinline__ float sum_diagonals(SharedWithBias<T, kDim>& shared, int stage, int warp, int first, const TableItem& item) {
-  using S = Shape<kDim, true>;
-  using W = SharedWithBias<T, kDim>;
-  constexpr int kQ = S::kQueries, kK = S::kKeys, kDiagonals = (kQ + kK) / 8 - 1;
-  int lane = thread_index() % 32, thread = 32 * warp + lane, g = lane / 4, t = lane % 4;
-  int before = item.s.history - item.s.shift - first;  // queries before the targets
-  // Blocks of 8 x 8 on diagonal d = key block - query block + 7: up to eight and zeros, four a product with two unit matrices, whose rows
-  // 0 .. 7 and 8 .. 15 are sums of two.
-  constexpr bool kTight = S::kDsStep < S::kDsBytes;
-  uint32_t unit = pack_pair<T>(2 * t == g ? 1.f : 0.f, 2 * t + 1 == g ? 1.f : 0.f), ds = shared_address(shared.ds(stage));
-  uint32_t from[2] = {}, step[2], words[2][4];
-  float all = 0;
-  int d = warp;
-  auto load = [&](int y) {
-    uint32_t at = from[y];
-    if (kTight && uint32_t(d - lane / 8 - 4 * y) >= kK / 8) at = shared_address(shared.zero);
-    load_matrices(words[y], at);
-  };
-#pragma unroll
-  for (int y = 0; y < 2; ++y) {
-    bool there = kQ - 8 - 8 * (lane / 8 + 4 * y) + lane % 8 < before;
-    from[y] = there ? ds + d * kKeyBlock + y * 512 + lane * 16 : shared_address(shared.zero);
-    step[y] = there ? W::kWarps * kKeyBlock : 0;
-    load(y);
-  }
-#pragma unroll 1
-  for (; d < kDiagonals;) {
-    float sum[2][4] = {};
-    float2* to = reinterpret_cast<float2*>(&shared.blocks[g][8 * d + 8 + 2 * t]);
-    d += W::kWarps;
-#pragma unroll
-    for (int y = 0; y < 2; ++y) {
-      mma_m16n8k16<T>(sum[y], words[y], unit, unit);
-      from[y] += step[y];
-      if (kTight || d < kDiagonals) load(y);  // what follows the last stage is not dS
-    }
-    float2 two{(sum[0][0] + sum[1][0]) + (sum[0][2] + sum[1][2]), (sum[0][1] + sum[1][1]) + (sum[0][3] + sum[1][3])};
-    *to = two, all += two.x + two.y;
-  }
-  if (before < kQ)
-    for (int key = thread; key < kK; key += W::kThreads) {
-      float sum = 0;
-      for (int r = max(before, 0); r < kQ; ++r)
-        sum += to_float(shared.ds(stage)[diagonal_block(r / 8, key / 8) / 2 + r % 8 * 8 + key % 8]);
-      shared.targets[key] = sum;
-    }
-  return all;
-}
-// These sums, added to the item's. `clamped`: what lies beyond the table.
-template <typename T, int kDim>
-__device__ __forceinline__ void add_positions(SharedWithBias<T, kDim>& shared, int warp, int first, const TableItem& item, int positions,
-                                             float& clamped) {
-  using S = Shape<kDim, true>;
-  using W = SharedWithBias<T, kDim>;
-  constexpr int kQ = S::kQueries, kK = S::kKeys;
-  int thread = 32 * warp + thread_index() % 32, i0 = item.s.shift + first, j0 = item.tile * kK, before = item.s.history - i0;
-  auto diagonal = [&](int x) {  // key - query + kQ - 1 = x
-    float part[4];
-#pragma unroll
-    for (int y = 0; y < 4; ++y) part[y] = shared.blocks[y][x + y + 1] + shared.blocks[y + 4][x + y + 5];
-    return (part[0] + part[1]) + (part[2] + part[3]);
-  };
-  // Two diagonals that are as far from 0 come together; then targets.
-#pragma unroll 1
-  for (int x = thread; x < kQ + kK - 1; x += W::kThreads) {
-    int distance = i0 - j0 + kQ - 1 - x, opposite = x + 2 * distance;
-    float sum = diagonal(x);
-    if (distance != 0 && opposite >= 0 && opposite < kQ + kK - 1) sum = distance > 0 ? sum + diagonal(opposite) : 0.f;
-    if (abs(distance) >= positions - 1)
-      clamped += sum;
-    else if (sum != 0)
-      add_to(item.pos_sums + abs(distance), item.unit * sum);
-  }
-  meet(kPositionsBarrier, W::kThreads);  // one thread at a time adds to an entry
-  if (before >= kQ) return;
-  for (int key = thread; key < kK; key += W::kThreads) {
-    int distance = item.s.history - (j0 + key);
-    if (distance <= 0) continue;
-    if (distance >= positions - 1)
-      clamped += shared.targets[key];
-    else
-      add_to(item.pos_sums + distance, item.unit * shared.targets[key]);
-  }
-  meet(kPositionsBarrier, W::kThreads);
-}
-
 // The sums of an item by time bucket, and those beyond the position table, to memory.
-template <typename T, int kDim>
-__device__ __forceinline__ void finish_item(SharedWithBias<T, kDim>& shared, int warp, int slot,
+template <typename T, typename W>
+__device__ __forceinline__ void finish_item(W& shared, int warp, int slot,
                                             const Call<T>& p, int positions, float& clamped) {
-  using W = SharedWithBias<T, kDim>;
-  const TableItem& item = shared.item_of[slot];
+  const auto& item = shared.item_of[slot];
   int lane = thread_index() % 32;
   float beyond = warp_sum(clamped);
   clamped = 0;
@@ -274,64 +273,139 @@ __device__ __forceinline__ void finish_item(SharedWithBias<T, kDim>& shared, int
   meet(kTablesBarrier, W::kThreads);
 }
 
-// A warp that sums dS.
-template <typename T, int kDim>
-__device__ __forceinline__ void sum_tables(SharedWithBias<T, kDim>& shared, const Call<T>& p, int positions) {
-  using W = SharedWithBias<T, kDim>;
-  float clamped = 0;
+// Sums by position, kept from tile to tile of an item: a block diagonal (blocks of 8 keys by 8 queries, all as far apart) is whole after
+// three tiles. Of its numbers, (query - key) / 8 from the item's first ones on, each eighth is this warp's: a tile has three of them.
+struct Diagonals {
+  float sum[3][4] = {};
+  float clamped = 0;  // what lies beyond the table
+};
+// A tile's, added. Returns a lane's part of all of them.
+template <typename T, typename W>
+__device__ __forceinline__ float add_diagonals(W& shared, Diagonals& kept, int stage, int warp, int before) {
+  int lane = thread_index() % 32, g = lane / 4, t = lane % 4;
+  uint32_t unit = pack_pair<T>(2 * t == g ? 1.f : 0.f, 2 * t + 1 == g ? 1.f : 0.f), ds = shared_address(shared.ds(stage)) + lane * 16;
+  uint32_t from[2], step[2];
+  float all = 0;
+#pragma unroll
+  for (int y = 0; y < 2; ++y) {
+    bool there = W::kQ - 8 - 8 * (lane / 8 + 4 * y) + lane % 8 < before;
+    from[y] = there ? ds + (7 - warp) * kKeyBlock + y * 512 : shared_address(shared.zero), step[y] = there ? 8 * kKeyBlock : 0;
+  }
+#pragma unroll
+  for (int x = 2; x >= 0; --x) {
+    float sum[2][4] = {};
+    uint32_t words[4];
+    if (x == 0 && warp == 0) break;  // beyond the tile
+#pragma unroll
+    for (int y = 0; y < 2; ++y) load_matrices(words, from[y]), mma_m16n8k16<T>(sum[y], words, unit, unit), from[y] += step[y];
+#pragma unroll
+    for (int e = 0; e < 4; ++e) sum[0][e] += sum[1][e], kept.sum[x][e] += sum[0][e];
+    all += (sum[0][0] + sum[0][1]) + (sum[0][2] + sum[0][3]);
+  }
+  return all;
+}
+// The first of a warp's three is whole: to memory. `distance`: of its query 0 from its key 0.
+template <typename W>
+__device__ __forceinline__ void flush_diagonal(W& shared, Diagonals& kept, int warp, int distance, const auto& item, int positions) {
+  int lane = thread_index() % 32, g = lane / 4, t = lane % 4, apart = lane - 7;
+  float* square = shared.square[warp];
+  square[9 * g + 2 * t] = kept.sum[0][0] + kept.sum[0][2], square[9 * g + 2 * t + 1] = kept.sum[0][1] + kept.sum[0][3];
+  __syncwarp();
+  float part[2] = {};
+#pragma unroll
+  for (int y = 0; y < 8; ++y) {
+    unsigned key = unsigned(y - apart);
+    if (key < 8) part[y % 2] += square[9 * y + key];
+  }
+  __syncwarp();
+  float sum = part[0] + part[1];
+  distance += apart;
+  if (abs(distance) >= positions - 1)
+    kept.clamped += sum;
+  else if (sum != 0)
+    add_to(item.pos_sums + (distance < 0 ? positions : 0) + abs(distance), item.unit * sum);
+#pragma unroll
+  for (int e = 0; e < 4; ++e) kept.sum[0][e] = kept.sum[1][e], kept.sum[1][e] = kept.sum[2][e], kept.sum[2][e] = 0;
+}
+// Target rows, which all stand at one position, by key: a thread a key.
+template <typename W>
+__device__ __forceinline__ void add_targets(W& shared, Diagonals& kept, int stage, int thread, int before, const auto& item, int positions) {
+  int distance = item.s.history - (item.tile * W::kK + thread);
+  if (thread >= W::kK || distance <= 0) return;
+  float sum = 0;
+  for (int r = max(before, 0); r < W::kQ; ++r)
+    sum += to_float(shared.ds(stage)[diagonal_block(r / 8, thread / 8) / 2 + r % 8 * 8 + thread % 8]);
+  if (distance >= positions - 1)
+    kept.clamped += sum;
+  else
+    add_to(item.target_sums + distance, item.unit * sum);
+}
+
+// A warp that sums dS, where its sums are kept from tile to tile.
+template <typename T, typename W>
+__device__ __forceinline__ void sum_tiles(W& shared, const Call<T>& p, int positions) {
+  Diagonals kept;
+  int runs_before = 0;
   for (uint32_t count = 0;; ++count) {
-    constexpr int kAhead = Shape<kDim, true>::kAhead, kStages = Shape<kDim, true>::kDsStages;
+    constexpr int kAhead = W::S::kAhead, kStages = W::S::kDsStages;
     int stage = count % kStages, ahead = count % kAhead, warp = int(thread_index() / 32) - 12;
-    shared.bias_full[ahead].wait(count / kAhead & 1);
-    const TableTile& tile = shared.tile_of[ahead];
+    shared.staged[ahead].wait(count / kAhead & 1);
+    const auto& tile = shared.tile_of[ahead];
     if (tile.first < 0) return;
-    const TableItem& item = shared.item_of[tile.slot];
+    const auto& item = shared.item_of[tile.slot];
+    int before = item.s.history - item.s.shift - tile.first;
     shared.ds_full[stage].wait(count / kStages & 1);
     bool several = item.time_sums && tile.bucket < 0, runs = several && tile.high >= 0;
-    if (several) sum_pieces<T, kDim>(shared, stage, ahead, warp, tile, p);
-    if (runs) sum_before<T, kDim>(shared, stage, warp);
+    if (runs) sum_before<T>(shared, stage, warp, shared.before[runs_before % 2]);
     if (item.pos_sums) {
-      float all = sum_diagonals<T, kDim>(shared, stage, warp, tile.first, item);
+      float all = add_diagonals<T>(shared, kept, stage, warp, before);
       if (item.time_sums && !several) {
         all = warp_sum(all);
         if (thread_index() % 32 == 0) shared.far[warp][tile.bucket] += all;
       }
+      if (before < W::kQ) add_targets(shared, kept, stage, 32 * warp + int(thread_index() % 32), before, item, positions);
     }
-    if (runs || item.pos_sums) meet(kPositionsBarrier, W::kThreads);
-    if (runs) sum_runs<T, kDim>(shared, stage, ahead, warp, tile);
+    if (several) sum_pieces<T>(shared, stage, ahead, warp, tile, p);
+    if (runs) {
+      meet(kPositionsBarrier, W::kThreads);
+      sum_runs<T>(shared, stage, ahead, warp, tile, shared.before[runs_before++ % 2]);
+    }
     __syncwarp();
     shared.ds_empty[stage].arrive_for_warp(thread_index() % 32);  // dS is read no more
-    if (item.pos_sums)
-      add_positions<T, kDim>(shared, warp, tile.first, item, positions, clamped);
-    else if (runs)
-      meet(kPositionsBarrier, W::kThreads);
+    if (item.pos_sums) {
+      int distance = item.s.shift + tile.first - 128 + 8 * warp - item.tile * W::kK;
+#pragma unroll 1
+      for (int x = 0; x < tile.steps; ++x, distance += 64) flush_diagonal(shared, kept, warp, distance, item, positions);
+    }
     if (tile.last) {
-      finish_item<T, kDim>(shared, warp, tile.slot, p, positions, clamped);
+      finish_item<T>(shared, warp, tile.slot, p, positions, kept.clamped);
       shared.slot_empty[tile.slot].arrive_for_warp(thread_index() % 32);
     }
     __syncwarp();
-    shared.bias_empty[ahead].arrive_for_warp(thread_index() % 32);
+    shared.tile_empty[ahead].arrive_for_warp(thread_index() % 32);
   }
 }
 
-// Before the block's first barrier: all warps read or write them.
-template <typename T, int kDim>
-__device__ __forceinline__ void begin_tables(SharedWithBias<T, kDim>& shared, int thread, int threads) {
+// By all threads of a block, before all else.
+template <typename T>
+__device__ __forceinline__ void begin_tables(TableMemory<T>& shared, int last_bucket) {
+  constexpr int kThreads = TableShape::kThreads;
+  int thread = threadIdx.x;
   auto clear = [&](auto& x) {
-    for (int at = thread; at < int(sizeof(x) / 4); at += threads) reinterpret_cast<uint32_t*>(&x)[at] = 0;
+    for (int at = thread; at < int(sizeof(x) / 4); at += kThreads) reinterpret_cast<uint32_t*>(&x)[at] = 0;
   };
-  clear(shared.counts), clear(shared.far), clear(shared.blocks), clear(shared.zero), clear(shared.ds_data);
-  for (int x = thread; x < kNearThresholds; x += threads) shared.threshold[x] = uint32_t(min(kThresholds.at[x], int64_t(UINT32_MAX)));
-}
-
-// The warpgroup of the tables: warps that sum, and where these are three one that brings the bias.
-template <typename T, int kDim>
-__device__ __forceinline__ void keep_tables(SharedWithBias<T, kDim>& shared, const Call<T>& p, const Gradients<T>& g,
-                                            const PositionTable& positions) {
-  [[maybe_unused]] int warp = __shfl_sync(kFullWarp, int(threadIdx.x % 128 / 32), 0);
-  if constexpr (!SharedWithBias<T, kDim>::kPlans)
-    if (warp == 3) return stage_bias<T, kDim>(shared, p, g, positions);
-  sum_tables<T, kDim>(shared, p, positions.count);
+  for (int x = thread; x < kNearThresholds; x += kThreads) shared.threshold[x] = uint32_t(min(kThresholds.at[x], int64_t(UINT32_MAX)));
+  clear(shared.counts), clear(shared.far), clear(shared.zero), clear(shared.ds_data);
+  __syncthreads();
+  for (int x = thread; x < kCells; x += kThreads) {
+    int bucket = min(int(kCellBuckets.at[x]), kNearThresholds - 1), next = bucket;
+    uint32_t threshold = shared.threshold[bucket];
+    while (next < kNearThresholds - 1 && shared.threshold[next] == threshold) ++next;
+    if (threshold != ~0u) ++threshold;
+    auto bytes = [&](int x) { return uint32_t(x < kUntimed ? min(x, last_bucket) : kUntimed) * uint32_t(sizeof(shared.counts[0][0])); };
+    shared.cells[x] = uint2{threshold, bytes(bucket) | bytes(next) << 16};
+  }
+  __syncthreads();
 }
 
 }  // namespace backward_sm90

@@ -9,7 +9,7 @@ namespace hstu::cuda::sm90 {
 __device__ __forceinline__ void add_bulk(float* to, uint32_t from, int bytes) {
   asm volatile("cp.reduce.async.bulk.global.shared::cta.bulk_group.add.f32 [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes) : "memory");
 }
-__device__ __forceinline__ void store_bulk(float* to, uint32_t from, int bytes) {
+__device__ __forceinline__ void store_bulk(void* to, uint32_t from, int bytes) {
   asm volatile("cp.async.bulk.global.shared::cta.bulk_group [%0], [%1], %2;" ::"l"(to), "r"(from), "r"(bytes) : "memory");
 }
 // to[x] = from[x], from global memory; completes on `barrier`.
