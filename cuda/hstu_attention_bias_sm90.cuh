@@ -11,7 +11,8 @@ namespace forward_sm90 {
 using namespace sm90;
 
 constexpr int kSlots = 3;  // items under way
-constexpr int kLead = 8;   // tiles of an item to come when the next one is drawn
+// Tiles of an item to come when the next one is drawn: those of long items take less time.
+__device__ __forceinline__ int lead_of(int tiles) { return tiles > 32 ? 8 : 4; }
 enum NamedBarrier { kTurn = 1, kGroup = 4, kStaging = 7 };  // of one warpgroup each, and of the warps that bring the bias
 
 // One head of up to kRows rows of one sequence.
@@ -162,9 +163,10 @@ __device__ __forceinline__ void stage_times(Shared& shared, int from, int to, co
       if (32 * x + lane <= kCells) bias.begins[slot][32 * x + lane] = bias.time[slot][first[x]];
   }
 }
-// By the same warp: what the bias needs of the rows. A loop of few instructions: they are in no cache when an item is drawn.
-template <typename Shared, typename T>
-__device__ __forceinline__ void stage_rows(Shared& shared, int slot, const Call<T>& p, const Work& work) {
+// By the same warp: what the bias needs of the rows, and see(r), which may write where a row's time stood. A loop of few instructions: they
+// are in no cache when an item is drawn.
+template <typename Shared, typename T, typename See>
+__device__ __forceinline__ void stage_rows(Shared& shared, int slot, const Call<T>& p, const Work& work, See&& see) {
   auto& bias = shared.bias;
   int lane = threadIdx.x % 32, untimed = work.s.contextual - work.s.shift - work.first;
   int64_t base = first_time(p, work.s);
@@ -184,6 +186,8 @@ __device__ __forceinline__ void stage_rows(Shared& shared, int slot, const Call<
     int kinds = __reduce_or_sync(kFullWarp, there ? unsigned(time.kind) << (low ? 0 : 4) : 0u);
     of_low.kinds = kinds & 15, of_high.kinds = kinds >> 4;
     if (lane % 16 == 0) bias.row_span[slot][r / 16] = low ? of_low : of_high;
+    __syncwarp();
+    see(r);
   }
   __syncwarp();
 }
@@ -213,13 +217,14 @@ __device__ __forceinline__ void stage_bias(Shared& shared, const Call<T>& p) {
   }
   meet(kStaging, 64);
   for (Ring<kSlots> turn;; turn.next()) {
-    shared.work_full[turn.stage].wait(turn.parity);
+    shared.work_known[turn.stage].wait(turn.parity);
     const Work& work = shared.work[turn.stage];
+    bool full = false;  // what its rows see is known, too
     if (work.rows <= 0) return;
     int64_t base = first_time(p, work.s);
     int64_t position_row = p.pos_per_head ? int64_t(work.head) * p.positions : 0;
     int last = -2;  // the tile before
-    bool told = !tells || work.tiles.last <= kLead;
+    bool told = !tells;
     auto tell = [&] {  // the next item can be drawn
       if (!told) shared.ending.arrive_for_warp(lane);
       told = true;
@@ -227,7 +232,7 @@ __device__ __forceinline__ void stage_bias(Shared& shared, const Call<T>& p) {
     for (int n = first_tile(shared, turn.stage); n < work.tiles.last; last = n, n = work.tiles.from(n + 1), ring.next(), mine = !mine) {
       bool first = n != last + 1;
       if (first && ++part == C::kRing) part = 0;
-      if (n + kLead >= work.tiles.last) tell();
+      if (n + lead_of(work.tiles.last) >= work.tiles.last) tell();
       if (!mine) continue;
       int j0 = n * kKeys, history = work.s.history, farthest = j0 - min(work.s.shift + work.first + kRows - 1, history);
       // Asked for before the wait, looked at behind it.
@@ -269,6 +274,7 @@ __device__ __forceinline__ void stage_bias(Shared& shared, const Call<T>& p) {
           for (int x = 0; x < kBatch; ++x) put(x0 + 32 * x + lane, whole[x]);
         }
       if (lane == 0) bias.part[ring.stage] = part;
+      if (!full) shared.work_full[turn.stage].wait(turn.parity), full = true;
       __syncwarp();
 #pragma unroll 1
       for (int x = lane; x < kRows / 16 * kPieces; x += 32) {

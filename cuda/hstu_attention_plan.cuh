@@ -1,7 +1,8 @@
 // Which tiles of rows there are in a jagged batch, and who takes which: blocks that stay begin with the item of their own index and draw
 // others by tickets, so that nobody waits for the longest sequence. Items go by sequence, head, and tile from the last one (which sees most
 // keys) to the first: blocks that run at the same time read the same keys from the L2 cache. Where a block takes a few items only, the last
-// tiles of all sequences come first, for otherwise the longest item of the last sequence is what all wait for.
+// tiles of all sequences come first, for otherwise the longest item of the last sequence is what all wait for. A block's first item is
+// then known without the plan, which takes a few microseconds.
 #pragma once
 #include "hstu_attention.cuh"
 #include "sm90/dependent.cuh"
@@ -20,6 +21,7 @@ struct Plan {
   RowTile* order;  // or null: a warp counts for itself, see own_starts
   int *tiles, *ticket;
   int sorted, sequences, heads;  // from sequence `sorted` on the last tiles of all come first
+  int early;                     // so many tiles of rows are begun with, whatever the plan will be, and are not in it
 
   // Few sequences, and an item a block at most: no kernel before. Lane b has starts[b].
   template <typename T>
@@ -39,11 +41,20 @@ struct Plan {
   __device__ __forceinline__ int draw() const {
     if (!order) return INT_MAX;
     int drawn = threadIdx.x % 32 == 0 ? atomicAdd(ticket, 1) : 0;
-    return __shfl_sync(kFullWarp, drawn, 0) + int(gridDim.x);
+    return __shfl_sync(kFullWarp, drawn, 0) + (early ? 0 : int(gridDim.x));
+  }
+  // The early tiles are the last ones of the first sequences, of all of them before a second one of any: how many of a sequence's.
+  __device__ __forceinline__ int early_of(int b, int tiles) const {
+    return early ? min(early / sequences + int(b < early % sequences), tiles) : 0;
   }
   struct Item {
     int sequence, head, tile;
   };
+  // What a block begins with, if `early`. The tile is counted from behind the last one: there may be fewer.
+  __device__ __forceinline__ Item first() const {
+    int x = int(blockIdx.x) / heads;
+    return {x % sequences, int(blockIdx.x) % heads, -1 - x / sequences};
+  }
   // By a warp.
   __device__ __forceinline__ Item item(int x, int own) const {
     RowTile at;
@@ -100,6 +111,7 @@ __global__ void __launch_bounds__(kLevels) plan_kernel(const Call<T> p, int* sta
   for (int b0 = 0; b0 < p.sequences; b0 += kLevels) {
     int b = b0 + threadIdx.x, all;
     int tiles = b < p.sequences ? (sequence_of(p, b).queries + rows - 1) / rows : 0;
+    tiles -= plan.early_of(b, tiles);
     if (b >= plan.sorted && tiles > 0) atomicAdd(&level[kLevels - tiles], 1);
     int sum = sum_up(tiles, all);
     if (b < p.sequences) starts[b + 1] = total + sum;

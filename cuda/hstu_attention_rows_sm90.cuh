@@ -2,6 +2,7 @@
 // rows row0 and row0 + 8 of the item.
 #pragma once
 #include "hstu_attention_sm90.cuh"
+#include "sm90/bulk.cuh"
 
 namespace hstu::cuda::attention {
 namespace forward_sm90 {
@@ -11,6 +12,19 @@ template <bool kAhead, int kNext, int kCount>
 __device__ __forceinline__ auto& pick_scores(float (&next)[kNext], float (&w)[kCount]) {
   if constexpr (kAhead) return next;
   else return w;
+}
+
+// v = 0 of the hidden ones of 32 keys from j on, for a thread's two rows, eight apart.
+__device__ __forceinline__ void hide_keys(float* v, const VisibleKeys* rows, int j, int column0) {
+#pragma unroll
+  for (int half = 0; half < 2; ++half) {
+    uint32_t seen = rows[8 * half].bits32(j) >> column0;
+#pragma unroll
+    for (int x = 0; x < 4; ++x)
+#pragma unroll
+      for (int e = 0; e < 2; ++e)
+        if (!(seen >> (8 * x + e) & 1)) v[4 * x + 2 * half + e] = 0.f;
+  }
 }
 
 constexpr float kLog2E = 1.4426950408889634f;
@@ -166,13 +180,14 @@ __device__ __forceinline__ void store_piece(void* to, uint4 x) {
 template <typename T, int kDim, Mode kMode, int kRows, typename Leave>
 __device__ __forceinline__ void store_rows(const float (&sums)[kDim / 2], const Softmax& softmax, const Work& work, int strip,
                                            const Call<T>& p, T* tile, T* out, float* lse, Leave&& leave) {
-  int lane = threadIdx.x % 32, first = 16 * strip, column0 = lane % 4 * 2, head = work.head, rows = work.rows;
+  int lane = threadIdx.x % 32, first = 16 * strip, head = work.head, rows = work.rows;
   int64_t query = work.s.query + work.first;
   auto at = [&](int r, int d) { return reinterpret_cast<unsigned char*>(tile) + swizzled<T, kDim>(kRows, r, d); };
+  float scales[2];
 #pragma unroll
   for (int half = 0; half < 2; ++half) {
     int r = first + lane / 4 + 8 * half;
-    float scale;
+    float& scale = scales[half];
     if constexpr (kMode == Mode::kSoftmax) {
       float total = softmax.total[half];
       scale = total == 0.f ? 0.f : 1.f / total;
@@ -181,11 +196,16 @@ __device__ __forceinline__ void store_rows(const float (&sums)[kDim / 2], const 
     } else {
       scale = p.scales ? (r < rows ? p.scales[query + r] : 0.f) : p.scale;
     }
+  }
 #pragma unroll
-    for (int d = 0; d < kDim / 8; ++d) {
-      const float* sum = sums + 4 * d + 2 * half;
-      *reinterpret_cast<uint32_t*>(at(r, 8 * d + column0)) = pack_pair<T>(scale * sum[0], scale * sum[1]);
+  for (int d = 0; d < kDim / 8; d += 2) {
+    uint32_t pairs[4];
+#pragma unroll
+    for (int x = 0; x < 4; ++x) {
+      const float* sum = sums + 4 * (d + x / 2) + 2 * (x % 2);
+      pairs[x] = pack_pair<T>(scales[x % 2] * sum[0], scales[x % 2] * sum[1]);
     }
+    store_matrices(shared_address(at(first + lane % 16, 8 * d + lane / 16 * 8)), pairs);
   }
   __syncwarp();
   constexpr int kLanes = kDim / 8, kOnce = 32 / kLanes;  // lanes a row, rows at once

@@ -155,18 +155,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
         hide_all(j0, 0.f);
       }
     };
-    // Hidden ones of 32 keys from j on.
-    [[maybe_unused]] auto hide = [&](float* v, int j) {
-#pragma unroll
-      for (int half = 0; half < 2; ++half) {
-        uint32_t seen = shared.seen[turn.stage][row0 + 8 * half].bits32(j) >> column0;
-#pragma unroll
-        for (int x = 0; x < 4; ++x)
-#pragma unroll
-          for (int e = 0; e < 2; ++e)
-            if (!(seen >> (8 * x + e) & 1)) v[4 * x + 2 * half + e] = 0.f;
-      }
-    };
+    [[maybe_unused]] auto hide = [&](float* v, int j) { hide_keys(v, &shared.seen[turn.stage][row0], j, column0); };
     // w = factor s + the time's bias, so that a weight of 0 comes of hidden ones.
     [[maybe_unused]] auto add_time = [&](const float (&scores)[kKeys / 2], const Piece (&piece)[kKeys / 32], int j0) {
       if constexpr (kBias) {
@@ -243,6 +232,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
       int history = same(s.history), i = s.shift + work.first + row0, n = same(first_tile(shared, turn.stage));
       // Times 16: the position difference of key 0 and a thread's second row. Below: how far behind the first one's that is.
       int place = (column0 - min(i + 8, history)) * 16 | (min(i + 8, history) - min(i, history));
+      bool alike = same(s.shift + work.first + 64 * part + 64) <= history;  // no targets are among this warpgroup's rows
       // Tiles that only others see are given back.
       auto pass = [&](int until) {
         for (; n < until; n = tiles.from(n + 1), ring.next()) {
@@ -267,18 +257,22 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
           // A thread's second row, 8 on, has the first one's pairs a fragment later, unless targets are among them.
           int now = place;
           asm volatile("" : "+r"(now));
-          int behind = now & 15;
-          bool apart = behind == 8;
-          const float2 *a = row((now >> 1) + behind * kPair), *b = row(now >> 1);
+          const float2* b = row(now >> 1);
           float2 first[kKeys / 8 + 1];
 #pragma unroll
           for (int x = 0; x <= kKeys / 8; ++x) first[x] = b[8 * x];
 #pragma unroll
           for (int x = 0; x < kKeys / 8; ++x) {
             s[4 * x + 2] = first[x].x, s[4 * x + 3] = first[x].y;
-            float2 pair = first[x + 1];
-            if (!apart) pair = a[8 * x];
-            s[4 * x] = pair.x, s[4 * x + 1] = pair.y;
+            s[4 * x] = first[x + 1].x, s[4 * x + 1] = first[x + 1].y;
+          }
+          if (!alike) {
+            const float2* a = row((now >> 1) + (now & 15) * kPair);
+#pragma unroll
+            for (int x = 0; x < kKeys / 8; ++x) {
+              float2 pair = a[8 * x];
+              s[4 * x] = pair.x, s[4 * x + 1] = pair.y;
+            }
           }
           wgmma_fence();
           scores(s, ring.stage);
@@ -309,12 +303,14 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
           __syncwarp();
           if constexpr (kAhead) {
             wgmma_wait<0>(sums);
-            if (n + 1 == end) break;
+            bool more = n + 1 < end;  // what follows stands once: an item's end mostly waits for instructions
             Ring<kRing> before = now;
             now = ring;
-            ring.next();
-            shared.k_full[ring.stage].wait(ring.parity);
-            begin(n + 1);
+            if (more) {
+              ring.next();
+              shared.k_full[ring.stage].wait(ring.parity);
+              begin(n + 1);
+            }
             // Under the scores' products; only what they need stands before them.
             release(shared.k_empty[now.stage]);
             if (n > from) release(shared.v_empty[before.stage]);
@@ -325,6 +321,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
             wgmma_wait<0>(s);
             round(0, kKeys / 32);
             multiply(now.stage);
+            if (!more) break;
           } else {
             release(shared.k_empty[ring.stage]);
             weigh();
@@ -343,13 +340,10 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
             wgmma_wait<1>(s);
           }
         }
-        if constexpr (kAhead) {
-          release(shared.k_empty[ring.stage]);
-          if (n > from) release(shared.v_empty[ring.stage > 0 ? ring.stage - 1 : kRing - 1]);
-          shared.v_full[ring.stage].wait(ring.parity), weigh(), round(0, kKeys / 32);
+        if constexpr (!kAhead) {
+          clear_tail(ring.stage, history - n * kKeys);
+          multiply(ring.stage);
         }
-        clear_tail(ring.stage, history - n * kKeys);
-        multiply(ring.stage);
         wgmma_wait<0>(sums);
         release(shared.v_empty[ring.stage]);
         n = tiles.from(n + 1), ring.next();
@@ -450,12 +444,13 @@ void run(const Call<T>& p, bool deterministic, T* out, float* lse, int64_t query
   Scratch<RowTile> order(planned ? most_tiles : 0, stream);
   Scratch<int> counts(p.sequences + 3, stream);
   int sorted = ordered ? first_sorted(p.sequences, most, processors()) : p.sequences;
-  Plan plan{planned ? order.get() : nullptr, counts, counts + 1, sorted, p.sequences, p.heads};
+  int64_t ranges = split ? most * ceil_div(int64_t(p.max_seq_len), C::kKeys) / C::kLeastRange : 0;
+  dim3 blocks(unsigned(std::min<int64_t>(std::max(most, ranges), processors())));
+  Plan plan{planned ? order.get() : nullptr, counts, counts + 1, sorted, p.sequences, p.heads,
+            ordered && sorted == 0 ? int(blocks.x) / p.heads : 0};
   auto kernel = hstu_attention_sm90_kernel<T, kDim, kMode, kFew>;
   constexpr size_t shared = sizeof(Shared<T, kDim, kMode, kFew>);
   if (planned) launch(plan_kernel<T>, dim3(1), dim3(kLevels), 0, stream, p, counts + 2, plan, C::kRows);
-  int64_t ranges = split ? most * ceil_div(int64_t(p.max_seq_len), C::kKeys) / C::kLeastRange : 0;
-  dim3 blocks(unsigned(std::min<int64_t>(std::max(most, ranges), processors())));
   MeetingMemory memory(split ? blocks.x : 0, C::kRows * kDim / 4, 4 * C::kGroups, stream);
   launch_early(planned, kernel, blocks, dim3(C::kThreads), shared, stream, q_map, k_map, v_map, pages, p, plan, memory, out, lse);
 }

@@ -57,9 +57,9 @@ struct Shared {
   }
 };
 
-// By a warp: what the rows of an item see, each by itself and together, and the tiles that the item needs, which are known first.
+// By a warp: the tiles that an item needs, first where there are no windows; the times of its rows; what they see, each and together.
 template <typename Shared, typename T>
-__device__ __forceinline__ void stage_masks(Shared& shared, int slot, const Call<T>& p) {
+__device__ __forceinline__ void stage_item(Shared& shared, int slot, const Call<T>& p) {
   constexpr int kRows = Shared::C::kRows, size = Shared::C::kKeys;
   Work& work = shared.work[slot];
   int lane = lane_id();  // anew: registers are short
@@ -74,20 +74,27 @@ __device__ __forceinline__ void stage_masks(Shared& shared, int slot, const Call
     __syncwarp();
     shared.work_known[slot].arrive_for_warp(lane);
   };
-  if (p.max_attn_len <= 0 && !p.contextual_full) {  // keys from 0 on, the more the later a row is
-    const Sequence& s = work.s;
-    int i0 = s.shift + work.first;
-    auto end = [&](int r) { return p.causal ? min(i0 + r + 1, s.history) : s.history; };
-    auto any = [&](int r, int count) {  // of so many rows
-      int there = min(work.rows - r, count);
-      return there > 0 ? VisibleKeys{0, 0, end(r + there - 1), 0} : VisibleKeys{0, INT_MAX, 0, 0};
-    };
-    total = any(0, kRows), know();
+  bool simple = p.max_attn_len <= 0 && !p.contextual_full;  // keys from 0 on, the more the later a row is
+  const Sequence& s = work.s;
+  int i0 = s.shift + work.first;
+  auto end = [&](int r) { return p.causal ? min(i0 + r + 1, s.history) : s.history; };
+  auto any = [&](int r, int count) {  // of so many rows
+    int there = min(work.rows - r, count);
+    return there > 0 ? VisibleKeys{0, 0, end(r + there - 1), 0} : VisibleKeys{0, INT_MAX, 0, 0};
+  };
+  auto see = [&](int r) {
+    int i = i0 + r, own = i + 1;
+    if (i >= s.history) own = i - (i - s.history) % p.group;
+    if (simple) shared.seen[slot][r] = r < work.rows ? VisibleKeys{0, 0, end(r), own} : VisibleKeys{0, 0, 0, i + 1};
+  };
+  if (simple) total = any(0, kRows), know();
+  if constexpr (Shared::C::kBias) {
+    stage_rows(shared, slot, p, work, see);
+  } else {
 #pragma unroll 1
-    for (int r = lane; r < kRows; r += 32) {
-      int i = i0 + r, own = i < s.history ? i + 1 : i - (i - s.history) % p.group;
-      shared.seen[slot][r] = r < work.rows ? VisibleKeys{0, 0, end(r), own} : VisibleKeys{0, 0, 0, i + 1};
-    }
+    for (int r = lane; r < kRows; r += 32) see(r);
+  }
+  if (simple) {
     if (lane < kRows / 16) {
       shared.every[slot][lane] = {0, 0, work.rows >= 16 * lane + 16 ? end(16 * lane) : 0, 0};
       if constexpr (Shared::C::kBias) shared.bias.some[slot][lane] = any(16 * lane, 16);
@@ -147,18 +154,27 @@ __device__ __forceinline__ void prefetch_bias(const Call<T>& p) {
 template <typename T, int kDim, Mode kMode, bool kFew>
 __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode, kFew>& shared, const Call<T>& p, const Plan& plan, bool split) {
   using C = Config<kDim, kMode, kFew>;
-  int lane = threadIdx.x % 32, starts, item = int(blockIdx.x), items;
-  await_kernel_before();
-  if (!C::kSplits || !split) starts = plan.own_starts(p, C::kRows), items = plan.items(starts);
-  else if constexpr (C::kSplits) starts = item = 0, items = shared.shares.items();
+  int lane = threadIdx.x % 32, starts = 0, item = split ? 0 : int(blockIdx.x), items = -1;
+  bool early = int(blockIdx.x) < plan.early * p.heads;
   Ring<1> ending;
-  for (Ring<kSlots> turn;; turn.next()) {
+  for (Ring<kSlots> turn;;) {
+    if (!early) {
+      bool begins = items < 0;
+      if constexpr (C::kSplits)
+        if (split) items = shared.shares.items();
+      if (items < 0) await_kernel_before(), starts = plan.own_starts(p, C::kRows), items = plan.items(starts);
+      if (!begins || plan.early) item = split ? item + 1 : plan.draw();
+    }
     Work work{};
-    if (item < items) {
+    if (early || item < items) {
       Plan::Item found;
-      if (!C::kSplits || !split) found = plan.item(item, starts);
+      if (early) found = plan.first();
+      else if (!C::kSplits || !split) found = plan.item(item, starts);
       else if constexpr (C::kSplits) found = shared.shares.item(item);
       work.head = found.head, work.s = sequence_of(p, found.sequence);
+      if (early) found.tile += (work.s.queries + C::kRows - 1) / C::kRows;
+      early = false;
+      if (found.tile < 0) continue;
       TileRows rows = tile_rows<C>(work.s.queries, found.tile);
       work.first = rows.first, work.rows = rows.count;
     }
@@ -178,12 +194,11 @@ __device__ __forceinline__ void draw_items(Shared<T, kDim, kMode, kFew>& shared,
       shared.keys[turn.stage] = rows_of(p, here.s, here.head, p.k, p.key_dim, false);
       shared.values[turn.stage] = rows_of(p, here.s, here.head, p.v, p.value_dim, true);
     }
-    if constexpr (C::kBias) stage_rows(shared, turn.stage, p, here);
-    stage_masks(shared, turn.stage, p);
+    stage_item(shared, turn.stage, p);
     __syncwarp();
     shared.work_full[turn.stage].arrive_for_warp(lane);
-    if (C::kBias && !split && here.tiles.last > kLead) shared.ending.wait(ending.parity), ending.next();
-    item = split ? item + 1 : plan.draw();
+    if (C::kBias && !split) shared.ending.wait(ending.parity), ending.next();
+    turn.next();
   }
 }
 
