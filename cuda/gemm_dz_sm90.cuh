@@ -1,5 +1,5 @@
-// dA = dz W^T on Hopper with dz = dy silu'(z) made in the registers that the product takes it from, and left for the weight
-// gradient. Drawing and log in docs/linear.md.
+// dA = dz W^T on Hopper with dz = dy silu'(z) made on chip as it is needed, and left for the weight gradient. Drawing
+// and log in docs/linear.md.
 #pragma once
 #include "gemm_choice.cuh"
 #include "gemm_sm90.cuh"
@@ -7,23 +7,26 @@
 
 namespace hstu::cuda::dense_sm90 {
 
-constexpr int kDzRows = 128, kDzSteps = 2;  // rows of a tile; steps of the loop, by turns with registers of their own
+constexpr int kDzMakers = 8, kDzMultiplying = 8, kDzThreads = 32 * (kDzMultiplying + kDzMakers);
+constexpr int kDzMaking = 56, kDzProducts = 200;  // registers of a thread
 
-// A cluster of kAcross blocks: a block multiplies 128 rows by 256 columns. They share the rows of dy and z.
+// A cluster of kAcross blocks: a block multiplies 128 rows by 256 columns. They share the rows of dz, each makes 128 /
+// kAcross of them for both.
 template <int kAcross>
 struct DzShared {
-  static constexpr int kShare = kDzRows / kAcross, kBytes = kDzRows * kLine;  // rows that a block loads; of dy or z
-  static constexpr int kStages = 3, kRawStages = 4;
-  alignas(1024) unsigned char w[kStages][kColumns * kLine], raw[kRawStages][2][kBytes];  // dy, z
-  Barrier full[kStages], empty[kStages], raw_full[kRawStages], raw_empty[kRawStages];
+  static constexpr bool kAlone = kAcross == 1;                              // a maker loads and stores its own rows
+  static constexpr int kShare = 128 / kAcross, kEach = kShare / kDzMakers;  // rows that a block and a warp make
+  static constexpr int kBox = kAlone ? kEach : kShare;                      // rows of a load and of a store
+  static constexpr int kStages = kAcross == 2 ? 4 : 3, kBStages = 3, kRawStages = kAcross == 2 ? 4 : 2;
+  alignas(1024) unsigned char a[kStages][128 * kLine], b[kBStages][kColumns * kLine];
+  alignas(1024) unsigned char raw[kRawStages][2][kShare * kLine];  // dy, z
+  Barrier full[kStages], empty[kStages], b_full[kBStages], b_empty[kBStages], raw_full[kDzMakers][kRawStages];
 };
 
-template <typename T>
-struct DzOperands {
-  CUtensorMap dy[kMostParts], z, w;
+struct DzMaps {
+  CUtensorMap dy[kMostParts], z, dz, w;
   int from[kMostParts];
   bool active[kMostParts];
-  T* dz;
   int tiles, steps;
   __device__ __forceinline__ int part(int column) const {
     int part = 0;
@@ -34,182 +37,251 @@ struct DzOperands {
   }
 };
 
-// One thread of each block: its rows of dy and z of each step, for all blocks.
-template <typename T, int kAcross>
-__device__ __forceinline__ void load_gradients(DzShared<kAcross>& shared, const DzOperands<T>& operands) {
+// The steps of this cluster's tiles, one after another.
+struct DzPlace {
+  int tile, step;
+  __device__ __forceinline__ void next(const DzMaps& maps) {
+    if (++step == maps.steps) step = 0, tile += cluster_count();
+  }
+};
+
+// dy and z of a step: of one maker, or of the block.
+template <int kAcross>
+__device__ __forceinline__ void load_gradients(DzShared<kAcross>& shared, const DzMaps& maps, const DzPlace& at,
+                                               int stage, int maker = 0) {
   using S = DzShared<kAcross>;
-  int first = cluster_rank() * S::kShare;
-  Ring<S::kRawStages> ring;
-  for (int i = cluster_index(); i < operands.tiles; i += cluster_count())
-    for (int step = 0; step < operands.steps; ++step, ring.next()) {
-      int column = step * kDepth, part = operands.part(column), row = i * kDzRows + first;
-      Barrier& full = shared.raw_full[ring.stage];
-      auto load = [&](int what, const CUtensorMap& map, int column) {
-        uint32_t to = shared_address(shared.raw[ring.stage][what]) + first * kLine;
-        if constexpr (kAcross > 1)
-          load_box_for_all(to, map, column, 0, row, full, (1 << kAcross) - 1);
-        else
-          load_box(to, map, column, 0, row, full);
-      };
-      shared.raw_empty[ring.stage].wait(ring.parity ^ 1);
-      full.expect(S::kBytes * (operands.active[part] ? 2 : 1));
-      load(0, operands.dy[part], column - operands.from[part]);
-      if (operands.active[part]) load(1, operands.z, column);
-    }
+  int column = at.step * kDepth, part = maps.part(column), first = maker * S::kEach;
+  int row = at.tile * 128 + int(cluster_rank()) * S::kShare + first;
+  bool active = maps.active[part];
+  Barrier& full = shared.raw_full[maker][stage];
+  full.expect(S::kBox * kLine * (active ? 2 : 1));
+  load_box(shared_address(shared.raw[stage][0]) + first * kLine, maps.dy[part], column - maps.from[part], 0, row, full);
+  if (active) load_box(shared_address(shared.raw[stage][1]) + first * kLine, maps.z, column, 0, row, full);
+}
+// Their dz, from a stage of A.
+template <int kAcross>
+__device__ __forceinline__ void store_gradients(DzShared<kAcross>& shared, const DzMaps& maps, const DzPlace& at,
+                                                int stage, int maker = 0) {
+  using S = DzShared<kAcross>;
+  int first = int(cluster_rank()) * S::kShare + maker * S::kEach;
+  store_box(maps.dz, at.step * kDepth, 0, at.tile * 128 + first, shared_address(shared.a[stage]) + first * kLine);
+  bulk_commit();
 }
 
-// Another: the block's rows of W.
+// A warp: its rows of dz of each step, to this block's stage of A and to the other's.
 template <typename T, int kAcross>
-__device__ __forceinline__ void load_weights(DzShared<kAcross>& shared, const DzOperands<T>& operands) {
-  Ring<DzShared<kAcross>::kStages> ring;
-  for (int i = cluster_index(); i < operands.tiles; i += cluster_count())
-    for (int step = 0; step < operands.steps; ++step, ring.next()) {
-      shared.empty[ring.stage].wait(ring.parity ^ 1);
-      shared.full[ring.stage].expect(int(sizeof(shared.w[0])));
-      load_box(shared_address(shared.w[ring.stage]), operands.w, step * kDepth, 0, cluster_rank() * kColumns, shared.full[ring.stage]);
-    }
-}
-
-// dz of a warp's 16 rows and kDepth columns, as the product takes it; `place`: of dy for this lane, z stands kBytes on.
-template <typename T, bool kActive, int kBytes>
-__device__ __forceinline__ void make_dz(uint32_t (&dz)[kDepth / 4], uint32_t place) {
+__device__ __forceinline__ void make_dz(DzShared<kAcross>& shared, const DzMaps& maps) {
+  using S = DzShared<kAcross>;
+  constexpr int kAtOnce = std::min(S::kEach, 16);  // rows
+  int maker = threadIdx.x / 32 - kDzMultiplying, lane = threadIdx.x % 32, rank = cluster_rank();
+  bool alone = S::kAlone && lane == 0;
+  Ring<S::kStages> ring;
+  Ring<S::kRawStages> raw;
+  DzPlace at{cluster_index(), 0}, ahead = at;
+  auto load = [&](int stage) {
+    if (alone && ahead.tile < maps.tiles) load_gradients(shared, maps, ahead, stage, maker);
+    ahead.next(maps);
+  };
+  if constexpr (S::kAlone)
+    for (int stage = 0; stage < S::kRawStages; ++stage) load(stage);
+  for (; at.tile < maps.tiles; at.next(maps), ring.next(), raw.next()) {
+    bool active = maps.active[maps.part(at.step * kDepth)];
+    uint32_t from = shared_address(shared.raw[raw.stage]) + maker * S::kEach * kLine;
+    uint32_t to = shared_address(shared.a[ring.stage]) + (rank * S::kShare + maker * S::kEach) * kLine;
+    Barrier& full = shared.full[ring.stage];
+    shared.raw_full[S::kAlone ? maker : 0][raw.stage].wait(raw.parity);
+    auto read = [&](int what, int r) {
+      return load_shared(from + what * S::kShare * kLine + r * kLine + ((lane ^ r) & 7) * 16);
+    };
 #pragma unroll
-  for (int x = 0; x < kDepth / 16; ++x) {
-    uint32_t dy[4], z[4];
-    load_matrices(dy, place ^ x * 32);
-    if constexpr (kActive) load_matrices(z, (place ^ x * 32) + kBytes);
+    for (int part = 0; part < S::kEach / kAtOnce; ++part) {
+      int first = part * kAtOnce + lane / 8;
+      uint32_t words[kAtOnce / 4][4];
+      branch(active, [&](auto kActive) {
 #pragma unroll
-    for (int i = 0; i < 4; ++i) {
-      dz[4 * x + i] = dy[i];
-      if constexpr (kActive) {
-        float2 gradient = unpack_pair<T>(dy[i]), before = unpack_pair<T>(z[i]);
-        dz[4 * x + i] = pack_pair<T>(through_activation<T>(gradient.x, before.x, Activation::kSilu),
-                                     through_activation<T>(gradient.y, before.y, Activation::kSilu));
+        for (int i = 0; i < kAtOnce / 4; ++i) {
+          uint4 bits = read(0, first + 4 * i);
+          words[i][0] = bits.x, words[i][1] = bits.y, words[i][2] = bits.z, words[i][3] = bits.w;
+          if constexpr (kActive) {
+            float gradient[8], before[8];
+            widen<T>(gradient, bits);
+            widen<T>(before, read(1, first + 4 * i));
+#pragma unroll
+            for (int e = 0; e < 8; ++e) gradient[e] = through_activation<T>(gradient[e], before[e], Activation::kSilu);
+#pragma unroll
+            for (int e = 0; e < 4; ++e) words[i][e] = pack_pair<T>(gradient[2 * e], gradient[2 * e + 1]);
+          }
+        }
+      });
+      if (S::kAlone && part == S::kEach / kAtOnce - 1) {
+        __syncwarp();
+        load(raw.stage);
+      }
+      if (part == 0) {
+        shared.empty[ring.stage].wait(ring.parity ^ 1);
+        if (alone) bulk_wait_read();
+        if constexpr (S::kAlone) __syncwarp();
+      }
+#pragma unroll
+      for (int i = 0; i < kAtOnce / 4; ++i) {
+        int r = first + 4 * i;
+        store_shared(to + r * kLine + ((lane ^ r) & 7) * 16, words[i]);
       }
     }
-  }
-}
-
-// To rows `to` and eight below, `rows` of which there are; lane t of a quad stores columns 8 t .. 8 t + 7 of 32.
-template <typename T>
-__device__ __forceinline__ void store_dz(T* to, int64_t stride, int64_t rows, const uint32_t (&dz)[kDepth / 4]) {
-#pragma unroll
-  for (int half = 0; half < 2; ++half)
-#pragma unroll
-    for (int x = 0; x < 2; ++x) {
-      uint32_t words[4];
-#pragma unroll
-      for (int y = 0; y < 4; ++y) words[y] = dz[8 * x + 2 * y + half];
-      transpose_quad(words);
-      if (8 * half < rows) store_words(to + 8 * half * stride + 32 * x, words);
+    fence_async();
+    __syncwarp();
+    full.arrive_beside(lane);
+    if (lane == 0) {
+      full.expect((kAcross - 1) * S::kEach * kLine);
+      if constexpr (kAcross > 1) copy_to_block(to, S::kEach * kLine, full, rank ^ 1);
+      if (alone) store_gradients(shared, maps, at, ring.stage, maker);
     }
+  }
+  if (alone) bulk_wait_read();
 }
 
-// Persistent clusters with 128 rows at a time. Two warpgroups make and multiply 64 rows each: the next step's dz while this one's products
-// run. Of a cluster of two each makes all of dz and stores every other step's. An element of dA as in gemm_sm90_kernel.
+// Persistent clusters with 128 rows at a time; two warpgroups of a block multiply 64 x 256 each, and eight warps make
+// dz. Of the multiplying threads one loads W, and where the makers do not, one dy and z, and one stores dz, while
+// products run. An element of dA as in gemm_sm90_kernel.
 template <typename T, int kAcross>
-__global__ void __launch_bounds__(Shape<true>::kThreads, 1)
-    gemm_dz_sm90_kernel(const __grid_constant__ DzOperands<T> operands, const __grid_constant__ Output<T> output,
+__global__ void __launch_bounds__(kDzThreads, 1)
+    gemm_dz_sm90_kernel(const __grid_constant__ DzMaps maps, const __grid_constant__ Output<T> output,
                         const __grid_constant__ Walk walk) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using S = DzShared<kAcross>;
   extern __shared__ __align__(1024) unsigned char memory[];
   auto& shared = *reinterpret_cast<S*>(memory);
-  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, group = warp / 4 - 1, rank = cluster_rank();
+  int warp = threadIdx.x / 32, lane = threadIdx.x % 32, w_row = cluster_rank() * kColumns;
+  auto load_weights = [&](int stage, int step) {
+    shared.b_full[stage].expect(int(sizeof(shared.b[0])));
+    load_box(shared_address(shared.b[stage]), maps.w, step * kDepth, 0, w_row, shared.b_full[stage]);
+  };
   if (threadIdx.x == 0) {
-    prefetch(operands.w), prefetch(operands.z);
-    for (int i = 0; i < S::kStages; ++i) shared.full[i].init(1, 0), shared.empty[i].init(0, 8);
-    for (int i = 0; i < S::kRawStages; ++i) shared.raw_full[i].init(1, 0), shared.raw_empty[i].init(0, 8 * kAcross);
+    prefetch(maps.w), prefetch(maps.z);
+    for (int i = 0; i < S::kStages; ++i)
+      shared.full[i].init(0, kDzMakers), shared.empty[i].init(0, kDzMultiplying * kAcross);
+    for (int i = 0; i < S::kBStages; ++i) shared.b_full[i].init(1, 0), shared.b_empty[i].init(0, kDzMultiplying);
+    for (auto& barriers : shared.raw_full)
+      for (Barrier& barrier : barriers) barrier.init(1, 0);
     fence_barriers();
   }
   cluster_arrive();
   cluster_wait();
-  if (group < 0) {
-    give_registers<Shape<true>::kLoading>();
-    if (threadIdx.x == 0) load_gradients(shared, operands);
-    if (threadIdx.x == 32) load_weights(shared, operands);
+  if (warp >= kDzMultiplying) {
+    give_registers<kDzMaking>();
+    make_dz<T>(shared, maps);
   } else {
-    take_registers<Shape<true>::kComputing>();
+    take_registers<kDzProducts>();
+    int rows = warp / 4 * 64;
+    // Of by_rows only the lower half changes, without a carry.
+    uint32_t a_first = uint32_t(by_rows<kLine>(shared_address(shared.a) + rows * kLine));
+    uint32_t b_first = uint32_t(by_rows<kLine>(shared_address(shared.b)));
+    auto place = [](uint32_t low) { return by_rows<kLine>(0) >> 32 << 32 | low; };
     Ring<S::kStages> ring;
+    Ring<S::kBStages> b_ring;
+    DzPlace ahead{cluster_index(), 0};
+    bool loads = threadIdx.x == 0, reads = !S::kAlone && threadIdx.x == 128, stores = !S::kAlone && threadIdx.x == 64;
+    if (loads)
+      for (int stage = 0; stage < S::kBStages; ++stage, ahead.next(maps))
+        if (ahead.tile < maps.tiles) load_weights(stage, ahead.step);
     Ring<S::kRawStages> raw;
-    int own = group * 64 + warp % 4 * 16, r = own + lane % 16;  // the warp's rows; that which a lane gives ldmatrix
-    uint32_t place = shared_address(shared.raw) + r * kLine + ((lane / 16 ^ r) & 7) * 16;
-    int64_t k = int64_t(operands.steps) * kDepth;
-    for (int i = cluster_index(); i < operands.tiles; i += cluster_count()) {
-      int64_t row = int64_t(i) * kDzRows + own + lane / 4;
-      float c[128];
-      uint32_t dz[kDzSteps][kDepth / 4];
-      int last = 0;
-      auto multiply = [&](int step, auto kTurn) {
-        shared.raw_full[raw.stage].wait(raw.parity);
-        uint32_t from = place + raw.stage * 2 * S::kBytes;
-        branch(operands.active[operands.part(step * kDepth)],
-               [&](auto kActive) { make_dz<T, kActive, S::kBytes>(dz[kTurn], from); });
-        __syncwarp();
-        arrive_at_all_for_warp<kAcross>(shared.raw_empty[raw.stage], lane);
-        raw.next();
-        if (kAcross == 1 || rank == kTurn) store_dz(operands.dz + row * k + step * kDepth + lane % 4 * 8, k, walk.m - row, dz[kTurn]);
+    if (reads)
+      for (int stage = 0; stage < S::kRawStages; ++stage, ahead.next(maps))
+        if (ahead.tile < maps.tiles) load_gradients(shared, maps, ahead, stage);
+    // A step is done: the thread that loads W waits for the others here, while the next step's products run.
+    auto release = [&](const Ring<S::kStages>& done, const Ring<S::kBStages>& b_done) {
+      if (stores) bulk_wait_read();
+      __syncwarp();
+      arrive_at_all_for_warp<kAcross>(shared.empty[done.stage], lane);
+      shared.b_empty[b_done.stage].arrive_for_warp(lane);
+      if (loads && ahead.tile < maps.tiles) {
+        shared.b_empty[b_done.stage].wait(b_done.parity);
+        load_weights(b_done.stage, ahead.step);
+        ahead.next(maps);
+      }
+      __syncwarp();
+    };
+    for (int i = cluster_index(); i < maps.tiles; i += cluster_count()) {
+      float c[2][64];
+      Ring<S::kStages> last;
+      Ring<S::kBStages> b_last;
+      for (int step = 0; step < maps.steps; ++step, ring.next(), b_ring.next()) {
+        shared.b_full[b_ring.stage].wait(b_ring.parity);
         shared.full[ring.stage].wait(ring.parity);
-        uint64_t b = by_rows<kLine>(shared_address(shared.w[ring.stage]));
+        uint32_t a = a_first + ring.stage * int(sizeof(shared.a[0]) / 16),
+                 b = b_first + b_ring.stage * int(sizeof(shared.b[0]) / 16);
         wgmma_fence();
 #pragma unroll
-        for (int x = 0; x < kDepth; x += 16) wgmma<T, false>(c, dz[kTurn] + x / 4, b + x * 2 / 16, step > 0 || x > 0);
+        for (int k = 0; k < kDepth; k += 16)
+#pragma unroll
+          for (int half = 0; half < 2; ++half)
+            wgmma<T, false>(c[half], place(a + k * 2 / 16), place(b + (half * 128 * kLine + k * 2) / 16),
+                            step > 0 || k > 0);
         wgmma_commit();
+        if (reads && ahead.tile < maps.tiles) {  // the makers have read this step's
+          load_gradients(shared, maps, ahead, raw.stage);
+          ahead.next(maps), raw.next();
+        }
+        __syncwarp();
         wgmma_wait<1>();
-        if (step > 0) shared.empty[last].arrive_for_warp(lane);
-        last = ring.stage;
-        ring.next();
-      };
-#pragma unroll 1
-      for (int step = 0; step < operands.steps; step += kDzSteps)
-        multiply(step, std::integral_constant<int, 0>{}), multiply(step + 1, std::integral_constant<int, 1>{});
-      wgmma_wait<0>(c);
-      shared.empty[last].arrive_for_warp(lane);
-      typename Output<T>::Part part = output.at(0, int(walk.n));
-      if ((rank + 1) * kColumns > walk.n)
-        finish_any(output, walk, c, row, rank * kColumns);
+        if (step > 0) release(last, b_last);
+        if (stores) store_gradients(shared, maps, {i, step}, ring.stage);
+        __syncwarp();
+        last = ring, b_last = b_ring;
+      }
+      wgmma_wait<0>(c[0]), wgmma_wait<0>(c[1]);
+      release(last, b_last);
+      auto& sums = reinterpret_cast<const float (&)[128]>(c);
+      int64_t row = int64_t(i) * 128 + rows + warp % 4 * 16 + lane / 4;
+      if (w_row + kColumns > walk.n)
+        finish_any(output, walk, sums, row, w_row);
       else
-        finish_tile<false, false, false, false>(output, part, walk, c, row, rank * kColumns);
+        finish_tile<false, false, false, false>(output, output.at(0, int(walk.n)), walk, sums, row, w_row);
     }
+    if (stores) bulk_wait_read();
   }
   cluster_sync();  // no block ends while others write into it
 #endif
 }
 
 template <typename T, int kAcross>
-bool gemm_dz_by(T* da, T* dz, const GemmOutput<const T>& dy, const T* z, const T* w, int64_t m, int64_t n, int64_t k, Stream stream) {
+bool gemm_dz_by(DzMaps& maps, T* da, T* dz, const GemmOutput<const T>& dy, const T* z, const T* w, int64_t m, int64_t n,
+                int64_t k, Stream stream) {
   using S = DzShared<kAcross>;
   auto kernel = gemm_dz_sm90_kernel<T, kAcross>;
-  int at_once = clusters_at_once<gemm_dz_sm90_kernel<T, kAcross>>(kAcross, Shape<true>::kThreads, sizeof(S));
+  int at_once = clusters_at_once<gemm_dz_sm90_kernel<T, kAcross>>(kAcross, kDzThreads, sizeof(S));
   if (at_once == 0) return false;
-  DzOperands<T> operands;
   for (int i = 0; i < kMostParts; ++i) {
     const ColumnPart<const T>& part = dy.parts[i];
-    operands.from[i] = int(std::min<int64_t>(part.column, INT_MAX)), operands.active[i] = part.activated;
-    if (part.width > 0) operands.dy[i] = tensor_map<T, kDepth>(part.data, m, 1, int(part.width), S::kShare);
+    maps.from[i] = int(std::min<int64_t>(part.column, INT_MAX)), maps.active[i] = part.activated;
+    if (part.width > 0) maps.dy[i] = tensor_map<T, kDepth>(part.data, m, 1, int(part.width), S::kBox);
   }
-  operands.z = tensor_map<T, kDepth>(z, m, 1, int(k), S::kShare), operands.w = tensor_map<T, kDepth>(w, n, 1, int(k), kColumns);
-  operands.dz = dz, operands.tiles = int(ceil_div(m, kDzRows)), operands.steps = int(k / kDepth);
+  maps.z = tensor_map<T, kDepth>(z, m, 1, int(k), S::kBox), maps.dz = tensor_map<T, kDepth>(dz, m, 1, int(k), S::kBox);
+  maps.w = tensor_map<T, kDepth>(w, n, 1, int(k), kColumns);
+  maps.tiles = int(ceil_div(m, 128)), maps.steps = int(k / kDepth);
   GemmOutput<T> output;
   output.parts[0] = {da, 0, n}, output.n = n;
   Walk walk{};
   walk.m = m, walk.n = n;
-  launch_clusters(kernel, kAcross, std::min(operands.tiles, at_once), Shape<true>::kThreads, sizeof(S), stream, operands, Output<T>(output),
-                  walk);
+  launch_clusters(kernel, kAcross, std::min(maps.tiles, at_once), kDzThreads, sizeof(S), stream, maps,
+                  Output<T>(output), walk);
   return true;
 }
 
 // False where dz is for a pass of its own, which gives the same bits.
 template <typename T>
-bool gemm_dz(T* da, T* dz, const GemmOutput<const T>& dy, const T* z, const T* w, int64_t m, int64_t n, int64_t k, Stream stream) {
-  bool fits = dy.activation == Activation::kSilu && n > 0 && k > 0 && n <= 2 * kColumns && n % 8 == 0 && m > 0 && m <= INT_MAX / 2;
-  fits = fits && k % (kDzSteps * kDepth) == 0;
+bool gemm_dz(T* da, T* dz, const GemmOutput<const T>& dy, const T* z, const T* w, int64_t m, int64_t n, int64_t k,
+             Stream stream) {
+  bool fits = dy.activation == Activation::kSilu && n > 0 && k > 0 && n <= 2 * kColumns && n % 8 == 0 && m > 0 &&
+              m <= INT_MAX / 2;
   for (const ColumnPart<const T>& part : dy.parts)
     if (part.width > 0) fits = fits && part.column % kDepth == 0 && part.width % kDepth == 0;
   fits = fits && aligned(dy.parts) && aligned(z, k) && aligned(w, k) && aligned(da, n) && aligned(dz, k);
-  if (!fits || linear_asked_for_mma() || !runs_hopper(reinterpret_cast<const void*>(gemm_dz_sm90_kernel<T, 2>))) return false;
-  if (n > kColumns) return gemm_dz_by<T, 2>(da, dz, dy, z, w, m, n, k, stream);
-  return gemm_dz_by<T, 1>(da, dz, dy, z, w, m, n, k, stream);
+  if (!fits || linear_asked_for_mma() || !runs_hopper(reinterpret_cast<const void*>(gemm_dz_sm90_kernel<T, 2>)))
+    return false;
+  DzMaps maps;
+  if (n > kColumns) return gemm_dz_by<T, 2>(maps, da, dz, dy, z, w, m, n, k, stream);
+  return gemm_dz_by<T, 1>(maps, da, dz, dy, z, w, m, n, k, stream);
 }
 
 }  // namespace hstu::cuda::dense_sm90
