@@ -1,14 +1,11 @@
 // dA = dz W^T on Hopper with dz = dy silu'(z) made on chip as it is needed, and left for the weight gradient. Drawing
 // and log in docs/linear.md.
 #pragma once
-#include "gemm_choice.cuh"
-#include "gemm_sm90.cuh"
-#include "sm90/device.cuh"
+#include "gemm_held_sm90.cuh"
 
 namespace hstu::cuda::dense_sm90 {
 
-constexpr int kDzMakers = 8, kDzMultiplying = 8, kDzThreads = 32 * (kDzMultiplying + kDzMakers);
-constexpr int kDzMaking = 56, kDzProducts = 200;  // registers of a thread
+constexpr int kDzMakers = 4, kDzMultiplying = 16, kDzThreads = 32 * (kDzMultiplying + kDzMakers);
 
 // A cluster of kAcross blocks: a block multiplies 128 rows by 256 columns. They share the rows of dz, each makes 128 /
 // kAcross of them for both.
@@ -17,14 +14,15 @@ struct DzShared {
   static constexpr bool kAlone = kAcross == 1;                              // a maker loads and stores its own rows
   static constexpr int kShare = 128 / kAcross, kEach = kShare / kDzMakers;  // rows that a block and a warp make
   static constexpr int kBox = kAlone ? kEach : kShare;                      // rows of a load and of a store
-  static constexpr int kStages = kAcross == 2 ? 4 : 3, kBStages = 3, kRawStages = kAcross == 2 ? 4 : 2;
+  static constexpr int kStages = 3, kBStages = kAcross == 2 ? 3 : 2, kRawStages = kAcross == 2 ? 3 : 2;
   alignas(1024) unsigned char a[kStages][128 * kLine], b[kBStages][kColumns * kLine];
   alignas(1024) unsigned char raw[kRawStages][2][kShare * kLine];  // dy, z
+  alignas(1024) unsigned char c[kDzMultiplying / 4][64 * kLine];
   Barrier full[kStages], empty[kStages], b_full[kBStages], b_empty[kBStages], raw_full[kDzMakers][kRawStages];
 };
 
 struct DzMaps {
-  CUtensorMap dy[kMostParts], z, dz, w;
+  CUtensorMap dy[kMostParts], z, dz, w, da;
   int from[kMostParts];
   bool active[kMostParts];
   int tiles, steps;
@@ -47,8 +45,7 @@ struct DzPlace {
 
 // dy and z of a step: of one maker, or of the block.
 template <int kAcross>
-__device__ __forceinline__ void load_gradients(DzShared<kAcross>& shared, const DzMaps& maps, const DzPlace& at,
-                                               int stage, int maker = 0) {
+__device__ __forceinline__ void load_gradients(DzShared<kAcross>& shared, const DzMaps& maps, const DzPlace& at, int stage, int maker = 0) {
   using S = DzShared<kAcross>;
   int column = at.step * kDepth, part = maps.part(column), first = maker * S::kEach;
   int row = at.tile * 128 + int(cluster_rank()) * S::kShare + first;
@@ -60,8 +57,8 @@ __device__ __forceinline__ void load_gradients(DzShared<kAcross>& shared, const 
 }
 // Their dz, from a stage of A.
 template <int kAcross>
-__device__ __forceinline__ void store_gradients(DzShared<kAcross>& shared, const DzMaps& maps, const DzPlace& at,
-                                                int stage, int maker = 0) {
+__device__ __forceinline__ void store_gradients(DzShared<kAcross>& shared, const DzMaps& maps, const DzPlace& at, int stage,
+                                                int maker = 0) {
   using S = DzShared<kAcross>;
   int first = int(cluster_rank()) * S::kShare + maker * S::kEach;
   store_box(maps.dz, at.step * kDepth, 0, at.tile * 128 + first, shared_address(shared.a[stage]) + first * kLine);
@@ -72,7 +69,7 @@ __device__ __forceinline__ void store_gradients(DzShared<kAcross>& shared, const
 template <typename T, int kAcross>
 __device__ __forceinline__ void make_dz(DzShared<kAcross>& shared, const DzMaps& maps) {
   using S = DzShared<kAcross>;
-  constexpr int kAtOnce = std::min(S::kEach, 16);  // rows
+  constexpr int kAtOnce = 16;  // rows
   int maker = threadIdx.x / 32 - kDzMultiplying, lane = threadIdx.x % 32, rank = cluster_rank();
   bool alone = S::kAlone && lane == 0;
   Ring<S::kStages> ring;
@@ -90,9 +87,7 @@ __device__ __forceinline__ void make_dz(DzShared<kAcross>& shared, const DzMaps&
     uint32_t to = shared_address(shared.a[ring.stage]) + (rank * S::kShare + maker * S::kEach) * kLine;
     Barrier& full = shared.full[ring.stage];
     shared.raw_full[S::kAlone ? maker : 0][raw.stage].wait(raw.parity);
-    auto read = [&](int what, int r) {
-      return load_shared(from + what * S::kShare * kLine + r * kLine + ((lane ^ r) & 7) * 16);
-    };
+    auto read = [&](int what, int r) { return load_shared(from + what * S::kShare * kLine + r * kLine + ((lane ^ r) & 7) * 16); };
 #pragma unroll
     for (int part = 0; part < S::kEach / kAtOnce; ++part) {
       int first = part * kAtOnce + lane / 8;
@@ -140,13 +135,11 @@ __device__ __forceinline__ void make_dz(DzShared<kAcross>& shared, const DzMaps&
   if (alone) bulk_wait_read();
 }
 
-// Persistent clusters with 128 rows at a time; two warpgroups of a block multiply 64 x 256 each, and eight warps make
+// Persistent clusters with 128 rows at a time; four warpgroups of a block multiply 64 x 128 each, and four warps make
 // dz. Of the multiplying threads one loads W, and where the makers do not, one dy and z, and one stores dz, while
 // products run. An element of dA as in gemm_sm90_kernel.
 template <typename T, int kAcross>
-__global__ void __launch_bounds__(kDzThreads, 1)
-    gemm_dz_sm90_kernel(const __grid_constant__ DzMaps maps, const __grid_constant__ Output<T> output,
-                        const __grid_constant__ Walk walk) {
+__global__ void __launch_bounds__(kDzThreads, 1) gemm_dz_sm90_kernel(const __grid_constant__ DzMaps maps) {
 #ifdef __CUDA_ARCH_FEAT_SM90_ALL
   using S = DzShared<kAcross>;
   extern __shared__ __align__(1024) unsigned char memory[];
@@ -158,8 +151,7 @@ __global__ void __launch_bounds__(kDzThreads, 1)
   };
   if (threadIdx.x == 0) {
     prefetch(maps.w), prefetch(maps.z);
-    for (int i = 0; i < S::kStages; ++i)
-      shared.full[i].init(0, kDzMakers), shared.empty[i].init(0, kDzMultiplying * kAcross);
+    for (int i = 0; i < S::kStages; ++i) shared.full[i].init(0, kDzMakers), shared.empty[i].init(0, kDzMultiplying * kAcross);
     for (int i = 0; i < S::kBStages; ++i) shared.b_full[i].init(1, 0), shared.b_empty[i].init(0, kDzMultiplying);
     for (auto& barriers : shared.raw_full)
       for (Barrier& barrier : barriers) barrier.init(1, 0);
@@ -168,19 +160,19 @@ __global__ void __launch_bounds__(kDzThreads, 1)
   cluster_arrive();
   cluster_wait();
   if (warp >= kDzMultiplying) {
-    give_registers<kDzMaking>();
     make_dz<T>(shared, maps);
   } else {
-    take_registers<kDzProducts>();
-    int rows = warp / 4 * 64;
+    int group = warp / 4, rows = group / 2 * 64, columns = group % 2 * kHeldColumns;
+    bool leader = threadIdx.x % 128 == 0;
+    uint32_t tile = shared_address(shared.c[group]);
     // Of by_rows only the lower half changes, without a carry.
     uint32_t a_first = uint32_t(by_rows<kLine>(shared_address(shared.a) + rows * kLine));
-    uint32_t b_first = uint32_t(by_rows<kLine>(shared_address(shared.b)));
+    uint32_t b_first = uint32_t(by_rows<kLine>(shared_address(shared.b) + columns * kLine));
     auto place = [](uint32_t low) { return by_rows<kLine>(0) >> 32 << 32 | low; };
     Ring<S::kStages> ring;
     Ring<S::kBStages> b_ring;
     DzPlace ahead{cluster_index(), 0};
-    bool loads = threadIdx.x == 0, reads = !S::kAlone && threadIdx.x == 128, stores = !S::kAlone && threadIdx.x == 64;
+    bool loads = threadIdx.x == 0, reads = !S::kAlone && threadIdx.x == 128, stores = !S::kAlone && threadIdx.x == 256;
     if (loads)
       for (int stage = 0; stage < S::kBStages; ++stage, ahead.next(maps))
         if (ahead.tile < maps.tiles) load_weights(stage, ahead.step);
@@ -202,21 +194,16 @@ __global__ void __launch_bounds__(kDzThreads, 1)
       __syncwarp();
     };
     for (int i = cluster_index(); i < maps.tiles; i += cluster_count()) {
-      float c[2][64];
+      float c[64];
       Ring<S::kStages> last;
       Ring<S::kBStages> b_last;
       for (int step = 0; step < maps.steps; ++step, ring.next(), b_ring.next()) {
         shared.b_full[b_ring.stage].wait(b_ring.parity);
         shared.full[ring.stage].wait(ring.parity);
-        uint32_t a = a_first + ring.stage * int(sizeof(shared.a[0]) / 16),
-                 b = b_first + b_ring.stage * int(sizeof(shared.b[0]) / 16);
+        uint32_t a = a_first + ring.stage * int(sizeof(shared.a[0]) / 16), b = b_first + b_ring.stage * int(sizeof(shared.b[0]) / 16);
         wgmma_fence();
 #pragma unroll
-        for (int k = 0; k < kDepth; k += 16)
-#pragma unroll
-          for (int half = 0; half < 2; ++half)
-            wgmma<T, false>(c[half], place(a + k * 2 / 16), place(b + (half * 128 * kLine + k * 2) / 16),
-                            step > 0 || k > 0);
+        for (int k = 0; k < kDepth; k += 16) wgmma<T, false>(c, place(a + k * 2 / 16), place(b + k * 2 / 16), step > 0 || k > 0);
         wgmma_commit();
         if (reads && ahead.tile < maps.tiles) {  // the makers have read this step's
           load_gradients(shared, maps, ahead, raw.stage);
@@ -229,24 +216,31 @@ __global__ void __launch_bounds__(kDzThreads, 1)
         __syncwarp();
         last = ring, b_last = b_ring;
       }
-      wgmma_wait<0>(c[0]), wgmma_wait<0>(c[1]);
+      wgmma_wait<0>(c);
       release(last, b_last);
-      auto& sums = reinterpret_cast<const float (&)[128]>(c);
-      int64_t row = int64_t(i) * 128 + rows + warp % 4 * 16 + lane / 4;
-      if (w_row + kColumns > walk.n)
-        finish_any(output, walk, sums, row, w_row);
-      else
-        finish_tile<false, false, false, false>(output, output.at(0, int(walk.n)), walk, sums, row, w_row);
+      auto store = [&](auto kHalf) {
+        if (leader) bulk_wait_read();
+        meet(kMeet + group, 128);
+        finish_held<T, false, 4 * kHalf.value, 4 * kHalf.value + 4>(tile, c);
+        fence_async();
+        meet(kMeet + group, 128);
+        if (leader) {
+          store_box(maps.da, w_row + columns + kHalf.value * kDepth, 0, i * 128 + rows, tile);
+          bulk_commit();
+        }
+      };
+      store(std::integral_constant<int, 0>{});
+      store(std::integral_constant<int, 1>{});
     }
-    if (stores) bulk_wait_read();
+    if (leader) bulk_wait_read();
   }
   cluster_sync();  // no block ends while others write into it
 #endif
 }
 
 template <typename T, int kAcross>
-bool gemm_dz_by(DzMaps& maps, T* da, T* dz, const GemmOutput<const T>& dy, const T* z, const T* w, int64_t m, int64_t n,
-                int64_t k, Stream stream) {
+bool gemm_dz_by(DzMaps& maps, T* da, T* dz, const GemmOutput<const T>& dy, const T* z, const T* w, int64_t m, int64_t n, int64_t k,
+                Stream stream) {
   using S = DzShared<kAcross>;
   auto kernel = gemm_dz_sm90_kernel<T, kAcross>;
   int at_once = clusters_at_once<gemm_dz_sm90_kernel<T, kAcross>>(kAcross, kDzThreads, sizeof(S));
@@ -257,28 +251,20 @@ bool gemm_dz_by(DzMaps& maps, T* da, T* dz, const GemmOutput<const T>& dy, const
     if (part.width > 0) maps.dy[i] = tensor_map<T, kDepth>(part.data, m, 1, int(part.width), S::kBox);
   }
   maps.z = tensor_map<T, kDepth>(z, m, 1, int(k), S::kBox), maps.dz = tensor_map<T, kDepth>(dz, m, 1, int(k), S::kBox);
-  maps.w = tensor_map<T, kDepth>(w, n, 1, int(k), kColumns);
+  maps.w = tensor_map<T, kDepth>(w, n, 1, int(k), kColumns), maps.da = tensor_map<T, kDepth>(da, m, 1, int(n), 64);
   maps.tiles = int(ceil_div(m, 128)), maps.steps = int(k / kDepth);
-  GemmOutput<T> output;
-  output.parts[0] = {da, 0, n}, output.n = n;
-  Walk walk{};
-  walk.m = m, walk.n = n;
-  launch_clusters(kernel, kAcross, std::min(maps.tiles, at_once), kDzThreads, sizeof(S), stream, maps,
-                  Output<T>(output), walk);
+  launch_clusters(kernel, kAcross, std::min(maps.tiles, at_once), kDzThreads, sizeof(S), stream, maps);
   return true;
 }
 
 // False where dz is for a pass of its own, which gives the same bits.
 template <typename T>
-bool gemm_dz(T* da, T* dz, const GemmOutput<const T>& dy, const T* z, const T* w, int64_t m, int64_t n, int64_t k,
-             Stream stream) {
-  bool fits = dy.activation == Activation::kSilu && n > 0 && k > 0 && n <= 2 * kColumns && n % 8 == 0 && m > 0 &&
-              m <= INT_MAX / 2;
+bool gemm_dz(T* da, T* dz, const GemmOutput<const T>& dy, const T* z, const T* w, int64_t m, int64_t n, int64_t k, Stream stream) {
+  bool fits = dy.activation == Activation::kSilu && n > 0 && k > 0 && n <= 2 * kColumns && n % 8 == 0 && m > 0 && m <= INT_MAX / 2;
   for (const ColumnPart<const T>& part : dy.parts)
     if (part.width > 0) fits = fits && part.column % kDepth == 0 && part.width % kDepth == 0;
   fits = fits && aligned(dy.parts) && aligned(z, k) && aligned(w, k) && aligned(da, n) && aligned(dz, k);
-  if (!fits || linear_asked_for_mma() || !runs_hopper(reinterpret_cast<const void*>(gemm_dz_sm90_kernel<T, 2>)))
-    return false;
+  if (!fits || linear_asked_for_mma() || !runs_hopper(reinterpret_cast<const void*>(gemm_dz_sm90_kernel<T, 2>))) return false;
   DzMaps maps;
   if (n > kColumns) return gemm_dz_by<T, 2>(maps, da, dz, dy, z, w, m, n, k, stream);
   return gemm_dz_by<T, 1>(maps, da, dz, dy, z, w, m, n, k, stream);
