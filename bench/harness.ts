@@ -81,13 +81,18 @@ export function round(x: number): number {
   return Number(x.toPrecision(4))
 }
 
-/** N(0, 1) of any size, at once: a million draws, repeated. */
+/** N(0, 1) of any size, at once: a million draws at most, which toTensors repeats. */
 export function normal(random: Random, shape: readonly number[], scale = 1): Values {
   const size = shape.reduce((a, b) => a * b, 1)
-  const block = drawn(random, [Math.min(size, 2 ** 20 - 3)], scale).data as Float64Array
-  const data = new Float64Array(size)
-  for (let at = 0; at < size; at += block.length) data.set(block.subarray(0, size - at), at)
-  return { shape, data, kind: 'float' }
+  return { ...drawn(random, [Math.min(size, 2 ** 20 - 3)], scale), shape } as Values
+}
+
+/** float32 [size]: `data` again and again. */
+function repeated(data: ArrayLike<number>, size: number): Float32Array<ArrayBuffer> {
+  const all = new Float32Array(size)
+  all.set(data)
+  for (let at = data.length; at < size; at *= 2) all.copyWithin(at, 0, Math.min(at, size - at))
+  return all
 }
 
 /** Times in seconds with lognormal gaps, median 600 s, sigma 2. */
@@ -107,8 +112,13 @@ function toTensors(inputs: Record<string, Values | null>, { dtype, device }: Run
     if (!values) continue
     const { kind, shape, data } = values
     if (kind === 'int32' || kind === 'int64') tensors[name] = Tensor.from(data, shape, { device })
-    else
-      tensors[name] = cast(Tensor.from(new Float32Array(data), shape, { device }), kind === 'float' ? dtype : 'float32')
+    else {
+      const values = repeated(
+        data,
+        shape.reduce((a, b) => a * b, 1),
+      )
+      tensors[name] = cast(Tensor.from(values, shape, { device }), kind === 'float' ? dtype : 'float32')
+    }
   }
   return tensors
 }
@@ -248,9 +258,11 @@ export async function runBenches(filters: readonly string[], options: RunOptions
       writeFileSync(file, `${JSON.stringify(result, null, 2)}\n`)
     }
     const rows: Row[] = []
-    for (const dtype of onCpu ? (['float32'] as const) : dtypes)
-      rows.push(...(await run({ device, dtype, ceiling, peers, options, before, keep })))
-    print(op, rows)
+    for (const dtype of onCpu ? (['float32'] as const) : dtypes) {
+      const more = await run({ device, dtype, ceiling, peers, options, before, keep })
+      print(op, more)
+      rows.push(...more)
+    }
     keep(rows)
   }
 }

@@ -36,12 +36,14 @@ function lengthsOf(random: Random, B: number, N: number): number[] {
 
 /**
  * Seconds of a training step as the trainer makes it: histories shortened, batch copied, forward, backward, AdamW; on CUDA the host
- * prepares a step while the device runs the two before it. Median of the rounds over all batches, after those that warm up.
+ * prepares a step while the device runs the two before it. Median of the rounds over all batches, after those that warm up: of three at
+ * least, of more while they are done within three seconds.
  */
 async function secondsOf(feed: RankFeed, step: (pass: number, batch: RequestBatch) => Promise<unknown>, run: Batches) {
   const { batches, warmUp, rounds, lag } = run
   const seconds: number[] = []
-  for (let pass = 0; pass < warmUp + rounds; pass++) {
+  const enough = () => seconds.length >= 3 && seconds.reduce((a, b) => a + b, 0) * batches.length > 3
+  for (let pass = 0; pass < warmUp + rounds && !enough(); pass++) {
     const start = performance.now()
     const inFlight: Promise<unknown>[] = []
     for (const batch of batches) {
