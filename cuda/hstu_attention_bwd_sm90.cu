@@ -2,6 +2,7 @@
 #include <cmath>
 
 #include "hstu_attention_bwd_bias_sm90.cuh"
+#include "hstu_attention_bwd_dq_sm90.cuh"
 #include "hstu_attention_choice.cuh"
 
 namespace hstu::cuda {

@@ -88,7 +88,7 @@ __device__ __forceinline__ void find_tiles(TableMemory<T>& shared, const Call<T>
   for (uint32_t turn = 0;; ++turn) {
     int slot = turn % 2, m = -1;
     CutItem& item = shared.item_of[slot];
-    doze(shared.slot_empty[slot], turn / 2 & 1 ^ 1, 100);
+    shared.slot_empty[slot].wait(turn / 2 & 1 ^ 1);
     if (lane == 0) m = next_item(p, g, cuts, item, positions);
     __syncwarp();
     m = __shfl_sync(kFullWarp, m, 0);
@@ -97,7 +97,7 @@ __device__ __forceinline__ void find_tiles(TableMemory<T>& shared, const Call<T>
     if (lane == 0)
       for (; m >= 0; ++count) {
         CutTile& tile = shared.tile[count % S::kAhead];
-        doze(shared.tile_empty[count % S::kAhead], count / S::kAhead & 1 ^ 1, 100);
+        shared.tile_empty[count % S::kAhead].wait(count / S::kAhead & 1 ^ 1);
         tile.index = m, tile.first = m * S::kQueries, tile.rows = item.s.queries - tile.first, tile.slot = slot;
         tile.before = item.s.history - item.s.shift - tile.first;
         int next = next_cut(p, g, cuts, item, m + 1);
@@ -109,7 +109,7 @@ __device__ __forceinline__ void find_tiles(TableMemory<T>& shared, const Call<T>
   }
   if (lane == 0)
     for (int x = 0; x < S::kStaging; ++x, ++count) {  // for each warp that stages
-      doze(shared.tile_empty[count % S::kAhead], count / S::kAhead & 1 ^ 1, 100);
+      shared.tile_empty[count % S::kAhead].wait(count / S::kAhead & 1 ^ 1);
       shared.tile[count % S::kAhead].first = -1, shared.told[count % S::kAhead].arrive();
     }
 }
@@ -122,7 +122,7 @@ __device__ __forceinline__ void stage_tiles(TableMemory<T>& shared, const Call<T
   for (uint32_t count = warp;; count += S::kStaging) {
     constexpr int kAhead = S::kAhead;
     int stage = count % kAhead, lane = thread_index() % 32;
-    doze(shared.told[stage], count / kAhead & 1, 100);
+    shared.told[stage].wait(count / kAhead & 1);
     const CutTile& tile = shared.tile[stage];
     if (tile.first < 0) {
       if (lane == 0) shared.tile_of[stage].first = -1;

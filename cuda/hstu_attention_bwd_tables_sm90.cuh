@@ -1,6 +1,7 @@
 // HSTU attention, backward with a bias, for Hopper (sm_90a): sums of dS for the gradients of the tables. See docs/hstu_attention.md.
 #pragma once
 #include "hstu_attention_bwd_bias_sm90.cuh"
+#include "hstu_attention_bwd_dq_sm90.cuh"
 
 namespace hstu::cuda::attention {
 namespace backward_sm90 {
@@ -88,15 +89,6 @@ struct TableMemory {
     return coded(low < high ? TimeKind::kFew : TimeKind::kOne, low, high);
   }
 };
-
-// Waits as Barrier::wait, but looks only now and then: for warps that work ahead, so that they take no turns from those that compute.
-__device__ __forceinline__ void doze(Barrier& barrier, int parity, int nanoseconds) {
-  asm volatile(
-      "{\n.reg .pred done;\nagain:\nmbarrier.test_wait.parity.shared::cta.b64 done, [%0], %1;\n@done bra over;\nnanosleep.u32 %2;\nbra again;\nover:\n}" ::"r"(
-          barrier.address()),
-      "r"(parity), "r"(nanoseconds)
-      : "memory");
-}
 
 __device__ __forceinline__ void add_to(float* to, float x) { asm volatile("red.global.add.f32 [%0], %1;" ::"l"(to), "f"(x) : "memory"); }
 
@@ -329,7 +321,8 @@ __device__ __forceinline__ void flush_diagonal(W& shared, Diagonals& kept, int w
 }
 // Target rows, which all stand at one position, by key: a thread a key.
 template <typename W>
-__device__ __forceinline__ void add_targets(W& shared, Diagonals& kept, int stage, int thread, int before, const auto& item, int positions) {
+__device__ __forceinline__ void add_targets(W& shared, Diagonals& kept, int stage, int thread, int before, const auto& item,
+                                            int positions) {
   int distance = item.s.history - (item.tile * W::kK + thread);
   if (thread >= W::kK || distance <= 0) return;
   float sum = 0;

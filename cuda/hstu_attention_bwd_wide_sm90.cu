@@ -1,5 +1,6 @@
 // HSTU attention, backward, head dims of 129 to 256, for Hopper (sm_90a): the kernel, the launches. See docs/hstu_attention.md for a
 // drawing.
+#include "hstu_attention_bwd_dq_sm90.cuh"
 #include "hstu_attention_bwd_wide_sm90.cuh"
 #include "hstu_attention_choice.cuh"
 
