@@ -387,21 +387,22 @@ void run(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int6
   for (g.group = 32; g.group > 1 && g.group * int64_t(p.max_seq_len) > most;) g.group /= 2;
   // Tiles of dS wait in memory for the tables; where all would be too large, a launch has a part of the tiles of keys.
   bool tables = kBias && (dpos_w || dtime_w);
-  int64_t ds_tile = int64_t(p.heads) * S::kQueries * S::kKeys, ds_most = 1, ds_tiles = 0;
-  g.copies = int(key_tiles);
+  int64_t ds_tile = int64_t(p.heads) * S::kQueries * S::kKeys, ds_tiles = 0;
+  g.copies = int(key_tiles), g.ds_most = INT_MAX / 2;
   if (tables) {
     constexpr int64_t kWide = S::kKeys / S::kQueries;  // tiles of queries beside a tile of keys
-    ds_most = std::max<int64_t>(kDsScratch / int64_t(sizeof(T)) / ds_tile, 1);
+    int64_t most = std::max<int64_t>(kDsScratch / int64_t(sizeof(T)) / ds_tile, 1);
     int64_t all = key_tiles * (p.causal && !p.contextual_full && !p.q_offsets && !p.kv_lengths ? ceil_div(tiles + kWide, 2) : tiles);
     if (int copies = table_copies(p, g, S::kQueries, dpos_w, dtime_w); copies < key_tiles) {
-      g.copies = copies, g.ds_least = int(ceil_div(ds_most, std::max(copies - 1, 1)));
+      g.copies = copies, g.ds_least = int(ceil_div(most, std::max(copies - 1, 1)));
       all += key_tiles * g.ds_least;
     }
-    g.launches = int(ceil_div(all, ds_most)), g.ds_most = int(ds_most), ds_tiles = std::min(all, ds_most) + tiles;
+    g.launches = int(ceil_div(all, most)), g.ds_most = int(most), ds_tiles = std::min(all, most) + tiles;
   }
   Scratch<T> ds(ds_tiles * ds_tile, stream);
-  Scratch<int> ds_places(tables ? key_tiles + g.launches + 1 : 0, stream);
-  if (tables) g.ds_tiles = ds, g.ds_first = ds_places, g.ds_bounds = ds_places + key_tiles;
+  Scratch<int> ds_places(kBias ? key_tiles + g.launches + 1 : 0, stream);
+  if (tables) g.ds_tiles = ds;
+  if (kBias) g.ds_first = ds_places, g.ds_bounds = ds_places + key_tiles;
   CUtensorMap q_map = tensor_map<T, kDim>(p.q, rows, p.heads, p.key_dim, S::kQueries);
   CUtensorMap k_map = tensor_map<T, kDim>(p.k, keys, p.heads, p.key_dim, S::kKeys);
   CUtensorMap v_map = tensor_map<T, kDim>(p.v, keys, p.heads, p.value_dim, S::kKeys);

@@ -230,15 +230,14 @@ __device__ __forceinline__ int draw_item(Memory& shared, const Call<T>& p, const
   uint32_t ticket = atomicAdd(g.ticket, 1);
   Item &item = shared.item[turn % 2], &before = shared.item[turn % 2 ^ 1];
   shared.item_empty[turn % 2].wait(turn / 2 & 1 ^ 1);
-  int first_tile = 0, tiles = *g.tiles;
-  if constexpr (kBias)
-    if (g.ds_tiles) first_tile = g.ds_bounds[g.launch], tiles = g.ds_bounds[g.launch + 1] - first_tile;
+  // With a bias a launch may have a part of the tiles, and the last one none.
+  int first_tile = kBias ? g.ds_bounds[g.launch] : 0, tiles = kBias ? g.ds_bounds[g.launch + 1] - first_tile : *g.tiles;
   if (ticket >= uint32_t(tiles * p.heads)) {
     item.tile = -1, shared.item_full[turn % 2].arrive();
     return -1;
   }
   int2 where = g.key_tiles[first_tile + ticket / uint32_t(p.heads)];
-  if constexpr (kBias) item.place = g.ds_tiles ? g.ds_first[first_tile + ticket / uint32_t(p.heads)] : 0;
+  if constexpr (kBias) item.place = g.ds_first[first_tile + ticket / uint32_t(p.heads)];
   item.head = int(ticket % uint32_t(p.heads)), item.tile = where.y;
   __threadfence_block();  // this thread is short of registers
   item.s = sequence_of(p, where.x);
