@@ -151,7 +151,7 @@ __device__ __forceinline__ void place_ds(const Gradients<T>& g, int tiles) {
   int launches = min(max((all + g.ds_most - 1) / g.ds_most, 1), g.launches), each = max((all + launches - 1) / launches, 1), last = -1;
   for (int x0 = 0; x0 < tiles; x0 += 128) {
     int x = x0 + thread, first = x < tiles ? g.ds_first[x] : 0, launch = first / each;
-    if (x > x0) last = g.ds_first[x - 1] / each;
+    if (x > x0 && x < tiles) last = g.ds_first[x - 1] / each;
     __syncthreads();
     if (x < tiles) {
       for (int y = last + 1; y <= launch; ++y) g.ds_bounds[y] = x;

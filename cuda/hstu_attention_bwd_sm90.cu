@@ -386,19 +386,22 @@ void run(const Call<T>& p, Gradients<T> g, Tensor* dpos_w, Tensor* dtime_w, int6
   int64_t most = g.last_first ? kCached / (p.heads * kDim) : kGroupTokens;
   for (g.group = 32; g.group > 1 && g.group * int64_t(p.max_seq_len) > most;) g.group /= 2;
   // Tiles of dS wait in memory for the tables; where all would be too large, a launch has a part of the tiles of keys.
+  constexpr int64_t kWide = S::kKeys / S::kQueries;  // tiles of queries beside a tile of keys
   bool tables = kBias && (dpos_w || dtime_w);
   int64_t ds_tile = int64_t(p.heads) * S::kQueries * S::kKeys, ds_tiles = 0;
-  g.copies = int(key_tiles), g.ds_most = INT_MAX / 2;
+  int64_t wanted = key_tiles * (p.causal && !p.contextual_full && !p.q_offsets && !p.kv_lengths ? ceil_div(tiles + kWide, 2) : tiles);
+  g.copies = int(std::max<int64_t>(key_tiles, 1)), g.ds_most = INT_MAX / 2;
   if (tables) {
-    constexpr int64_t kWide = S::kKeys / S::kQueries;  // tiles of queries beside a tile of keys
     int64_t most = std::max<int64_t>(kDsScratch / int64_t(sizeof(T)) / ds_tile, 1);
-    int64_t all = key_tiles * (p.causal && !p.contextual_full && !p.q_offsets && !p.kv_lengths ? ceil_div(tiles + kWide, 2) : tiles);
-    if (int copies = table_copies(p, g, S::kQueries, dpos_w, dtime_w); copies < key_tiles) {
-      g.copies = copies, g.ds_least = int(ceil_div(most, std::max(copies - 1, 1)));
-      all += key_tiles * g.ds_least;
+    if (int copies = table_copies(p, g, S::kQueries, dpos_w, dtime_w); copies < g.copies) {
+      int64_t others = std::max(copies - 1, 1);
+      most = std::min(most, others * tiles), g.copies = copies, g.ds_least = int(ceil_div(most, others));
+      wanted += key_tiles * g.ds_least;
     }
-    g.launches = int(ceil_div(all, most)), g.ds_most = int(most), ds_tiles = std::min(all, most) + tiles;
+    g.launches = int(std::max<int64_t>(ceil_div(wanted, most), 1)), g.ds_most = int(most), ds_tiles = std::min(wanted, most) + tiles;
   }
+  HSTU_CHECK(!kBias || wanted <= INT_MAX / 2, kInvalidArgument, "hstu_attention_backward: ", p.sequences, " sequences of ", p.max_seq_len,
+             " rows are too many for one call");
   Scratch<T> ds(ds_tiles * ds_tile, stream);
   Scratch<int> ds_places(kBias ? key_tiles + g.launches + 1 : 0, stream);
   if (tables) g.ds_tiles = ds;

@@ -47,6 +47,8 @@ __device__ __forceinline__ int next_item(const Call<T>& p, const Gradients<T>& g
     item.base = first_time(p, item.s);
     int64_t copy = (int64_t(group) * g.copies + tile) * cuts.parts + part;
     item.pos_sums = g.pos_sums ? g.pos_sums + copy * cuts.rows * positions : nullptr;
+    // Without keys that are later than their queries there is no row for them: only what is not a number would be added there.
+    item.below_sums = item.pos_sums + (!p.causal || p.contextual_full ? positions : 0);
     item.target_sums = item.pos_sums + (cuts.rows - 1) * positions;
     item.time_sums = g.time_sums ? g.time_sums + copy * (p.last_bucket + 1) : nullptr;
     return next;
@@ -249,33 +251,38 @@ constexpr int64_t kTableScratch = 1 << 26;  // floats for private sums of the ta
 constexpr int64_t kItems = 8;               // a block
 constexpr int64_t kLeastTiles = 8;          // of queries, where an item is a part of a tile of keys
 
+// Floats of an item's sums, of all its groups.
 template <typename T>
-Cuts cuts_of(const Call<T>& p, const Gradients<T>& g, int queries) {
+int64_t entries_of(const Call<T>& p, const Cuts& cuts, bool positions, bool times) {
+  int64_t of_positions = std::min<int64_t>(p.positions, int64_t(p.max_seq_len)) * cuts.rows;
+  return cuts.groups * ((positions ? of_positions : 0) + (times ? p.last_bucket + 1 : 0));
+}
+template <typename T>
+Cuts cuts_of(const Call<T>& p, const Gradients<T>& g, int queries, bool positions, bool times) {
   int halves = queries / TableShape::kQueries, groups = p.pos_per_head || p.time_per_head ? p.heads : 1;
   int64_t tiles = int64_t(g.most_query_tiles) * halves;
-  // Half of the tiles of queries see a tile of keys, or fewer.
+  Cuts cuts{p.heads / groups, groups, 1, 1, 1 + int(!p.causal || p.contextual_full) + int(p.num_targets != nullptr), halves};
+  // Half of the tiles of queries see a tile of keys, or fewer. Parts are fewer where their sums would be too large.
   int64_t length = std::max(kLeastTiles, g.copies * groups * tiles / 2 / (processors() * kItems));
-  return {p.heads / groups, groups, int(ceil_div(tiles, length)), int(length),
-          1 + int(!p.causal || p.contextual_full) + int(p.num_targets != nullptr), halves};
+  int64_t most = std::max<int64_t>(kTableScratch / (entries_of(p, cuts, positions, times) * g.copies), 1);
+  length = std::max(length, ceil_div(tiles, most));
+  cuts.length = int(length), cuts.parts = int(ceil_div(tiles, length));
+  return cuts;
 }
 
 }  // namespace
 
 template <typename T>
 int table_copies(const Call<T>& p, const Gradients<T>& g, int queries, bool positions, bool times) {
-  Cuts cuts = cuts_of(p, g, queries);
-  int64_t entries = (positions ? std::min<int64_t>(p.positions, int64_t(p.max_seq_len)) * cuts.rows : 0) + (times ? p.last_bucket + 1 : 0);
-  entries *= cuts.groups;
-  if (entries * cuts.parts * g.copies <= kTableScratch) return g.copies;
-  int64_t parts = ceil_div(int64_t(g.most_query_tiles) * cuts.halves, kLeastTiles);  // fewer copies, more parts
-  return int(std::clamp<int64_t>(kTableScratch / (entries * parts), 1, g.copies));
+  Cuts cuts = cuts_of(p, g, queries, positions, times);
+  return int(std::clamp<int64_t>(kTableScratch / (entries_of(p, cuts, positions, times) * cuts.parts), 1, g.copies));
 }
 template int table_copies(const Call<__nv_bfloat16>&, const Gradients<__nv_bfloat16>&, int, bool, bool);
 
 template <typename T>
 void table_gradients(const Call<T>& p, Gradients<T> g, int queries, Tensor* dpos_w, Tensor* dtime_w, Stream stream) {
   static_assert(sizeof(TableMemory<T>) <= kHopperShared);
-  Cuts cuts = cuts_of(p, g, queries);
+  Cuts cuts = cuts_of(p, g, queries, dpos_w, dtime_w);
   int64_t positions = std::min<int64_t>(p.positions, int64_t(p.max_seq_len)), buckets = p.last_bucket + 1;
   int64_t copies = int64_t(g.copies) * cuts.parts, sums = copies * cuts.groups, blocks = std::min<int64_t>(processors(), sums);
   Scratch<float> pos_sums(dpos_w ? sums * cuts.rows * positions : 0, stream), time_sums(dtime_w ? sums * buckets : 0, stream);

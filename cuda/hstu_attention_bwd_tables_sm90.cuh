@@ -25,7 +25,7 @@ struct CutItem {
   int head, heads, tile, place, end;  // place: of its first tile of dS; end: of its tiles of queries
   float unit;                         // of dS as it is kept
   int64_t base;                       // of near times
-  float *pos_sums, *target_sums, *time_sums;
+  float *pos_sums, *below_sums, *target_sums, *time_sums;  // by distance: from 0 on, below 0, of targets
   bool sorted;  // its keys are, by time
 };
 struct CutTile {
@@ -315,7 +315,7 @@ __device__ __forceinline__ void flush_diagonal(W& shared, Diagonals& kept, int w
   if (abs(distance) >= positions - 1)
     kept.clamped += sum;
   else if (sum != 0)
-    add_to(item.pos_sums + (distance < 0 ? positions : 0) + abs(distance), item.unit * sum);
+    add_to((distance < 0 ? item.below_sums : item.pos_sums) + abs(distance), item.unit * sum);
 #pragma unroll
   for (int e = 0; e < 4; ++e) kept.sum[0][e] = kept.sum[1][e], kept.sum[1][e] = kept.sum[2][e], kept.sum[2][e] = 0;
 }
@@ -356,7 +356,7 @@ __device__ __forceinline__ void sum_tiles(W& shared, const Call<T>& p, int posit
         all = warp_sum(all);
         if (thread_index() % 32 == 0) shared.far[warp][tile.bucket] += all;
       }
-      if (before < W::kQ) add_targets(shared, kept, stage, 32 * warp + int(thread_index() % 32), before, item, positions);
+      if (before < W::kQ && p.num_targets) add_targets(shared, kept, stage, 32 * warp + int(thread_index() % 32), before, item, positions);
     }
     if (several) sum_pieces<T>(shared, stage, ahead, warp, tile, p);
     if (runs) {

@@ -227,14 +227,20 @@ everywhere('geometry out of range: an error, or on CUDA without HSTU_DEBUG=1 lim
 everywhere('rows of no sequence: an error, or on CUDA without HSTU_DEBUG=1 nothing to do', () => {
   const dtype = device === 'cpu' ? 'float32' : 'bfloat16'
   for (const [D, deterministic] of [64, 128, 256].flatMap(x => [true, false].map(y => [x, y] as const)))
-    scope(() => {
-      const rows = () => Tensor.zeros([5, 2, D], { dtype, device })
-      const options = { seqOffsets: starts([]), maxSeqLen: 2048, scale: 1, deterministic }
-      const attend = () => hstuAttention(rows(), rows(), rows(), options)
-      if (device === 'cpu' || process.env.HSTU_DEBUG === '1')
-        throwsCode(attend, 'ERR_HSTU_INVALID_ARGUMENT', /seq_offsets/)
-      else ok(decoded(attend()).length === 5 * 2 * D)
-    })
+    for (const P of [0, 16])
+      scope(() => {
+        const zeros = (...shape: number[]) => Tensor.zeros(shape, { dtype, device })
+        const [q, k, v, posW] = [zeros(5, 2, D), zeros(5, 2, D), zeros(5, 2, D), zeros(1, Math.max(P, 1))]
+        const options = { seqOffsets: starts([]), maxSeqLen: 2048, scale: 1, deterministic, ...(P ? { posW } : {}) }
+        const attend = () =>
+          valueAndGrad([q, posW].slice(0, P ? 2 : 1), () => {
+            const y = hstuAttention(q, k, v, options)
+            return record('cotangent', Tensor.zeros([1], { device }), [y], () => [zeros(5, 2, D)])
+          }).grads as Tensor[]
+        if (device === 'cpu' || process.env.HSTU_DEBUG === '1')
+          throwsCode(attend, 'ERR_HSTU_INVALID_ARGUMENT', /seq_offsets/)
+        else ok(attend().every((grad, i) => decoded(grad).every(x => i === 0 || x === 0)))
+      })
 })
 
 // ---- Errors -----------------------------------------------------------------------------------------------------------------
