@@ -81,14 +81,19 @@ export function round(x: number): number {
   return Number(x.toPrecision(4))
 }
 
-/** N(0, 1) of any size, at once: a million draws at most, which toTensors repeats. */
+/** Of larger inputs so many are drawn, a prime number, which toTensors repeats: rows of one input differ. */
+const DRAWN = 2 ** 20 - 3
+
+/** N(0, 1) of any size, at once. */
 export function normal(random: Random, shape: readonly number[], scale = 1): Values {
   const size = shape.reduce((a, b) => a * b, 1)
-  return { ...drawn(random, [Math.min(size, 2 ** 20 - 3)], scale), shape } as Values
+  return { ...drawn(random, [Math.min(size, DRAWN)], scale), shape } as Values
 }
 
-/** float32 [size]: `data` again and again. */
+/** float32 [size]: `data`, again and again where it is what `normal` draws. */
 function repeated(data: ArrayLike<number>, size: number): Float32Array<ArrayBuffer> {
+  if (data.length !== size && (data.length !== DRAWN || size < DRAWN))
+    throw new Error(`an input of ${size} elements has ${data.length} values`)
   const all = new Float32Array(size)
   all.set(data)
   for (let at = data.length; at < size; at *= 2) all.copyWithin(at, 0, Math.min(at, size - at))

@@ -194,14 +194,14 @@ __device__ __forceinline__ void stage_rows(Shared& shared, int slot, const Call<
 
 // Warps 2 and 3 of the loading warpgroup bring what the bias needs of a tile of keys, in turns.
 template <typename Shared, typename T>
-__device__ __forceinline__ void stage_bias(Shared& shared, const Call<T>& p) {
+__device__ __forceinline__ void stage_bias(Shared& shared, const Call<T>& p, bool split) {
   using C = typename Shared::C;
   constexpr int kKeys = C::kKeys, kRows = C::kRows, kPieces = kKeys / 32, kBatch = kRows / 64;
   auto& bias = shared.bias;
   constexpr int kMod = std::remove_reference_t<decltype(bias)>::kPositions;
   int lane = threadIdx.x % 32, part = 0;
   float up = 1 / p.alpha;
-  bool mine = threadIdx.x / 32 == 2, tells = mine;
+  bool mine = threadIdx.x / 32 == 2, tells = mine && !split;  // where keys are split nobody waits for an item's end
   Ring<C::kRing> ring;
   if (mine) {
     constexpr int kWords = sizeof(NearBuckets) / 8, kEach = (kWords + 31) / 32;

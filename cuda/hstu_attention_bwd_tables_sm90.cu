@@ -109,11 +109,10 @@ __device__ __forceinline__ void find_tiles(TableMemory<T>& shared, const Call<T>
       }
     count = __shfl_sync(kFullWarp, count, 0);
   }
-  if (lane == 0)
-    for (int x = 0; x < S::kStaging; ++x, ++count) {  // for each warp that stages
-      shared.tile_empty[count % S::kAhead].wait(count / S::kAhead & 1 ^ 1);
-      shared.tile[count % S::kAhead].first = -1, shared.told[count % S::kAhead].arrive();
-    }
+  if (lane == 0) {
+    shared.tile_empty[count % S::kAhead].wait(count / S::kAhead & 1 ^ 1);
+    shared.tile[count % S::kAhead].first = -1, shared.told[count % S::kAhead].arrive();
+  }
 }
 
 // kStaging warps take tiles in turns: the times of a tile's queries, how its sums by time are made.
@@ -121,17 +120,9 @@ template <typename T>
 __device__ __forceinline__ void stage_tiles(TableMemory<T>& shared, const Call<T>& p, const Gradients<T>& g, int warp) {
   using S = TableShape;
   using W = TableMemory<T>;
-  for (uint32_t count = warp;; count += S::kStaging) {
-    constexpr int kAhead = S::kAhead;
-    int stage = count % kAhead, lane = thread_index() % 32;
-    shared.told[stage].wait(count / kAhead & 1);
-    const CutTile& tile = shared.tile[stage];
-    if (tile.first < 0) {
-      if (lane == 0) shared.tile_of[stage].first = -1;
-      __syncwarp();
-      shared.staged[stage].arrive_for_warp(lane);
-      return;
-    }
+  constexpr int kAhead = S::kAhead;
+  auto stage_tile = [&](int stage, const CutTile& tile) {
+    int lane = thread_index() % 32;
     const CutItem& item = shared.item_of[tile.slot];
     const Sequence& s = item.s;
     int first = tile.first, i0 = s.shift + first, j0 = item.tile * S::kKeys, slot = tile.slot;
@@ -173,8 +164,20 @@ __device__ __forceinline__ void stage_tiles(TableMemory<T>& shared, const Call<T
       sums.first = first, sums.slot = slot, sums.low = low, sums.high = high, sums.last = tile.last, sums.steps = tile.steps;
       sums.bucket = one && g.pos_sums && tile.before >= S::kQueries ? least & 255 : -1;
     }
+  };
+  for (uint32_t count = 0;; ++count) {
+    int stage = count % kAhead, lane = thread_index() % 32;
+    shared.told[stage].wait(count / kAhead & 1);
+    const CutTile& tile = shared.tile[stage];
+    int first = tile.first, slot = tile.slot;
+    bool mine = int(count % S::kStaging) == warp, last = tile.last;
+    if (mine && first < 0 && lane == 0) shared.tile_of[stage].first = -1;
+    if (mine && first >= 0) stage_tile(stage, tile);
     __syncwarp();
-    shared.staged[stage].arrive_for_warp(lane);
+    if (mine) shared.staged[stage].arrive_for_warp(lane);
+    if (first < 0) return;
+    shared.tile_empty[stage].arrive_for_warp(lane);
+    if (last) shared.slot_empty[slot].arrive_for_warp(lane);
   }
 }
 

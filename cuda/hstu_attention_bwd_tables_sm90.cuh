@@ -69,9 +69,9 @@ struct TableMemory {
 
   __device__ __forceinline__ T* ds(int stage) { return ds_data[stage]; }
   __device__ __forceinline__ void init() {
-    for (int x = 0; x < kAhead; ++x) told[x].init(1, 0), staged[x].init(0, 1), tile_empty[x].init(0, 8 + kWarps);
+    for (int x = 0; x < kAhead; ++x) told[x].init(1, 0), staged[x].init(0, 1), tile_empty[x].init(0, S::kStaging + 8 + kWarps);
     for (int x = 0; x < S::kDsStages; ++x) ds_full[x].init(0, 8), ds_empty[x].init(0, kWarps);
-    for (int x = 0; x < 2; ++x) slot_empty[x].init(0, kWarps);
+    for (int x = 0; x < 2; ++x) slot_empty[x].init(0, S::kStaging + kWarps);
   }
   __device__ __forceinline__ int near_bucket(uint32_t d) const {
     int guess = bucket_guess(fmaxf(__uint2float_rz(d), 1.f));

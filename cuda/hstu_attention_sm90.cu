@@ -58,7 +58,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
     if (warp == 1) {
       draw_items(shared, p, plan, C::kSplits && meeting.sums);
     } else if constexpr (kBias) {
-      if (warp > 1) stage_bias(shared, p);
+      if (warp > 1) stage_bias(shared, p, C::kSplits && meeting.sums);
       else if (p.kv_pages) load_paged_tiles(kAll, shared, q_map, k_map, v_map, pages, p);
       else load_tiles(shared, q_map, k_map, v_map, p);
     } else if (!p.kv_pages) {
@@ -317,7 +317,7 @@ __global__ void __launch_bounds__(Config<kDim, kMode, kFew>::kThreads, 1)
             shared.v_full[now.stage].wait(now.parity);
             weigh();
             clear_tail(now.stage, history - n * kKeys);
-            look();
+            if (more || kArrivalsOfWarp == 1) look();  // behind the last tile whatever stands there; racecheck would see it
             wgmma_wait<0>(s);
             round(0, kKeys / 32);
             multiply(now.stage);
