@@ -96,23 +96,24 @@ __device__ __forceinline__ void find_tiles(TableMemory<T>& shared, const Call<T>
     m = __shfl_sync(kFullWarp, m, 0);
     if (m < 0) break;
     stage_cut(shared, slot, p);
-    if (lane == 0)
-      for (; m >= 0; ++count) {
-        CutTile& tile = shared.tile[count % S::kAhead];
-        shared.tile_empty[count % S::kAhead].wait(count / S::kAhead & 1 ^ 1);
+    for (; m >= 0; ++count) {
+      CutTile& tile = shared.tile[count % S::kAhead];
+      shared.tile_empty[count % S::kAhead].wait(count / S::kAhead & 1 ^ 1);
+      if (lane == 0) {
         tile.index = m, tile.first = m * S::kQueries, tile.rows = item.s.queries - tile.first, tile.slot = slot;
         tile.before = item.s.history - item.s.shift - tile.first;
         int next = next_cut(p, g, cuts, item, m + 1);
         tile.steps = next < 0 ? 3 : min(next - m, 3), m = next;
         tile.last = m < 0;
-        shared.told[count % S::kAhead].arrive();
       }
-    count = __shfl_sync(kFullWarp, count, 0);
+      m = __shfl_sync(kFullWarp, m, 0);
+      shared.told[count % S::kAhead].arrive_for_warp(lane);
+    }
   }
-  if (lane == 0) {
-    shared.tile_empty[count % S::kAhead].wait(count / S::kAhead & 1 ^ 1);
-    shared.tile[count % S::kAhead].first = -1, shared.told[count % S::kAhead].arrive();
-  }
+  shared.tile_empty[count % S::kAhead].wait(count / S::kAhead & 1 ^ 1);
+  if (lane == 0) shared.tile[count % S::kAhead].first = -1;
+  __syncwarp();
+  shared.told[count % S::kAhead].arrive_for_warp(lane);
 }
 
 // kStaging warps take tiles in turns: the times of a tile's queries, how its sums by time are made.

@@ -69,7 +69,7 @@ struct TableMemory {
 
   __device__ __forceinline__ T* ds(int stage) { return ds_data[stage]; }
   __device__ __forceinline__ void init() {
-    for (int x = 0; x < kAhead; ++x) told[x].init(1, 0), staged[x].init(0, 1), tile_empty[x].init(0, S::kStaging + 8 + kWarps);
+    for (int x = 0; x < kAhead; ++x) told[x].init(0, 1), staged[x].init(0, 1), tile_empty[x].init(0, S::kStaging + 8 + kWarps);
     for (int x = 0; x < S::kDsStages; ++x) ds_full[x].init(0, 8), ds_empty[x].init(0, kWarps);
     for (int x = 0; x < 2; ++x) slot_empty[x].init(0, S::kStaging + kWarps);
   }
