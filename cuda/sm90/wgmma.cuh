@@ -22,11 +22,6 @@ __device__ __forceinline__ uint64_t by_columns(uint32_t address, int chunk) {
   return descriptor<kBytes>(address, chunk, 8 * kBytes);
 }
 
-// Blocks of 8 rows by 16 bytes, 128 bytes each: the next eight columns stand `columns` bytes on, the next eight rows `rows` bytes.
-__device__ __forceinline__ uint64_t by_blocks(uint32_t address, int columns, int rows) {
-  return uint64_t(address >> 4 & 0x3fff) | uint64_t(columns >> 4) << 16 | uint64_t(rows >> 4) << 32;
-}
-
 __device__ __forceinline__ void wgmma_fence() { asm volatile("wgmma.fence.sync.aligned;" ::: "memory"); }
 __device__ __forceinline__ void wgmma_commit() { asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory"); }
 // Waits until at most kPending of the latest groups are under way; `c` is what the compiler must not read before.
