@@ -37,6 +37,24 @@ __device__ __forceinline__ int cell_of(int a, int b, uint32_t& apart) {
   return int(__float_as_uint(__uint2float_rz(apart)) >> 21) - (127 << 2);
 }
 
+// Where buckets begin, in shared memory.
+using Thresholds = uint32_t[kNearThresholds];
+__device__ __forceinline__ void stage_thresholds(Thresholds& threshold, int thread, int threads) {
+  for (int x = thread; x < kNearThresholds; x += threads) threshold[x] = uint32_t(min(kThresholds.at[x], int64_t(UINT32_MAX)));
+}
+// The first and the last bucket that occur between keys and queries with times.
+struct BucketRange {
+  int low, high;
+};
+__device__ __forceinline__ BucketRange buckets_between(const Thresholds& threshold, TimeSpan keys, TimeSpan queries, int last) {
+  auto bucket = [&](uint32_t d) {
+    int guess = bucket_guess(fmaxf(__uint2float_rz(d), 1.f));
+    return min(guess + int(d >= threshold[guess]), last);
+  };
+  return {bucket(max(max(queries.least - keys.most, keys.least - queries.most), 0)),
+          bucket(max(queries.most - keys.least, keys.most - queries.least))};
+}
+
 // The bias by position / alpha as tiles take it, in aligned pieces: by query - key + begin, [heads of the table][2][width], the second row
 // one further on.
 struct PositionTable {
@@ -91,24 +109,18 @@ struct BiasStages {
   static __device__ __forceinline__ int near_place(int query) {
     return query / 16 * 16 + query / 2 % 4 * 4 + query / 8 % 2 * 2 + query % 2;
   }
-  // Not limited to the table.
-  __device__ __forceinline__ int near_bucket(uint32_t d) const {
-    int guess = bucket_guess(fmaxf(__uint2float_rz(d), 1.f));
-    return guess + int(d >= threshold[guess]);
-  }
   // `level`: whether terms may be made of differences.
   __device__ __forceinline__ Piece piece_of(TimeSpan keys, TimeSpan queries, int last, bool level) const {
     int kinds = queries.kinds | keys.kinds;
     if (last < 0 || (!kinds && (queries.least > queries.most || keys.least > keys.most))) return {TimeKind::kOne, kUntimed, kUntimed};
     if (kinds) return {kinds & kSomeFar ? TimeKind::kFar : TimeKind::kMany, 0, last};
-    int low = min(near_bucket(max(max(queries.least - keys.most, keys.least - queries.most), 0)), last);
-    int high = min(near_bucket(max(queries.most - keys.least, keys.most - queries.least)), last);
+    auto [low, high] = buckets_between(threshold, keys, queries, last);
     bool many = low < high && (!level || keys.most > queries.least || high - low > kFewSteps);
     return {many ? TimeKind::kMany : low < high ? TimeKind::kFew : TimeKind::kOne, low, high};
   }
   // By all threads of a block, before its first barrier.
   __device__ __forceinline__ void begin(int thread, int threads) {
-    for (int x = thread; x < kNearThresholds; x += threads) threshold[x] = uint32_t(min(kThresholds.at[x], int64_t(UINT32_MAX)));
+    stage_thresholds(threshold, thread, threads);
   }
 };
 
@@ -345,14 +357,7 @@ __device__ __forceinline__ void load_tiles(SharedWithBias<T, kDim>& shared, cons
       load_tile<T, kDim, kQ>(shared.dout[stage], dout_map, item.head, item.s.query + tile.index * kQ, shared.q_full[stage]);
     }
     tell_seen<T, kDim, true>(shared, p, g, stage, tile, item, false);
-    if (one && tile.first) {
-      shared.v_empty.wait(item.parity ^ 1);
-      shared.v_full.expect(kK * kDim * int(sizeof(T)));
-      load_tile<T, kDim, kK>(shared.v, v_map, item.head, item.s.key + item.tile * kK, shared.v_full);
-      shared.k_empty.wait(item.parity ^ 1);
-      shared.k_full.expect(kK * kDim * int(sizeof(T)));
-      load_tile<T, kDim, kK>(shared.k, k_map, item.head, item.s.key + item.tile * kK, shared.k_full);
-    }
+    if (one && tile.first) load_keys<T, kDim, kK>(shared, k_map, v_map, item);
     // All that a tile needs is there when its queries are.
     shared.bias.full[count % kAhead].wait(count / kAhead & 1);
     __syncwarp();

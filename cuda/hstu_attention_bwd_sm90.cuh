@@ -263,6 +263,17 @@ __device__ __forceinline__ int next_item(Memory& shared, const Call<T>& p, const
   return ticket;
 }
 
+// One thread loads an item's keys and values, when those of the item before are read no more.
+template <typename T, int kDim, int kKeys, typename Memory>
+__device__ __forceinline__ void load_keys(Memory& shared, const CUtensorMap& k_map, const CUtensorMap& v_map, const Item& item) {
+  shared.v_empty.wait(item.parity ^ 1);
+  shared.v_full.expect(kKeys * kDim * int(sizeof(T)));
+  load_tile<T, kDim, kKeys>(shared.v, v_map, item.head, item.s.key + item.tile * kKeys, shared.v_full);
+  shared.k_empty.wait(item.parity ^ 1);
+  shared.k_full.expect(kKeys * kDim * int(sizeof(T)));
+  load_tile<T, kDim, kKeys>(shared.k, k_map, item.head, item.s.key + item.tile * kKeys, shared.k_full);
+}
+
 // The thread that loads: tells the others which items and tiles come.
 template <typename T, int kDim, bool kBias = false, typename Memory>
 __device__ __forceinline__ void produce(Memory& shared, const CUtensorMap& q_map, const CUtensorMap& k_map, const CUtensorMap& v_map,
@@ -292,14 +303,7 @@ __device__ __forceinline__ void produce(Memory& shared, const CUtensorMap& q_map
       m = tell_tile<S>(p, g, item, turn, m, last_first, shared.tile[stage]);
       shared.tile[stage].finished = finished, finished += shared.tile[stage].finishes;
       shared.told[stage].arrive();
-      if (first) {
-        shared.v_empty.wait(item.parity ^ 1);
-        shared.v_full.expect(kK * kDim * int(sizeof(T)));
-        load_tile<T, kDim, kK>(shared.v, v_map, item.head, item.s.key + item.tile * kK, shared.v_full);
-        shared.k_empty.wait(item.parity ^ 1);
-        shared.k_full.expect(kK * kDim * int(sizeof(T)));
-        load_tile<T, kDim, kK>(shared.k, k_map, item.head, item.s.key + item.tile * kK, shared.k_full);
-      }
+      if (first) load_keys<T, kDim, kK>(shared, k_map, v_map, item);
     }
   }
 }

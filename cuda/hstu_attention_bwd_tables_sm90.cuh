@@ -73,18 +73,13 @@ struct TableMemory {
     for (int x = 0; x < S::kDsStages; ++x) ds_full[x].init(0, 8), ds_empty[x].init(0, kWarps);
     for (int x = 0; x < 2; ++x) slot_empty[x].init(0, S::kStaging + kWarps);
   }
-  __device__ __forceinline__ int near_bucket(uint32_t d) const {
-    int guess = bucket_guess(fmaxf(__uint2float_rz(d), 1.f));
-    return guess + int(d >= threshold[guess]);
-  }
   __device__ __forceinline__ int path_of(TimeSpan keys, TimeSpan queries, int last) const {
     auto coded = [](TimeKind kind, int low, int high) { return int(kind) << 16 | high << 8 | low; };
     if (last < 0) return coded(TimeKind::kOne, 0, 0);
     int kinds = queries.kinds | keys.kinds;
     if (kinds & kSomeFar) return coded(TimeKind::kFar, 0, last);
     if (queries.least > queries.most || keys.least > keys.most) return coded(TimeKind::kMany, 0, 0);
-    int low = min(near_bucket(max(max(queries.least - keys.most, keys.least - queries.most), 0)), last);
-    int high = min(near_bucket(max(queries.most - keys.least, keys.most - queries.least)), last);
+    auto [low, high] = buckets_between(threshold, keys, queries, last);
     if (kinds || keys.most > queries.least || high - low >= 4) return coded(TimeKind::kMany, low, high);
     return coded(low < high ? TimeKind::kFew : TimeKind::kOne, low, high);
   }
@@ -387,7 +382,7 @@ __device__ __forceinline__ void begin_tables(TableMemory<T>& shared, int last_bu
   auto clear = [&](auto& x) {
     for (int at = thread; at < int(sizeof(x) / 4); at += kThreads) reinterpret_cast<uint32_t*>(&x)[at] = 0;
   };
-  for (int x = thread; x < kNearThresholds; x += kThreads) shared.threshold[x] = uint32_t(min(kThresholds.at[x], int64_t(UINT32_MAX)));
+  stage_thresholds(shared.threshold, thread, kThreads);
   clear(shared.counts), clear(shared.far), clear(shared.zero), clear(shared.ds_data);
   __syncthreads();
   for (int x = thread; x < kCells; x += kThreads) {
